@@ -1,0 +1,20 @@
+"""The one exception a user is meant to see."""
+
+
+class MinitronError(Exception):
+    """Something the user can put right: `message` says what is wrong, `hint` what to type or change."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def near_matches(name: str, allowed: list[str] | tuple[str, ...]) -> str:
+    """`did you mean 'x'?` for the closest allowed name, or the list of all of them."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, allowed, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"known: {', '.join(allowed)}"

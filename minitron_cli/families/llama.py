@@ -1,0 +1,31 @@
+"""Llama and what shares its layout: Mistral, Granite, SmolLM3."""
+
+from minitron_cli.spec.family import family
+
+LLAMA = family(
+    "llama",
+    ["llama", "mistral", "granite", "smollm3"],
+    """
+    model.embed_tokens.weight                              vocab hidden
+    model.layers.{layer}.input_layernorm.weight            hidden
+    model.layers.{layer}.self_attn.q_proj.weight           (head head_dim) hidden
+    model.layers.{layer}.self_attn.q_proj.bias             (head head_dim)          ?attention_bias
+    model.layers.{layer}.self_attn.k_proj.weight           (kv head_dim) hidden
+    model.layers.{layer}.self_attn.k_proj.bias             (kv head_dim)            ?attention_bias
+    model.layers.{layer}.self_attn.v_proj.weight           (kv head_dim) hidden
+    model.layers.{layer}.self_attn.v_proj.bias             (kv head_dim)            ?attention_bias
+    model.layers.{layer}.self_attn.o_proj.weight           hidden (head head_dim)
+    model.layers.{layer}.self_attn.o_proj.bias             hidden                   ?attention_bias
+    model.layers.{layer}.self_attn.rotary_emb.inv_freq     -
+    model.layers.{layer}.post_attention_layernorm.weight   hidden
+    model.layers.{layer}.mlp.gate_proj.weight              ffn hidden
+    model.layers.{layer}.mlp.gate_proj.bias                ffn                      ?mlp_bias
+    model.layers.{layer}.mlp.up_proj.weight                ffn hidden
+    model.layers.{layer}.mlp.up_proj.bias                  ffn                      ?mlp_bias
+    model.layers.{layer}.mlp.down_proj.weight              hidden ffn
+    model.layers.{layer}.mlp.down_proj.bias                hidden                   ?mlp_bias
+    model.norm.weight                                      hidden
+    lm_head.weight                                         vocab hidden             ?!tie_word_embeddings
+    """,
+    per_layer=("layer_types", "no_rope_layers"),
+)

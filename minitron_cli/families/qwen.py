@@ -1,0 +1,24 @@
+"""Qwen2 (biases on q, k and v) and Qwen3 (a norm on each head's queries and keys)."""
+
+from minitron_cli.families.llama import LLAMA
+
+QWEN2 = LLAMA.without(".o_proj.bias", "gate_proj.bias", "up_proj.bias", "down_proj.bias", "inv_freq").with_(
+    """
+    model.layers.{layer}.self_attn.q_proj.bias    (head head_dim)
+    model.layers.{layer}.self_attn.k_proj.bias    (kv head_dim)
+    model.layers.{layer}.self_attn.v_proj.bias    (kv head_dim)
+    """,
+    name="qwen2",
+    model_types=("qwen2",),
+    per_layer=("layer_types",),
+)
+
+QWEN3 = LLAMA.without("gate_proj.bias", "up_proj.bias", "down_proj.bias", "inv_freq").with_(
+    """
+    model.layers.{layer}.self_attn.q_norm.weight  head_dim
+    model.layers.{layer}.self_attn.k_norm.weight  head_dim
+    """,
+    name="qwen3",
+    model_types=("qwen3",),
+    per_layer=("layer_types",),
+)

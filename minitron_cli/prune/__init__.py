@@ -1,0 +1,1 @@
+"""Trim a checkpoint along its axes, streaming from safetensors to safetensors."""

@@ -1,0 +1,1 @@
+"""Ground floor: pure data and arithmetic over axes. No torch, no transformers."""

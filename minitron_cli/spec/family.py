@@ -1,0 +1,119 @@
+"""A model family: where each axis' size stands in the config, and one line per weight."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from minitron_cli.spec.axes import Weight, parse_table
+
+CONFIG_KEYS: dict[str, str] = {
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "layer": "num_hidden_layers",
+    "head": "num_attention_heads",
+    "kv": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn": "intermediate_size",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The weights of one architecture, as they are named on disk.
+
+    `config_keys` maps an axis to its key in config.json. A family whose `head_dim` has no key derives it from
+    hidden / heads; one whose `kv` has no key has as many key/value heads as heads. `per_layer` names config lists with
+    one entry per layer; `defaults` holds config values that old or hand-written configs leave out.
+    `per_layer_index` names config lists that hold layer indices (renumbered when layers go).
+    `refuses` maps an axis that can not be cut exactly to the reason, `warns` one that can be cut at a stated cost.
+    `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    config_keys: Mapping[str, str] = field(default_factory=lambda: dict(CONFIG_KEYS))
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    per_layer: tuple[str, ...] = ("layer_types",)
+    per_layer_index: tuple[str, ...] = ()
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    warns: Mapping[str, str] = field(default_factory=dict)
+    repair: str | None = None
+
+    def with_(self, lines: str, **changes: Any) -> "Family":
+        """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""
+        table = {w.name: w for w in self.weights}
+        table.update({w.name: w for w in parse_table(lines)})
+        return replace(self, weights=tuple(table.values()), **changes)
+
+    def without(self, *endings: str) -> "Family":
+        """The family without the lines whose names end so; an ending that matches nothing is a mistake."""
+        for ending in endings:
+            if not any(w.name.endswith(ending) for w in self.weights):
+                raise ValueError(f"{self.name}: no line ends with {ending!r}")
+        return replace(self, weights=tuple(w for w in self.weights if not w.name.endswith(endings)))
+
+    def axes(self) -> frozenset[str]:
+        """All axes that stand anywhere in the table."""
+        names = {axis for w in self.weights for axis in w.name_axes}
+        dims = {f for w in self.weights for dim in w.dims for product in dim for f in product if isinstance(f, str)}
+        return frozenset(names | dims)
+
+    def expected(self, config: Mapping[str, Any]) -> tuple[Weight, ...]:
+        """The weights that a checkpoint with this config must hold: lines without `?`, and those whose key decides so.
+
+        A bare `?` line (another storage layout) is never expected.
+        """
+        return tuple(w for w in self.weights if self._expects(w, config))
+
+    def _expects(self, weight: Weight, config: Mapping[str, Any]) -> bool:
+        if not weight.optional:
+            return True
+        if weight.when is None:
+            return False
+        key, wanted = weight.when.lstrip("!"), not weight.when.startswith("!")
+        return bool(config.get(key, self.defaults.get(key, False))) is wanted
+
+
+def family(name: str, model_types: Iterable[str], table: str, **fields: Any) -> Family:
+    """Build a family from its table text."""
+    return Family(name, tuple(model_types), parse_table(table), **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A tensor name, the line that describes it, and where in the model it stands."""
+
+    name: str
+    weight: Weight
+    layer: int | None = None
+    expert: int | None = None
+
+
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def match(family: Family, names: Iterable[str]) -> tuple[dict[str, Match], list[str]]:
+    """Find each name's line: (matches by name, names that no line describes)."""
+    lines = {w.name: w for w in family.weights}
+    matches, unknown = {}, []
+    for name in names:
+        found = _match_one(lines, name)
+        if found is None:
+            unknown.append(name)
+        else:
+            matches[name] = found
+    return matches, unknown
+
+
+def _match_one(lines: Mapping[str, Weight], name: str) -> Match | None:
+    if name in lines:
+        return Match(name, lines[name])
+    numbers = [int(n) for n in _INDEX.findall(name)]
+    slots = iter(("{layer}", "{expert}"))
+    template = _INDEX.sub(lambda m: next(slots, m.group()), name)
+    weight = lines.get(template)
+    if weight is None or len(numbers) != len(weight.name_axes):
+        return None
+    return Match(name, weight, *numbers)

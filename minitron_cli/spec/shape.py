@@ -1,0 +1,161 @@
+"""Shapes: sizes per axis, and what follows from them without a single weight: parameters, KV bytes, FLOPs."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import Weight, axes_of, size
+from minitron_cli.spec.family import Family
+
+# The words users type (`--heads`) for the axes of the tables.
+FLAG_OF_AXIS = {
+    "hidden": "hidden",
+    "ffn": "ffn",
+    "shared_ffn": "shared-ffn",
+    "head": "heads",
+    "kv": "kv-heads",
+    "layer": "layers",
+    "expert": "experts",
+    "expert_ffn": "expert-ffn",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes per axis, e.g. {"layer": 32, "hidden": 4096, "ffn": 14336, "head": 32, "kv": 8, "head_dim": 128, ...}.
+
+    Mixtures of experts carry `expert_active`, the experts a token is routed to, beside the axes of their table.
+    """
+
+    sizes: Mapping[str, int]
+
+    def __getitem__(self, axis: str) -> int:
+        return self.sizes[axis]
+
+    def __contains__(self, axis: object) -> bool:
+        return axis in self.sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def get(self, axis: str, default: int = 0) -> int:
+        return self.sizes.get(axis, default)
+
+    def with_(self, **sizes: int) -> "Shape":
+        unknown = [axis for axis in sizes if axis not in self.sizes]
+        assert not unknown, f"no such axis: {unknown}"
+        return Shape({**self.sizes, **sizes})
+
+
+def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
+    """Read the size of every axis of the family from a config.json dictionary."""
+    config = {**family.defaults, **{k: v for k, v in config.items() if v is not None}}
+    sizes, missing = {}, []
+    for axis, key in family.config_keys.items():
+        if key in config:
+            sizes[axis] = int(config[key])
+        elif axis not in ("kv", "head_dim"):
+            missing.append(key)
+    if missing:
+        raise MinitronError(
+            f"config.json lacks {', '.join(missing)}", f"a {family.name} config names all of its sizes; is it complete?"
+        )
+    if "head" in sizes:
+        sizes.setdefault("head_dim", sizes["hidden"] // sizes["head"])
+        if "kv" in family.axes():
+            sizes.setdefault("kv", sizes["head"])
+    return Shape(sizes)
+
+
+def copies(weight: Weight, shape: Shape) -> int:
+    """How many tensors a line stands for: one per layer and expert that its name ranges over."""
+    return prod(shape[axis] for axis in weight.name_axes)
+
+
+def num_elements(weight: Weight, shape: Shape) -> int:
+    """Elements of one tensor of this line."""
+    return prod(size(dim, shape.sizes) for dim in weight.dims)
+
+
+def _has_vocab(weight: Weight) -> bool:
+    return any("vocab" in axes_of(dim) for dim in weight.dims)
+
+
+def num_parameters(weights: Iterable[Weight], shape: Shape, *, embedding: bool = True) -> int:
+    """Total parameters of these lines; without `embedding`, the input embedding and the head are left out.
+
+    That is the papers' convention for "non-embedding" (Minitron, arXiv 2407.14679, table 5).
+    """
+    return sum(num_elements(w, shape) * copies(w, shape) for w in weights if embedding or not _has_vocab(w))
+
+
+def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
+    """Bytes that one token adds to the KV cache: keys and values of every layer."""
+    return 2 * shape["layer"] * shape.get("kv", shape["head"]) * shape["head_dim"] * bytes_per_element
+
+
+def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -> int:
+    """Forward FLOPs of one token: 2 per weight that multiplies it, and causal attention over `context` tokens.
+
+    The input embedding is a lookup, the output head a product, tied or not; a token meets `expert_active` experts.
+    Attention scores and mixes cost 4 per pair and channel, and a token sees half the context on average.
+    """
+    linear = 0
+    for weight in weights:
+        if len(weight.dims) < 2 or _has_vocab(weight):
+            continue
+        share = shape.get("expert_active", 1) / shape["expert"] if "expert" in weight.name_axes else 1
+        linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
+    head = 2 * shape["vocab"] * shape["hidden"]
+    attention = 2 * context * shape["layer"] * shape["head"] * shape["head_dim"]
+    return linear + head + attention
+
+
+def check_target(family: Family, source: Shape, target: Shape) -> None:
+    """Raise MinitronError naming every reason why `target` can not be cut from `source`."""
+    problems = []
+    for axis in source:
+        flag = FLAG_OF_AXIS.get(axis, axis)
+        if target[axis] != source[axis] and axis in family.refuses:
+            problems.append(f"--{flag}: {family.refuses[axis]}")
+        if target[axis] > source[axis]:
+            problems.append(f"--{flag} {target[axis]} is larger than the source's {source[axis]}")
+        if target[axis] < 1:
+            problems.append(f"--{flag} must be at least 1, got {target[axis]}")
+    if not problems:
+        problems = [*_head_problems(family, source, target), *_expert_problems(target)]
+    if problems:
+        sizes = ", ".join(f"--{FLAG_OF_AXIS[a]} {source[a]}" for a in FLAG_OF_AXIS if a in source)
+        raise MinitronError("; ".join(problems), f"the source has {sizes}; a target keeps or lowers each")
+
+
+def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
+    if "head" not in source:
+        return []
+    head, kv = target["head"], target.get("kv", target["head"])
+    problems = []
+    if head % kv:
+        allowed = range(kv, source["head"] + 1, kv)
+        problems.append(
+            f"--heads {head} does not divide by the {kv} KV groups (the same number of query heads must stay in each); "
+            f"allowed: {', '.join(map(str, allowed))}"
+        )
+    elif head // kv > source["head"] // source.get("kv", source["head"]):
+        problems.append(
+            f"--heads {head} over {kv} KV groups is {head // kv} a group, the source has only "
+            f"{source['head'] // source.get('kv', source['head'])}"
+        )
+    if "head_dim" not in family.config_keys and target["hidden"] != head * source["head_dim"]:
+        problems.append(
+            f"{family.name} derives head_dim from hidden / heads, so --hidden must be heads x {source['head_dim']}: "
+            f"for --heads {head} that is --hidden {head * source['head_dim']}, got {target['hidden']}"
+        )
+    return problems
+
+
+def _expert_problems(target: Shape) -> list[str]:
+    if target.get("expert_active") > target.get("expert", 0):
+        return [f"--experts {target['expert']} is fewer than the {target['expert_active']} a token is routed to"]
+    return []
