@@ -1,0 +1,59 @@
+"""The config of a pruned model: sizes set, per-layer lists cut with the layers, validated by transformers itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.family import Family
+from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.shape import Shape
+
+
+def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict[str, Any]:
+    """`config` with the sizes of `target`. `head_dim` is always written where the family has a key for it.
+
+    Runtimes that derive head_dim from hidden / heads break on pruned models otherwise.
+    """
+    return {**config, **{key: target[axis] for axis, key in family.config_keys.items() if axis in target}}
+
+
+def pruned_config(source: Path, config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
+    """The config of the model that `plan` leaves, per-layer lists selected and layer indices renumbered.
+
+    Lists that transformers derives when they are absent (alternating attention) are written out when layers go,
+    because deriving them again for the remaining layers would give another model.
+    """
+    result = config_for(config, family, plan.target)
+    if "layer" not in plan.kept:
+        return result
+    layers = [int(i) for i in plan.kept["layer"]]
+    for key in family.per_layer:
+        full = config.get(key) or _derived(source).get(key)
+        if full is not None:
+            assert len(full) == plan.source["layer"], f"{key} has {len(full)} entries"
+            result[key] = [full[i] for i in layers]
+    for key in family.per_layer_index:
+        if config.get(key):
+            result[key] = [new for new, old in enumerate(layers) if old in config[key]]
+    return result
+
+
+def validate_config(config: Mapping[str, Any]) -> None:
+    """Let transformers build the config; what it rejects becomes an error before any tensor is read."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        AutoConfig.for_model(config["model_type"], **values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise MinitronError(
+            f"transformers rejects the target's config: {' '.join(str(error).split())}",
+            "choose sizes that the model class allows (some need hidden to be a multiple of heads)",
+        ) from error
+
+
+def _derived(source: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source).to_dict()

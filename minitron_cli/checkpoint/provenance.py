@@ -1,0 +1,135 @@
+"""What an artefact says of itself: minitron.json, and the kept indices beside it.
+
+No time stamps: the same input gives the same bytes.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitron_cli import __version__
+from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.shape import Shape
+
+KEPT_INDICES = "kept_indices.safetensors"
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of a file, hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests(files: Iterable[Path]) -> dict[str, str]:
+    """File name -> sha256, several at a time."""
+    files = sorted(files)
+    with ThreadPoolExecutor(2) as pool:
+        return {file.name: digest for file, digest in zip(files, pool.map(file_digest, files))}
+
+
+def model_files(path: Path) -> list[Path]:
+    """What makes a model the model it is: its weights and its config."""
+    return [*sorted(path.glob("model*.safetensors")), path / "config.json"]
+
+
+def combined_digest(parts: Mapping[str, str]) -> str:
+    """One digest of several named ones."""
+    return hashlib.sha256(json.dumps(dict(sorted(parts.items()))).encode()).hexdigest()
+
+
+def model_digest(path: Path) -> str:
+    """Identity of a model directory: its weights and config, not its name or place."""
+    return combined_digest(digests(model_files(path)))
+
+
+def versions() -> dict[str, str]:
+    """The versions that can change a result."""
+    found = {"minitron": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """minitron.json of a directory, or None where there is none."""
+    file = path / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise MinitronError(f"{file} is not valid JSON: {error}", "the artefact is damaged; make it again") from error
+
+
+def write_manifest(
+    directory: Path, *, verb: str, options: Mapping[str, Any], inputs: Mapping[str, Any], parent: Path | None = None,
+    **facts: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Write minitron.json over everything that lies in `directory`, which must be complete but for it.
+
+    `inputs` name what was read, by digest; `parent` is the model this one descends from, whose own lineage is carried
+    along. Call it last: a directory that has the manifest is a finished one.
+    """
+    manifest = {
+        "format": 1,
+        "verb": verb,
+        "options": dict(options),
+        "inputs": dict(inputs),
+        **facts,
+        "files": digests(f for f in directory.iterdir() if f.is_file() and f.name != MANIFEST),
+        "versions": versions(),
+        "lineage": lineage(parent) if parent else [],
+    }
+    temporary = directory / f".{MANIFEST}"
+    temporary.write_text(json.dumps(manifest, indent=2, sort_keys=False) + "\n")
+    temporary.replace(directory / MANIFEST)
+    return manifest
+
+
+def lineage(parent: Path) -> list[dict[str, Any]]:
+    """The steps from the root model down to `parent`, oldest first; a model we did not make is a root."""
+    manifest = read_manifest(parent)
+    if manifest is None:
+        return [{"model": parent.name, "verb": None}]
+    step = {"model": parent.name, "verb": manifest["verb"], "options": manifest["options"]}
+    return [*manifest["lineage"], step]
+
+
+def write_plan(directory: Path, plan: Plan) -> None:
+    """Write the kept indices beside the weights they made."""
+    from safetensors.numpy import save_file
+
+    # One metadata key: safetensors does not keep the order of several, and the same plan must give the same bytes.
+    shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)})
+    kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
+    save_file(kept, directory / KEPT_INDICES, {"minitron": shapes})
+
+
+def read_plan(directory: Path) -> Plan | None:
+    """The plan a pruned checkpoint was made by, or None where it carries none."""
+    file = directory / KEPT_INDICES
+    if not file.is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as stream:
+            shapes = json.loads((stream.metadata() or {})["minitron"])
+            kept = {axis: stream.get_tensor(axis) for axis in stream.keys()}  # noqa: SIM118
+        source, target = Shape(shapes["source"]), Shape(shapes["target"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
+    return Plan(source, target, kept)

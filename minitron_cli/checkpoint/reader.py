@@ -1,0 +1,159 @@
+"""Open a checkpoint directory by its config and headers alone, and check that its family's table explains it."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.headers import TensorInfo, read_header
+from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
+from minitron_cli.spec.axes import Weight, size
+from minitron_cli.spec.family import Family, Match, match
+from minitron_cli.spec.shape import Shape, copies, shape_of
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model directory as the tables see it; no tensor has been read yet."""
+
+    path: Path
+    config: Mapping[str, Any]
+    family: Family
+    shape: Shape
+    tensors: Mapping[str, TensorInfo]
+    matches: Mapping[str, Match]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, in name order."""
+        return tuple(sorted({t.file for t in self.tensors.values()}))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.num_bytes for t in self.tensors.values())
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a local directory or a hub id. Raises MinitronError where the table and the files disagree."""
+    path = resolve_model(model)
+    config = load_config(path)
+    family = family_of(str(config.get("model_type")))
+    shape = shape_of(family, config)
+    tensors = list_tensors(path)
+    return Checkpoint(path, config, family, shape, tensors, _explain(family, config, shape, tensors, path))
+
+
+def resolve_model(model: str | Path) -> Path:
+    """A directory stays what it is; `org/name` is fetched from the hub (safetensors, configs and tokenizer only)."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.exists() or not _HUB_ID.fullmatch(str(model)):
+        raise MinitronError(f"{model} is not a model directory", "give a directory that holds config.json, or a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt"]
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise MinitronError(
+            f"{model} is no directory here, and the hub did not give it: {str(error).splitlines()[0]}",
+            "check the spelling, or download the model and give its directory",
+        ) from error
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """config.json of a model directory as a dictionary."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise MinitronError(
+            f"{path} is no checkpoint: it has no config.json", "give the directory that holds config.json"
+        )
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise MinitronError(f"{file} is not valid JSON: {error}", "fetch the file again") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise MinitronError(f"{file} names no model_type", "give a Hugging Face model directory")
+    return config
+
+
+def list_tensors(path: Path) -> dict[str, TensorInfo]:
+    """All tensors of a directory, from model.safetensors or from the shards its index names."""
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        files = _shards(path, index)
+    elif single.is_file():
+        files = [single]
+    elif found := sorted(f.name for pattern in _PICKLES for f in path.glob(pattern)):
+        raise MinitronError(
+            f"{path} holds pickled weights ({', '.join(found[:3])}), which can run code when read and are refused",
+            "convert them to safetensors first, e.g. with save_pretrained(..., safe_serialization=True)",
+        )
+    else:
+        raise MinitronError(f"{path} holds no weights (model.safetensors or its index)", "is the download complete?")
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        header = read_header(file)
+        if twice := sorted(tensors.keys() & header.keys()):
+            raise MinitronError(
+                f"{twice[0]!r} stands in both {tensors[twice[0]].file.name} and {file.name}",
+                "remove the stale shard; the index should name each tensor once",
+            )
+        tensors.update(header)
+    return tensors
+
+
+def _shards(path: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MinitronError(f"{index} is not a safetensors index: {error}", "fetch the file again") from error
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise MinitronError(
+            f"{index} points at {outside[0]!r}, which is not a .safetensors file beside it",
+            "shards must lie in the checkpoint's own directory",
+        )
+    if missing := [name for name in names if not (path / name).is_file()]:
+        raise MinitronError(
+            f"{path} lacks {len(missing)} of {len(names)} shards, e.g. {missing[0]}", "fetch them again"
+        )
+    return [path / name for name in names]
+
+
+def _explain(
+    family: Family, config: Mapping[str, Any], shape: Shape, tensors: Mapping[str, TensorInfo], path: Path
+) -> dict[str, Match]:
+    """Every tensor's line; unknown, missing, misplaced and misshapen tensors are all named in one error."""
+    matches, unknown = match(family, tensors)
+    problems = [f"the table does not know {name}" for name in unknown]
+    seen: dict[str, int] = {}
+    for name, found in matches.items():
+        seen[found.weight.name] = seen.get(found.weight.name, 0) + 1
+        if (found.layer or 0) >= shape["layer"] or (found.expert or 0) >= shape.get("expert", 1):
+            problems.append(f"{name} lies beyond the config's {shape['layer']} layers")
+        elif not found.weight.junk and tensors[name].shape != (wanted := _sizes(found.weight, shape)):
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, the config says {list(wanted)}")
+    alternatives = {w.name for w in family.weights if w.optional and w.when is None and w.name in seen}
+    for weight in family.expected(config):
+        if seen.get(weight.name, 0) < copies(weight, shape) and not alternatives:
+            problems.append(f"{weight.name}: {seen.get(weight.name, 0)} of {copies(weight, shape)} tensors are there")
+    if problems:
+        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+        raise MinitronError(
+            f"{path} is not the {config['model_type']} model of its config: {'; '.join(problems[:4])}{more}",
+            "check that config.json and the weights belong together and are complete",
+        )
+    return matches
+
+
+def _sizes(weight: Weight, shape: Shape) -> tuple[int, ...]:
+    return tuple(size(dim, shape.sizes) for dim in weight.dims)

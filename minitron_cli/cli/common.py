@@ -1,0 +1,100 @@
+"""What all commands share: option names with their environment variables, numbers as people write them, output."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import typer
+
+from minitron_cli.errors import MinitronError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def option(*names: str, help: str, **settings: Any) -> Any:
+    """A typer option whose default can come from MINITRON_<OPTION>, named after its (first) long name.
+
+    A flag pair keeps typer's spelling: option("--tie/--no-tie") reads MINITRON_TIE.
+    """
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    variable = "MINITRON_" + long.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
+
+
+def argument(metavar: str, *, help: str, **settings: Any) -> Any:
+    """A typer argument whose default can come from MINITRON_<METAVAR>."""
+    variable = "MINITRON_" + metavar.rstrip(".").upper()
+    return typer.Argument(metavar=metavar, help=help, envvar=variable, show_envvar=False, **settings)
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: worked examples, kept as they are typed."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def parse_count(text: str) -> int:
+    """A count as people write it: "4.5B", "300M", "1_000", "2e9" -> int."""
+    number = text.strip().replace("_", "").replace(",", "")
+    unit = number[-1:].upper() if number[-1:].upper() in ("K", "M", "B", "T") else ""
+    try:
+        value = float(number[: -1 if unit else None]) * _UNITS[unit]
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e18:
+        raise typer.BadParameter(f"{text!r} is not a count; write it like 4.5B, 300M or 1_000")
+    return round(value)
+
+
+def count_text(value: float) -> str:
+    """A count as people read it: 4_512_746_496 -> "4.51B"."""
+    for unit, factor in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if value >= factor:
+            return f"{value / factor:.2f}{unit}".replace(".00", "")
+    return f"{value:g}"
+
+
+def bytes_text(value: float) -> str:
+    """A size as people read it: decimal units, as disks and checkpoints are quoted."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}"
+    return f"{value:g} B"
+
+
+def require_model(model: str | None, verb: str) -> str:
+    """The model argument, or the error that says how to give one."""
+    if model:
+        return model
+    raise MinitronError(
+        f"`minitron {verb}` needs a model",
+        f"type `minitron {verb} MODEL ...` or `export MINITRON_MODEL=path/to/model` (a directory or a hub id)",
+    )
+
+
+def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    """stdout is data: one JSON object with `--json`, otherwise whatever `show` prints."""
+    if as_json:
+        print(json.dumps(result, default=str))
+    else:
+        show()
+
+
+def say(text: str) -> None:
+    """Progress, plans and warnings go to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table on stdout: the first column to the left, the others to the right. Plain when piped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    # Piped output must not be folded at an imaginary terminal width.
+    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False, highlight=False).print(grid)

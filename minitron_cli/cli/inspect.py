@@ -1,0 +1,39 @@
+"""`minitron inspect`: what a checkpoint is, from its config and headers alone."""
+
+from typing import Annotated, Any
+
+from minitron_cli.cli.common import argument, bytes_text, count_text, emit, examples, option, require_model, table
+
+NAME = "inspect"
+EXAMPLES = examples("minitron inspect meta-llama/Llama-3.1-8B", "minitron inspect runs/small --json | jq .parameters")
+
+
+def command(
+    model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
+    context: Annotated[int, option("--context", help="tokens of context for the FLOPs figure")] = 4096,
+    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""
+    from minitron_cli.checkpoint.describe import describe
+    from minitron_cli.checkpoint.reader import open_checkpoint
+
+    facts = describe(open_checkpoint(require_model(model, NAME)), context)
+    emit(facts, as_json, lambda: _show(facts))
+
+
+def _show(facts: dict[str, Any]) -> None:
+    table(
+        [facts["model"], facts["family"]],
+        [
+            ["parameters", f"{facts['parameters']:,}"],
+            ["non-embedding", f"{facts['non_embedding_parameters']:,}"],
+            ["weights on disk", bytes_text(facts["bytes"])],
+            ["storage type", ", ".join(facts["dtypes"])],
+            ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],
+            [f"forward FLOPs per token at {facts['context']}", count_text(facts["flops_per_token"])],
+        ],
+    )
+    table(
+        ["axis", "size", "flag", "can be pruned"],
+        [[a["axis"], f"{a['size']:,}", a["flag"], a["note"]] for a in facts["axes"]],
+    )

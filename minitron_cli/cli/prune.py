@@ -1,0 +1,124 @@
+"""`minitron prune`: trim a checkpoint in width and depth."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from minitron_cli.cli.common import (
+    argument,
+    bytes_text,
+    count_text,
+    emit,
+    examples,
+    option,
+    parse_count,
+    require_model,
+    say,
+    table,
+)
+from minitron_cli.errors import MinitronError
+
+NAME = "prune"
+EXAMPLES = examples(
+    "minitron prune Llama-3.1-8B --target width --hidden 3072 --ffn 9216 --scores scores.safetensors -o small",
+    "minitron prune Llama-3.1-8B --target depth --drop-layers 15-30",
+)
+
+
+def command(
+    model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
+    target: Annotated[str | None, option("--target", help="width, depth or both: what may be cut")] = None,
+    hidden: Annotated[int | None, option("--hidden", help="embedding channels to keep", parser=parse_count)] = None,
+    ffn: Annotated[int | None, option("--ffn", help="MLP neurons a layer keeps", parser=parse_count)] = None,
+    heads: Annotated[int | None, option("--heads", help="query heads a layer keeps")] = None,
+    kv_heads: Annotated[int | None, option("--kv-heads", help="key/value groups a layer keeps")] = None,
+    layers: Annotated[int | None, option("--layers", help="layers to keep, by block influence")] = None,
+    drop_layers: Annotated[str | None, option("--drop-layers", help="layers to drop, from 0: 15-30 or 3,7")] = None,
+    experts: Annotated[int | None, option("--experts", help="experts a layer keeps")] = None,
+    expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
+    scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
+    data: Annotated[list[str] | None, option("--data", help="calibration data, when there are no scores yet")] = None,
+    samples: Annotated[int, option("--samples", help="calibration samples, when measuring first")] = 1024,
+    seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample, when measuring first")] = None,
+    output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
+    force: Annotated[bool, option("--force", help="use scores although they are of another model")] = False,
+    overwrite: Annotated[bool, option("--overwrite", help="replace an output that minitron made")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
+    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained."""
+    from minitron_cli.checkpoint.atomic import check_output
+    from minitron_cli.checkpoint.reader import open_checkpoint
+    from minitron_cli.prune import target as targets
+    from minitron_cli.prune.preflight import preflight
+
+    sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
+             "expert_ffn": expert_ffn}  # fmt: skip
+    wanted = targets.Target(
+        {axis: int(n) for axis, n in sizes.items() if n is not None},
+        targets.parse_layers(drop_layers) if drop_layers else (),
+    )
+    source = open_checkpoint(require_model(model, NAME))
+    targets.check_kind(target, wanted)
+    shape = targets.target_shape(source, wanted)
+    output = output or Path(targets.default_name(source.path.resolve().name, source.shape, shape))
+    facts = preflight(source, shape) | {"output": str(output)}
+    if dry_run:
+        emit(facts, as_json, lambda: _show_plan(facts))
+        return
+    check_output(output, overwrite)
+    needed = targets.needed_scores(source.shape, shape, wanted)
+    found = _scores(source.path, output, scores, data, samples, seq_len, needed) if needed else None
+    say(f"pruning {source.path} -> {output}: {facts['change']}")
+    _write(source, targets.make_plan(source.shape, shape, wanted, found), output, found, overwrite, force)
+    emit(facts, as_json, lambda: _show_done(facts, source.path))
+
+
+def _write(source: Any, plan: Any, output: Path, scores: Any, overwrite: bool, force: bool) -> None:
+    from minitron_cli.prune.run import write_pruned
+
+    options = {"target": {a: plan.target[a] for a in plan.target if plan.target[a] != plan.source[a]}, "force": force}
+    write_pruned(source, plan, output, scores=scores, options=options, overwrite=overwrite, force=force)
+
+
+def _scores(
+    model: Path, output: Path, scores: Path | None, data: list[str] | None, samples: int, seq_len: int | None,
+    needed: list[str],
+) -> Any:  # fmt: skip
+    """Read the scores, or measure them first and keep them next to the output."""
+    from minitron_cli.checkpoint.scores_file import read_scores
+
+    if scores is None:
+        if not data:
+            raise MinitronError(
+                f"no scores for {', '.join(needed)}: pruning needs to know what matters",
+                "add --scores FILE (from `minitron importance`), or --data DATA to measure first",
+            )
+        from minitron_cli.cli.importance import measure
+
+        scores = output.with_name(output.name + ".scores.safetensors")
+        say(f"measuring importance first; the scores are kept in {scores}")
+        measure(str(model), data, scores, samples=samples, seq_len=seq_len)
+    return read_scores(scores)[0]
+
+
+def _show_plan(facts: dict[str, Any]) -> None:
+    rows = [[axis, f"{a:,}", f"{b:,}"] for axis, (a, b) in facts["shape"].items()]
+    rows += [[name, show(a), show(b)] for name, show, (a, b) in (
+        ("parameters", "{:,}".format, facts["parameters"]),
+        ("non-embedding", "{:,}".format, facts["non_embedding_parameters"]),
+        ("bytes on disk", bytes_text, facts["bytes"]),
+        ("KV bytes per token", "{:,}".format, facts["kv_bytes_per_token"]),
+        ("FLOPs per token", count_text, facts["flops_per_token"]),
+    )]  # fmt: skip
+    table(["", "source", "target"], rows)
+    for warning in facts["warnings"]:
+        say(f"warning: {warning}")
+    print(f"would write {facts['output']}; peak memory about {bytes_text(facts['peak_memory'])}")
+
+
+def _show_done(facts: dict[str, Any], source: Path) -> None:
+    for warning in facts["warnings"]:
+        say(f"warning: {warning}")
+    before, after = facts["parameters"]
+    print(f"{facts['output']}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
+    print(f"next: minitron distill {facts['output']} --teacher {source} --data DATA -o {facts['output']}-distilled")

@@ -1,0 +1,44 @@
+"""What a prune would do, from the config and the headers alone: sizes, parameters, bytes, memory."""
+
+from typing import Any
+
+from minitron_cli.checkpoint.headers import ITEM_BYTES
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.prune.trim import BLOCK_BYTES
+from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
+from minitron_cli.spec.shape import num_parameters as count
+
+FRIENDLY = {"hidden": 64, "ffn": 64, "shared_ffn": 64, "expert_ffn": 8}  # multiples that matmul kernels like
+
+
+def preflight(source: Checkpoint, target: Shape) -> dict[str, Any]:
+    """Source and target side by side as (source, target) pairs, warnings, and the peak memory of the streaming."""
+    weights = tuple({m.weight.name: m.weight for m in source.matches.values() if not m.weight.junk}.values())
+    width = {m.weight.name: ITEM_BYTES[source.tensors[name].dtype] for name, m in source.matches.items()}
+
+    def num_bytes(shape: Shape) -> int:
+        return sum(num_elements(w, shape) * copies(w, shape) * width[w.name] for w in weights)
+
+    pair = (source.shape, target)
+    changed = [a for a in source.shape if source.shape[a] != target[a]]
+    return {
+        "source": str(source.path),
+        "shape": {axis: [s[axis] for s in pair] for axis in source.shape},
+        "change": ", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed) or "nothing is cut",
+        "parameters": [count(weights, s) for s in pair],
+        "non_embedding_parameters": [count(weights, s, embedding=False) for s in pair],
+        "bytes": [num_bytes(s) for s in pair],
+        "kv_bytes_per_token": [kv_bytes_per_token(s) for s in pair],
+        "flops_per_token": [flops_per_token(weights, s, 4096) for s in pair],
+        "peak_memory": 16 * BLOCK_BYTES,
+        "warnings": _warnings(source, target),
+    }
+
+
+def _warnings(source: Checkpoint, target: Shape) -> list[str]:
+    found = [f"{FLAG_OF_AXIS[axis]}: {text}" for axis, text in source.family.warns.items()
+             if axis in source.shape and source.shape[axis] != target[axis]]  # fmt: skip
+    for axis, multiple in FRIENDLY.items():
+        if axis in source.shape and target[axis] % multiple and not source.shape[axis] % multiple:
+            found.append(f"--{FLAG_OF_AXIS[axis]} {target[axis]} is not a multiple of {multiple}; GPUs run it slower")
+    return found

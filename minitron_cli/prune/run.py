@@ -1,0 +1,89 @@
+"""The verb: plan in, pruned checkpoint out, atomically, with everything that is needed to check it later."""
+
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import atomic_dir, need_space
+from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
+from minitron_cli.checkpoint.provenance import combined_digest, digests, model_files, write_manifest, write_plan
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
+from minitron_cli.errors import MinitronError
+from minitron_cli.prune.target import layer_list
+from minitron_cli.prune.trim import cuts, write_model
+from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.scores import Scores
+
+# Everything beside the weights that a model directory needs to be used as before.
+CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+           "generation_config.json", "chat_template*", "preprocessor_config.json", "LICENSE*", "NOTICE*")  # fmt: skip
+
+
+def write_pruned(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    output: Path,
+    *,
+    scores: Scores | None = None,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write the checkpoint that `plan` leaves to `output` and return its manifest.
+
+    The source's digest is taken while its tensors stream by; scores of another model are refused before the output
+    takes its name, so nothing is left of it.
+    """
+    config = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
+    validate_config(config)
+    cut = cuts(checkpoint, plan)
+    need_space(output, sum(c.out.num_bytes for c in cut))
+    with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
+        source_files = pool.submit(digests, model_files(checkpoint.path))
+        write_model(temporary, cut, max_shard_bytes)
+        write_config(temporary, config)
+        carry(checkpoint.path, temporary)
+        write_plan(temporary, plan)
+        digest = combined_digest(source_files.result())
+        if scores is not None and not force:
+            check_scores(scores, digest)
+        return write_manifest(
+            temporary,
+            verb="prune",
+            options=options or {},
+            inputs={
+                "model": {"name": str(checkpoint.path), "digest": digest, "files": source_files.result()},
+                "scores": dict(scores.provenance) if scores else None,
+            },
+            parent=checkpoint.path,
+            shape={"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)},
+            kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
+        )
+
+
+def check_scores(scores: Scores, digest: str) -> None:
+    """Scores must have been measured on the very model that is pruned."""
+    measured = scores.provenance.get("model", {})
+    if measured.get("digest") != digest:
+        raise MinitronError(
+            f"the scores were measured on another model ({measured.get('name', 'unnamed')}, "
+            f"digest {str(measured.get('digest'))[:12]}; this one has {digest[:12]})",
+            "measure this model with `minitron importance`, or add --force to use them all the same",
+        )
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """config.json, as transformers writes it: sorted, indented."""
+    import json
+
+    (directory / "config.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
+
+
+def carry(source: Path, directory: Path) -> None:
+    """Copy tokenizer, generation config, chat template and licence along."""
+    for file in sorted({f for pattern in CARRIED for f in source.glob(pattern) if f.is_file()}):
+        shutil.copyfile(file, directory / file.name)

@@ -1,0 +1,116 @@
+"""From what the user asked for to a plan: sizes checked against the source, layers listed, scores ranked."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.plan import Plan, from_scores
+from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, check_target
+
+WIDTH_AXES = tuple(axis for axis in FLAG_OF_AXIS if axis != "layer")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The sizes asked for (axes not named stay), and the source layers to drop where they were listed."""
+
+    sizes: Mapping[str, int]
+    drop_layers: tuple[int, ...] = ()
+
+
+def check_kind(kind: str | None, target: Target) -> None:
+    """`--target width|depth|both` must agree with the sizes given; without it they speak for themselves."""
+    width = [f"--{FLAG_OF_AXIS[axis]}" for axis in WIDTH_AXES if axis in target.sizes]
+    depth = ["--layers"] * ("layer" in target.sizes) + ["--drop-layers"] * bool(target.drop_layers)
+    if kind not in (None, "width", "depth", "both"):
+        raise MinitronError(f"--target {kind} is unknown", "one of width, depth, both")
+    if not width and not depth:
+        raise MinitronError(
+            "no target size is given", "name at least one, e.g. --hidden 3072 --ffn 9216 or --layers 16"
+        )
+    if kind in ("width", "both") and not width:
+        raise MinitronError(f"--target {kind} needs a width", "add --hidden, --ffn, --heads, --kv-heads or --experts")
+    if kind in ("depth", "both") and not depth:
+        raise MinitronError(f"--target {kind} needs a depth", "add --layers 16 or --drop-layers 15-30")
+    if kind == "width" and depth:
+        raise MinitronError(f"--target width does not take {depth[0]}", "use --target both for width and depth")
+    if kind == "depth" and width:
+        raise MinitronError(f"--target depth does not take {', '.join(width)}", "use --target both for width and depth")
+
+
+def target_shape(checkpoint: Checkpoint, target: Target) -> Shape:
+    """The shape asked for, checked against the source: every offence is named at once."""
+    source, sizes = checkpoint.shape, dict(target.sizes)
+    unknown = [f"--{FLAG_OF_AXIS[axis]}" for axis in sizes if axis not in source]
+    if unknown:
+        has = ", ".join(f"--{FLAG_OF_AXIS[axis]}" for axis in FLAG_OF_AXIS if axis in source)
+        raise MinitronError(f"{checkpoint.family.name} models have no {', '.join(unknown)}", f"this one has {has}")
+    if target.drop_layers:
+        beyond = [i for i in target.drop_layers if i >= source["layer"]]
+        if beyond or len(target.drop_layers) >= source["layer"]:
+            raise MinitronError(
+                f"--drop-layers names {beyond or 'every layer'}; the source has layers 0 to {source['layer'] - 1}",
+                "layers count from 0; at least one must stay",
+            )
+        left = source["layer"] - len(target.drop_layers)
+        if sizes.get("layer", left) != left:
+            raise MinitronError(f"--drop-layers leaves {left} layers, --layers says {sizes['layer']}", "give only one")
+        sizes["layer"] = left
+    # Without grouped queries, every head has keys and values of its own and takes them along.
+    if "head" in sizes and "kv" in source and "kv" not in sizes and source["kv"] == source["head"]:
+        sizes["kv"] = sizes["head"]
+    shape = source.with_(**sizes)
+    check_target(checkpoint.family, source, shape)
+    return shape
+
+
+def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
+    """The axes whose scores decide what stays; empty when the layers to drop are all that was asked."""
+    axes = [axis for axis in WIDTH_AXES if axis in source and source[axis] != shape[axis]]
+    axes = ["head" if axis == "kv" else axis for axis in axes]
+    if shape["layer"] != source["layer"] and not target.drop_layers:
+        axes.append("layer")
+    return list(dict.fromkeys(axes))
+
+
+def make_plan(source: Shape, shape: Shape, target: Target, scores: Scores | None) -> Plan:
+    """The plan for a checked shape. `scores` may be absent when no ranking is needed."""
+    kept = [i for i in range(source["layer"]) if i not in target.drop_layers] if target.drop_layers else None
+    return from_scores(scores or Scores({}), source, shape, kept)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """ "15-30" or "3,7,9-11" -> ascending layer indices, counted from 0."""
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        matched = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not matched:
+            raise MinitronError(f"--drop-layers {text!r} is not a list of layers", "write it like 15-30 or 3,7,9-11")
+        first, last = int(matched[1]), int(matched[2] or matched[1])
+        if last < first:
+            raise MinitronError(f"--drop-layers {part} counts backwards", f"write it as {last}-{first}")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def default_name(model_name: str, source: Shape, shape: Shape) -> str:
+    """An output name after the model and what was cut: Llama-3.1-8B-h3072-f9216."""
+    letters = {"hidden": "h", "ffn": "f", "shared_ffn": "sf", "head": "q", "kv": "kv", "layer": "l", "expert": "e"}
+    parts = [f"{letters.get(a, a)}{shape[a]}" for a in FLAG_OF_AXIS if a in source and shape[a] != source[a]]
+    return "-".join([model_name, *(parts or ["copy"])])
+
+
+def layer_list(indices: Sequence[int] | np.ndarray) -> str:
+    """Ascending indices as runs: [0, 1, 2, 7] -> "0-2,7"."""
+    runs: list[list[int]] = []
+    for index in map(int, indices):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
