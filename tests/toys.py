@@ -1,0 +1,85 @@
+"""Tiny random checkpoints, one per model_type: sizes pairwise distinct, so that a swapped axis cannot hide.
+
+`make_toy("llama", path)` saves one with transformers' own class; norm weights are randomised, because ones hide errors.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BASE: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+TOY_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**BASE, "hidden_size": 54},
+    "mistral": BASE,
+    "granite": {**BASE, "hidden_size": 54, "logits_scaling": 2.0, "embedding_multiplier": 3.0},
+    "smollm3": {**BASE, "hidden_size": 54, "no_rope_layer_interval": 2},
+    "qwen2": {**BASE, "tie_word_embeddings": True},
+    "qwen3": BASE,
+}
+
+
+def toy_config(model_type: str, **overrides: Any) -> Any:
+    """The transformers config of a toy; families that derive head_dim from hidden / heads get none."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(model_type, **{**TOY_CONFIGS[model_type], **overrides})
+
+
+def toy_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
+    """A float32 model with every parameter randomised, norms and biases included."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(toy_config(model_type, **overrides)).float().eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            else:
+                # Much wider than the usual 0.02: a toy's blocks must matter as much as its residual stream.
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def make_toy(model_type: str, path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+    """Save a toy checkpoint with a toy tokenizer; returns `path`."""
+    model = toy_model(model_type, seed, **overrides).to(dtype)
+    model.save_pretrained(path)
+    toy_tokenizer(TOY_CONFIGS[model_type]["vocab_size"]).save_pretrained(path)
+    return path
+
+
+def toy_tokenizer(vocab_size: int) -> Any:
+    """A character-level tokenizer with <pad> 0, <s> 1, </s> 2, <unk> 3 and printable ASCII after them."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    characters = [chr(c) for c in range(32, 127)]
+    vocab = {token: i for i, token in enumerate([*specials, *characters][:vocab_size])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def toy_ids(batch: int, length: int, vocab_size: int = 97, seed: int = 0) -> torch.Tensor:
+    """Random token ids (batch, length), specials excluded."""
+    return torch.randint(4, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
