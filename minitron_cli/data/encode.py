@@ -1,0 +1,188 @@
+"""Pieces of text -> parts of a token file, one file set per piece, in this process or in several.
+
+part-00000.bin    the tokens of the piece
+part-00000.npy    its documents, ends counted from the start of the piece
+part-00000.json   its counts; written last, so that a part with this file is complete
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from minitron_cli.checkpoint.atomic import disk_full_is_an_error
+from minitron_cli.data.readers import Document, Fields, Piece, read_piece
+from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from minitron_cli.data.tokens import DOCUMENT
+from minitron_cli.errors import MinitronError
+
+_BATCH_DOCUMENTS, _BATCH_BYTES = 1024, 4 << 20
+Progress = Callable[[int, int, int], None]  # bytes done, bytes in all, tokens so far
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece to encode: which columns to read, and the domain of the documents that name none."""
+
+    index: int
+    piece: Piece
+    fields: Fields
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How every piece is encoded: ids in front of and behind each document, and the dtype on disk."""
+
+    tokenizer: Path
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one finished piece holds."""
+
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    num_empty: int
+    domains: tuple[str, ...]  # in order of first appearance; the documents of the part index into them
+
+
+def part_path(directory: Path, index: int, suffix: str) -> Path:
+    return directory / f"part-{index:05d}.{suffix}"
+
+
+def read_part(directory: Path, index: int) -> Part | None:
+    """The counts of a finished part, or None where it is not finished."""
+    file = part_path(directory, index, "json")
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Part(**{**found, "domains": tuple(found["domains"])})
+
+
+def encode_all(
+    tasks: tuple[Task, ...], how: Encoding, tokenizer: TextTokenizer, directory: Path, workers: int, progress: Progress
+) -> list[Part]:
+    """Encode every piece that has no finished part in `directory` yet; the parts in order."""
+    parts = [read_part(directory, task.index) for task in tasks]
+    left = [task for task, part in zip(tasks, parts) if part is None]
+    total = sum(task.piece.size for task in tasks)
+    done = total - sum(task.piece.size for task in left)
+    tokens = sum(part.num_tokens for part in parts if part is not None)
+    progress(done, total, tokens)
+    encoded = _in_processes(left, how, directory, workers) if workers > 1 else _here(left, how, tokenizer, directory)
+    for task, part in encoded:
+        parts[task.index] = part
+        done, tokens = done + task.piece.size, tokens + part.num_tokens
+        progress(done, total, tokens)
+    return [part for part in parts if part is not None]
+
+
+def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory: Path) -> Part:
+    """Encode one piece into `directory`."""
+    numbers: dict[str, int] = {}
+    ends, sizes, domains = [], [], []
+    num_tokens = num_empty = 0
+    final = part_path(directory, task.index, "bin")
+    with disk_full_is_an_error(directory):
+        with final.open("wb") as stream:
+            for batch in _batches(read_piece(task.piece, task.fields)):
+                kept = [document for document in batch if document.text]
+                num_empty += len(batch) - len(kept)
+                texts = [document.text for document in kept]
+                sizes += [_utf8_bytes(document) for document in kept]
+                for encoded in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False):
+                    row = np.array([*how.before, *encoded.ids, *how.after], how.dtype)
+                    stream.write(row.tobytes())
+                    num_tokens += len(row)
+                    ends.append(num_tokens)
+                domains += [numbers.setdefault(document.domain or task.domain, len(numbers)) for document in kept]
+        part = Part(num_tokens, len(ends), sum(sizes), num_empty, tuple(numbers))
+        _write_index(part_path(directory, task.index, "npy"), ends, sizes, domains)
+        _write_marker(part_path(directory, task.index, "json"), part)
+    return part
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _utf8_bytes(document: Document) -> int:
+    try:
+        return len(document.text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise MinitronError(
+            f"{document.place}: the text holds half a surrogate pair ({error.object[error.start]!r}), which is no text",
+            "repair the escape in the source",
+        ) from error
+
+
+def _write_index(file: Path, ends: list[int], sizes: list[int], domains: list[int]) -> None:
+    index = np.zeros(len(ends), DOCUMENT)
+    index["end"], index["byte_end"], index["domain"] = ends, np.cumsum(sizes, dtype=np.uint64), domains
+    np.save(file, index)
+
+
+def _write_marker(file: Path, part: Part) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(part)), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _here(tasks: list[Task], how: Encoding, tokenizer: TextTokenizer, directory: Path) -> Iterator[tuple[Task, Part]]:
+    """In this process; the tokenizer itself uses every core for a batch."""
+    for task in tasks:
+        yield task, encode_piece(task, how, tokenizer, directory)
+
+
+def _in_processes(tasks: list[Task], how: Encoding, directory: Path, workers: int) -> Iterator[tuple[Task, Part]]:
+    """In `workers` processes, each with one thread; parts arrive in any order."""
+    context = get_context("spawn")  # a forked child would inherit the locks of the tokenizer's threads
+    with ProcessPoolExecutor(min(workers, max(len(tasks), 1)), context, _start_worker, (how.tokenizer,)) as pool:
+        waiting: dict[Future[Part], Task] = {pool.submit(_work, task, how, directory): task for task in tasks}
+        try:
+            while waiting:
+                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield waiting.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise MinitronError(
+                "a tokenisation process was killed (out of memory?)",
+                "run the same line again with fewer --workers: finished parts are kept",
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+_worker_tokenizer: TextTokenizer | None = None
+
+
+def _start_worker(tokenizer: Path) -> None:
+    global _worker_tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker_tokenizer = load_tokenizer(tokenizer)
+
+
+def _work(task: Task, how: Encoding, directory: Path) -> Part:
+    assert _worker_tokenizer is not None, "a worker starts with its tokenizer"
+    return encode_piece(task, how, _worker_tokenizer, directory)

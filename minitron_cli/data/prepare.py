@@ -1,0 +1,239 @@
+"""Sources -> token files. Raw text is tokenised once into a cache, keyed by its content; token directories are used as
+they are.
+
+Work in progress lies beside its target in `.NAME.minitron-parts`: a killed run goes on where it was, a second process
+that wants the same file waits for the first.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.checkpoint.atomic import atomic_dir, check_output
+from minitron_cli.data.content import file_sha256
+from minitron_cli.data.encode import Encoding, Part, Progress, Task, encode_all, part_path
+from minitron_cli.data.readers import PIECE_BYTES, Fields, find_fields, split_file, split_hub
+from minitron_cli.data.source import HubName, Source
+from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, separator_ids
+from minitron_cli.data.tokens import (
+    DOCUMENT,
+    DOCUMENTS,
+    FORMAT_VERSION,
+    HEADER,
+    TOKENS,
+    Header,
+    TokenFile,
+    is_token_directory,
+    read_header,
+)
+from minitron_cli.errors import MinitronError
+
+Finish = Callable[[Path, Header], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that decides the bytes of a token file."""
+
+    tokenizer: TextTokenizer
+    how: Encoding
+    separator: str
+    text_field: str | None
+    sources: tuple[dict[str, str], ...]
+    tasks: tuple[Task, ...]
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "tokenizer_hash": self.tokenizer.hash,
+            "separator": self.separator,
+            "text_field": self.text_field,
+            "sources": self.sources,
+        }
+
+    def key(self) -> str:
+        text = json.dumps({**self.identity(), "version": FORMAT_VERSION, "piece_bytes": PIECE_BYTES}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def default_cache() -> Path:
+    """$MINITRON_CACHE, else ~/.cache/minitron."""
+    return Path(os.environ.get("MINITRON_CACHE") or "~/.cache/minitron").expanduser()
+
+
+def token_files(
+    sources: tuple[Source, ...],
+    tokenizer_dir: Path,
+    separator: str = "auto",
+    text_field: str | None = None,
+    cache_dir: Path | None = None,
+    workers: int = 1,
+    progress: Progress = lambda done, total, tokens: None,
+) -> tuple[TokenFile, ...]:
+    """One token file per source, in order, all of the tokenizer in `tokenizer_dir`."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+    cache = cache_dir or default_cache()
+    files = []
+    for source in sources:
+        if source.tokens is not None:
+            files.append(_open_fitting(source.tokens, tokenizer, separator))
+            continue
+        job = make_job((source,), tokenizer, separator, text_field, cache)
+        files.append(run_job(job, cache / "tokens" / job.key(), workers=workers, progress=progress))
+    return tuple(files)
+
+
+def make_job(
+    sources: tuple[Source, ...], tokenizer: TextTokenizer, separator: str, text_field: str | None, cache: Path
+) -> Job:
+    """Read what decides the outcome: content hashes, columns, separator. Nothing is tokenised yet."""
+    name, before, after = separator_ids(tokenizer, separator)
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+    described: list[dict[str, str]] = []
+    tasks: list[Task] = []
+    chosen: dict[str, Fields] = {}
+    for source in sources:
+        if source.tokens is not None:
+            raise MinitronError(f"{source.spec} is a token file already", "give it to --data as it is")
+        for where in (source.hub,) if source.hub is not None else source.files:
+            pieces = split_hub(where) if isinstance(where, HubName) else split_file(where)
+            fields = chosen.setdefault(f"{source.spec} {pieces[0].kind}", find_fields(where, text_field))
+            described.append({"name": source.name, **_describe(where, cache)})
+            tasks += [Task(len(tasks) + offset, piece, fields, source.name) for offset, piece in enumerate(pieces)]
+    names = sorted({fields.text for fields in chosen.values() if fields.text is not None})
+    how = Encoding(tokenizer.path, tuple(before), tuple(after), dtype)
+    return Job(tokenizer, how, name, ",".join(names) or None, tuple(described), tuple(tasks))
+
+
+def run_job(
+    job: Job,
+    out: Path,
+    workers: int = 1,
+    progress: Progress = lambda done, total, tokens: None,
+    overwrite: bool = False,
+    finish: Finish = lambda directory, header: None,
+) -> TokenFile:
+    """Make the token file `out`, or find it made; `finish` adds to the directory before it takes its name."""
+    if is_made(job, out):
+        return TokenFile.open(out)
+    check_output(out, overwrite)
+    parts_dir = out.with_name(f".{out.name}.minitron-parts")
+    with _own(parts_dir):
+        if is_made(job, out):  # by the process that was waited for
+            return TokenFile.open(out)
+        _keep_parts_of(job, parts_dir)
+        parts = encode_all(job.tasks, job.how, job.tokenizer, parts_dir, workers, progress)
+        if not sum(part.num_tokens for part in parts):
+            named = ", ".join(sorted({source["file"] for source in job.sources}))
+            raise MinitronError(f"no text in {named}: every document is empty", "check --text-field")
+        with atomic_dir(out, overwrite) as directory:
+            header = _assemble(job, parts, parts_dir, directory)
+            finish(directory, header)
+        shutil.rmtree(parts_dir)
+    return TokenFile.open(out)
+
+
+def is_made(job: Job, out: Path) -> bool:
+    """Whether `out` is the finished token file of `job`."""
+    if not is_token_directory(out):
+        return False
+    header = read_header(out)
+    return all(getattr(header, name) == value for name, value in job.identity().items())
+
+
+def _open_fitting(path: Path, tokenizer: TextTokenizer, separator: str) -> TokenFile:
+    file = TokenFile.open(path)
+    if file.header.tokenizer_hash != tokenizer.hash:
+        raise MinitronError(
+            f"token file {path} was made with another tokenizer than that of {tokenizer.path}",
+            f"tokenise the source again: minitron data tokenize SOURCE --tokenizer {tokenizer.path} -o {path}",
+        )
+    wanted = separator if separator == "auto" else separator_ids(tokenizer, separator)[0]
+    if wanted not in ("auto", file.header.separator):
+        raise MinitronError(
+            f"token file {path} was made with --separator {file.header.separator}, not {wanted}",
+            "leave --separator out, or tokenise the source again",
+        )
+    return file
+
+
+def _describe(where: Path | HubName, cache: Path) -> dict[str, str]:
+    if isinstance(where, HubName):
+        from minitron_cli.data.hub import hub_fingerprint
+
+        spec = ":".join((where.name, where.config or "", where.split))
+        return {"file": spec, "sha256": hashlib.sha256(hub_fingerprint(where).encode()).hexdigest()}
+    return {"file": where.name, "sha256": file_sha256(where, cache)}
+
+
+@contextmanager
+def _own(directory: Path) -> Iterator[None]:
+    """Hold `directory`, made if need be, against other processes; wait for the one that holds it."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                current = (directory / "lock").stat().st_ino
+            except FileNotFoundError:
+                continue  # its owner finished and removed the directory while we waited
+            if current != os.fstat(lock.fileno()).st_ino:
+                continue
+            yield
+            return
+
+
+def _keep_parts_of(job: Job, directory: Path) -> None:
+    """Keep the parts that an interrupted run of the same job left in `directory`, remove those of any other."""
+    key = directory / "job"
+    if key.is_file() and key.read_text(encoding="utf-8") == job.key():
+        return
+    for file in directory.glob("part-*"):
+        file.unlink()
+    key.write_text(job.key(), encoding="utf-8")
+
+
+def _assemble(job: Job, parts: list[Part], parts_dir: Path, directory: Path) -> Header:
+    """Join the parts into tokens.bin, documents.npy and header.json."""
+    domains = {name: index for index, name in enumerate(dict.fromkeys(name for part in parts for name in part.domains))}
+    documents = np.lib.format.open_memmap(
+        directory / DOCUMENTS, mode="w+", dtype=DOCUMENT, shape=(sum(part.num_documents for part in parts),)
+    )
+    digest = hashlib.sha256()
+    tokens = count = num_bytes = 0
+    with (directory / TOKENS).open("wb") as stream:
+        for index, part in enumerate(parts):
+            with part_path(parts_dir, index, "bin").open("rb") as source:
+                while block := source.read(1 << 22):
+                    digest.update(block)
+                    stream.write(block)
+            rows = np.load(part_path(parts_dir, index, "npy"), allow_pickle=False)
+            rows["end"] += np.uint64(tokens)
+            rows["byte_end"] += np.uint64(num_bytes)
+            rows["domain"] = np.array([domains[name] for name in part.domains] or [0], "<u2")[rows["domain"]]
+            documents[count : count + part.num_documents] = rows
+            tokens, count, num_bytes = tokens + part.num_tokens, count + part.num_documents, num_bytes + part.num_bytes
+    documents.flush()
+    header = Header(
+        dtype=job.how.dtype,
+        num_tokens=tokens,
+        num_documents=count,
+        num_bytes=num_bytes,
+        num_empty=sum(part.num_empty for part in parts),
+        vocab_size=job.tokenizer.vocab_size,
+        bos_id=job.tokenizer.bos_id,
+        eos_id=job.tokenizer.eos_id,
+        domains=tuple(domains),
+        tokens_sha256=digest.hexdigest(),
+        **job.identity(),
+    )
+    (directory / HEADER).write_text(header.to_json(), encoding="utf-8")
+    return header

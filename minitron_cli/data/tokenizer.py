@@ -1,0 +1,227 @@
+"""The tokenizer of a model directory, without transformers where its `tokenizer.json` is there.
+
+Two tokenizers of one vocabulary size are not one tokenizer. `tokenizer_hash` compares what decides the ids of a text:
+vocabulary, merges, normaliser, pre-tokeniser, post-processor, added tokens, special ids. How a file spells it does not
+count: truncation and padding left on by the last user, merges as strings or pairs, defaults written out or not.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minitron_cli.errors import MinitronError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SEPARATORS = ("auto", "bos", "eos", "bos+eos", "none")
+# What a BPE, Unigram or WordPiece model means where its file leaves a key out.
+_MODEL_DEFAULTS: dict[str, Any] = {
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` with truncation and padding off, and the ids that separate documents."""
+
+    path: Path
+    backend: "Tokenizer"
+    vocab_size: int  # largest id + 1, added tokens included
+    bos_id: int | None
+    eos_id: int | None
+    adds_bos: bool  # whether the tokenizer itself puts BOS before a text
+    hash: str
+
+
+def load_tokenizer(path: Path) -> TextTokenizer:
+    """The tokenizer of directory `path`; `tokenizer.json` is read directly, other formats through transformers."""
+    path = Path(path)
+    backend = _load_backend(path)
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_json(path / "tokenizer_config.json")
+    special = {role: _special_id(role, backend, config, path) for role in ("bos", "eos")}
+    vocab = backend.get_vocab(with_added_tokens=True)
+    if not vocab:
+        raise MinitronError(f"the tokenizer of {path} has no vocabulary", "save it again with save_pretrained")
+    return TextTokenizer(
+        path=path,
+        backend=backend,
+        vocab_size=max(vocab.values()) + 1,
+        bos_id=special["bos"],
+        eos_id=special["eos"],
+        adds_bos=_adds_bos(backend, config, special["bos"]),
+        hash=_digest(_parts(_raw_json(path, backend), special)),
+    )
+
+
+def tokenizer_hash(path: Path) -> str:
+    """Identity of the tokenizer in directory `path`: equal hashes give equal ids for every text (hex sha256)."""
+    return load_tokenizer(path).hash
+
+
+def tokenizer_differences(one: Path, other: Path) -> tuple[str, ...]:
+    """Names of the parts in which two tokenizers differ (`vocabulary`, `merges`, ...); empty when they are equal."""
+    parts = []
+    for tokenizer in (load_tokenizer(Path(one)), load_tokenizer(Path(other))):
+        special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+        parts.append(_parts(_raw_json(tokenizer.path, tokenizer.backend), special))
+    return tuple(name for name in parts[0] if parts[0][name] != parts[1][name])
+
+
+def separator_ids(tokenizer: TextTokenizer, separator: str) -> tuple[str, list[int], list[int]]:
+    """Resolve `separator`: its plain name, and the ids before and after each document.
+
+    `auto` = BOS in front if the tokenizer itself adds one, EOS behind if there is one.
+    """
+    if separator not in SEPARATORS:
+        raise MinitronError(f"unknown separator {separator!r}", f"one of: {', '.join(SEPARATORS)}")
+    if separator == "auto":
+        chosen = [tokenizer.adds_bos and "bos", tokenizer.eos_id is not None and "eos"]
+        separator = "+".join(name for name in chosen if name)
+        if not separator:
+            raise MinitronError(
+                f"the tokenizer of {tokenizer.path} has neither BOS nor EOS to put between documents",
+                "say --separator none to join documents without a mark",
+            )
+    wanted = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    missing = [name for name in separator.split("+") if name != "none" and wanted[name] is None]
+    if missing:
+        absent = " and no ".join(missing).upper()
+        raise MinitronError(
+            f"--separator {separator}: the tokenizer of {tokenizer.path} has no {absent} token",
+            "choose another --separator, or name the token in tokenizer_config.json",
+        )
+    names = separator.split("+")
+    before = [tokenizer.bos_id] if "bos" in names and tokenizer.bos_id is not None else []
+    after = [tokenizer.eos_id] if "eos" in names and tokenizer.eos_id is not None else []
+    return separator, before, after
+
+
+def token_byte_lengths(tokenizer: TextTokenizer) -> np.ndarray:
+    """Bytes of text that each id stands for: (vocab_size,) int64, where the vocabulary says so plainly.
+
+    Byte-level vocabularies spell one byte per character; SentencePiece ones write a space as U+2581 and a lone byte as
+    `<0xNN>`. Special tokens stand for no text.
+    """
+    raw = _raw_json(tokenizer.path, tokenizer.backend)
+    byte_level = any('"ByteLevel"' in json.dumps(raw.get(part)) for part in ("pre_tokenizer", "decoder"))
+    lengths = np.zeros(tokenizer.vocab_size, np.int64)
+    added = tokenizer.backend.get_added_tokens_decoder()
+    for token, index in tokenizer.backend.get_vocab(with_added_tokens=True).items():
+        if index in added:
+            lengths[index] = 0 if added[index].special else len(token.encode("utf-8"))
+        elif byte_level:
+            lengths[index] = len(token)
+        elif len(token) == 6 and token.startswith("<0x"):
+            lengths[index] = 1
+        else:
+            lengths[index] = len(token.replace("\u2581", " ").encode("utf-8"))
+    return lengths
+
+
+def _load_backend(path: Path) -> "Tokenizer":
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return _load_through_transformers(path)
+    from tokenizers import Tokenizer
+
+    model = _read_json(file).get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise MinitronError(f"{file} is not a tokenizer: it has no model with a vocab", "copy it again from its model")
+    return Tokenizer.from_file(str(file))
+
+
+def _load_through_transformers(path: Path) -> "Tokenizer":
+    """SentencePiece and vocab.json + merges.txt directories, converted by transformers; hub names too."""
+    name = str(path)
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise MinitronError(f"no such directory: {path}", "give the directory of a model that has a tokenizer")
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise MinitronError(
+            f"no tokenizer in {path}: {str(error).splitlines()[0]}",
+            "give a model directory that has tokenizer.json (or one that transformers can load)",
+        ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise MinitronError(
+            f"the tokenizer of {path} ({type(loaded).__name__}) has no fast form",
+            "convert it to a tokenizer.json first",
+        )
+    return backend
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MinitronError(f"{file} is not JSON: {error}", "copy it again from its model") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _raw_json(path: Path, backend: "Tokenizer") -> dict[str, Any]:
+    return _read_json(path / "tokenizer.json") or json.loads(backend.to_str())
+
+
+def _special_id(role: str, backend: "Tokenizer", config: dict[str, Any], path: Path) -> int | None:
+    """Id of the BOS or EOS token: by its text in the tokenizer's files, else by its number in the model's config."""
+    for found in (config, _read_json(path / "special_tokens_map.json")):
+        token = found.get(f"{role}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and backend.token_to_id(text) is not None:
+            return backend.token_to_id(text)
+    number = _read_json(path / "config.json").get(f"{role}_token_id")
+    if isinstance(number, list):
+        number = number[0] if number else None
+    return number if isinstance(number, int) and backend.id_to_token(number) is not None else None
+
+
+def _adds_bos(backend: "Tokenizer", config: dict[str, Any], bos_id: int | None) -> bool:
+    """As transformers decides: an explicit `add_bos_token` wins over the post-processor of tokenizer.json."""
+    if bos_id is None:
+        return False
+    if isinstance(config.get("add_bos_token"), bool):
+        return config["add_bos_token"]
+    return backend.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
+
+
+def _parts(raw: dict[str, Any], special: dict[str, int | None]) -> dict[str, str]:
+    """Digest of each part that decides the ids of a text, spelling normalised."""
+    model = {**_MODEL_DEFAULTS, **raw["model"]}
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        model[key] = model[key] or None
+    vocabulary = model.pop("vocab", None)
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.pop("merges", None) or []]
+    added = sorted(raw.get("added_tokens") or [], key=lambda token: token["id"])
+    parts = {
+        "vocabulary": vocabulary,
+        "merges": merges,
+        "model options": model,
+        "added tokens": added,
+        "normalizer": raw.get("normalizer"),
+        "pre_tokenizer": raw.get("pre_tokenizer"),
+        "post_processor": raw.get("post_processor"),
+        "special ids": special,
+    }
+    return {name: _digest(part) for name, part in parts.items()}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
