@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# The first interpreter that really runs and is new enough (a version manager's shim may exist and not run).
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+RUN ?= runs/tiny
+
+.PHONY: demo test test-all check format bench bench-prune clean help
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 was found"; echo "hint: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## run the main job on the toy world: large -> middle -> small
+	$(BIN)/minitron run tiny -o $(RUN)
+
+test: $(READY)  ## run the tests but the slow ones
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+
+test-all: $(READY)  ## run all tests
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(READY)  ## lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+
+bench: $(READY)  ## run the benchmarks
+	$(BIN)/python -m tests.benchmarks
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,89 @@
+"""What a step depends on, as one digest: its options, the content of its inputs, and the code that matters to it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import minitron_cli
+from minitron_cli.checkpoint.provenance import file_digest
+from minitron_cli.spec.recipe import Recipe, Step
+
+# The packages whose code decides what a verb writes; a change elsewhere (help texts, reports) reruns nothing.
+_GROUND = ("spec", "families", "checkpoint")
+CODE = {
+    "toy": ("toy",),
+    "train": (*_GROUND, "data", "training"),
+    "importance": (*_GROUND, "data", "importance"),
+    "prune": (*_GROUND, "prune"),
+    "distill": (*_GROUND, "data", "training"),
+    "eval": (*_GROUND, "data", "evaluate"),
+    "bench": (*_GROUND, "evaluate"),
+}
+# A training run's directory holds its checkpoints and timed metrics; the artefact is what lies beside it.
+_NOT_CONTENT = "run"
+
+Signature = dict[str, list[int]]
+
+
+def code_digest(verb: str) -> str:
+    """Digest of the sources of the packages that matter to a verb."""
+    root = Path(minitron_cli.__file__).parent
+    files = sorted(f for package in CODE[verb] for f in (root / package).rglob("*.py"))
+    return _digest({str(f.relative_to(root)): file_digest(f) for f in files})
+
+
+def step_fingerprint(step: Step, inputs: Mapping[str, str]) -> str:
+    """Digest of everything a step's output follows from; `inputs` maps each reference to its content's digest."""
+    options = {key: list(v) if isinstance(v, tuple) else v for key, v in step.options.items()}
+    return _digest({
+        "verb": step.verb,
+        "options": options,
+        "inputs": {key: [inputs[ref] for ref in refs] for key, refs in step.inputs.items()},
+        "code": code_digest(step.verb),
+    })  # fmt: skip
+
+
+def content_digest(path: Path) -> str:
+    """Digest of a file, or of all files of a directory by relative name."""
+    if path.is_file():
+        return file_digest(path)
+    return _digest({str(f.relative_to(path)): file_digest(f) for f in content(path)})
+
+
+def signature(path: Path) -> Signature:
+    """Size and modification time of every file: equal signatures need no second hashing."""
+    files = [path] if path.is_file() else content(path)
+    return {str(f.relative_to(path)): [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
+
+
+def content(path: Path) -> list[Path]:
+    """The files that make up an artefact, sorted."""
+    return sorted(f for f in path.rglob("*") if f.is_file() and f.relative_to(path).parts[0] != _NOT_CONTENT)
+
+
+def given_digest(text: str) -> str:
+    """Digest of a declared input: the content of a local path, or the name of something remote."""
+    path = Path(text)
+    return content_digest(path) if path.exists() else _digest({"remote": text})
+
+
+def input_digests(recipe: Recipe, step: Step, made: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """Digest of every reference of a step. A path below a step's output counts by the content at that path."""
+    from minitron_cli.spec.recipe import locate
+
+    found = {}
+    for reference in step.needs():
+        place = locate(recipe, reference, directory)
+        if reference.startswith("{"):
+            found[reference] = given_digest(place)
+        elif "/" in reference and Path(place).exists():
+            found[reference] = content_digest(Path(place))
+        else:
+            found[reference] = made[reference.split("/")[0]]
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""Walk a recipe's steps: decide for each whether it is done, goes on or begins, and call its command line."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_cli.chain.fingerprint import content_digest, input_digests, signature, step_fingerprint
+from minitron_cli.chain.state import Record, load, lock, save
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.recipe import Recipe, Step, command_line
+
+Execute = Callable[[Sequence[str]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to a step: `done`, `resume` (an interrupted one goes on) or `run`, and why."""
+
+    step: Step
+    action: str
+    reason: str
+    fingerprint: str
+
+
+def plan_run(recipe: Recipe, directory: Path, begin: str | None = None, until: str | None = None) -> list[Decision]:
+    """What `run` would do now. Steps behind one that will run can not be judged yet, and are said to depend on it."""
+    return [decision for decision, _ in _walk(recipe, directory, load(directory), begin, until)]
+
+
+def run(
+    recipe: Recipe,
+    directory: Path,
+    execute: Execute,
+    say: Callable[[str], None],
+    begin: str | None = None,
+    until: str | None = None,
+) -> list[Decision]:
+    """Bring every step's output up to date. `execute` runs one command line and returns its exit code.
+
+    A step that fails stops the chain; what it left is taken up again by the next run.
+    """
+    for step in recipe.steps:
+        command_line(recipe, step, directory)  # an input that was not given is an error before the first step runs
+    directory.mkdir(parents=True, exist_ok=True)
+    with lock(directory):
+        records = load(directory)
+        decisions = []
+        steps = _walk(recipe, directory, records, begin, until)
+        for number, (decision, record) in enumerate(steps, 1):
+            decisions.append(decision)
+            place = f"[{number}/{_count(recipe, until)}] {decision.step.name}"
+            if decision.action == "done":
+                say(f"{place}: done")
+                continue
+            say(f"{place}: {decision.reason}")
+            _execute(recipe, decision, record, records, directory, execute)
+            say(f"{place}: finished in {record.seconds:.0f} s")
+    return decisions
+
+
+def _count(recipe: Recipe, until: str | None) -> int:
+    return next((i for i, s in enumerate(recipe.steps, 1) if s.name == until), len(recipe.steps))
+
+
+def _execute(
+    recipe: Recipe, decision: Decision, record: Record, records: dict[str, Record], directory: Path, execute: Execute
+) -> None:
+    step, output = decision.step, directory / decision.step.output
+    if decision.action == "run":
+        _remove(output)
+    record.begun, record.digest, record.signature = decision.fingerprint, "", {}
+    record.command = command_line(recipe, step, directory)
+    save(directory, records)
+    start = time.monotonic()
+    code = execute(record.command)
+    if code != 0 or not output.exists():
+        raise StepFailed(step.name, code)
+    record.seconds = round(time.monotonic() - start, 1)
+    record.digest, record.signature = content_digest(output), signature(output)
+    save(directory, records)
+
+
+class StepFailed(MinitronError):
+    """A step's command ended with an exit code of its own, which the chain hands on."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(
+            f"step {name!r} ended with exit code {code}", "see above for why; the same line goes on from this step"
+        )
+        self.code = code
+
+
+def _walk(
+    recipe: Recipe, directory: Path, records: dict[str, Record], begin: str | None, until: str | None
+) -> Iterator[tuple[Decision, Record]]:
+    """Decide step by step; the caller runs a step before asking for the next, so that digests are up to date."""
+    for name in (begin, until):
+        if name is not None:
+            recipe.step(name)
+    forced = False
+    waiting: set[str] = set()
+    for step in recipe.steps:
+        forced = forced or step.name == begin
+        record = records.setdefault(step.name, Record())
+        yield _decide(recipe, step, record, records, directory, forced, waiting), record
+        if not record.finished:
+            waiting.add(step.name)
+        if step.name == until:
+            return
+
+
+def _decide(
+    recipe: Recipe,
+    step: Step,
+    record: Record,
+    records: Mapping[str, Record],
+    directory: Path,
+    forced: bool,
+    waiting: set[str],
+) -> Decision:
+    output = directory / step.output
+    if output.exists() and not record.begun:
+        raise MinitronError(
+            f"{output} exists, but this run did not make it", "move it away, or choose another directory with -o"
+        )
+    behind = [maker.name for ref in step.needs() if (maker := recipe.maker(ref)) and maker.name in waiting]
+    if behind:
+        return Decision(step, "run", f"after {', '.join(dict.fromkeys(behind))}", "")
+    made = {name: r.digest for name, r in records.items()}
+    fingerprint = step_fingerprint(step, input_digests(recipe, step, made, directory))
+    if forced:
+        return Decision(step, "run", "asked for by --from", fingerprint)
+    if not record.begun:
+        return Decision(step, "run", "new", fingerprint)
+    if record.begun != fingerprint:
+        return Decision(step, "run", "its options, inputs or code changed", fingerprint)
+    if not record.finished:
+        return Decision(step, "resume", "goes on where it was interrupted", fingerprint)
+    if not output.exists():
+        return Decision(step, "run", "its output is gone", fingerprint)
+    _check_unchanged(step, output, record)
+    return Decision(step, "done", "up to date", fingerprint)
+
+
+def _check_unchanged(step: Step, output: Path, record: Record) -> None:
+    """A finished artefact that was changed by other hands is named, never silently used or replaced."""
+    now = signature(output)
+    if now == record.signature or content_digest(output) == record.digest:
+        return
+    changed = sorted(
+        name for name in now.keys() | record.signature.keys() if now.get(name) != record.signature.get(name)
+    )
+    raise MinitronError(
+        f"{output / changed[0] if output.is_dir() else output} changed after step {step.name!r} had finished"
+        + (f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""),
+        f"make it again with --from {step.name}, or put the file back",
+    )
+
+
+def _remove(output: Path) -> None:
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)

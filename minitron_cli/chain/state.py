@@ -1,0 +1,62 @@
+"""The memory of a run directory: which steps were begun and finished, and a lock against a second run."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.errors import MinitronError
+
+_FOLDER = ".minitron"
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of a step: the fingerprint it was begun with, and what it had made when it finished."""
+
+    begun: str = ""
+    digest: str = ""
+    signature: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+    command: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.digest)
+
+
+def load(directory: Path) -> dict[str, Record]:
+    """Step name -> record; empty for a new run directory."""
+    file = directory / _FOLDER / "state.json"
+    if not file.is_file():
+        return {}
+    try:
+        return {name: Record(**record) for name, record in json.loads(file.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MinitronError(f"{file} is damaged: {error}", f"remove {directory} and run the recipe again") from error
+
+
+def save(directory: Path, records: dict[str, Record]) -> None:
+    """Write the records atomically: a killed run never leaves half a state."""
+    with atomic_file(directory / _FOLDER / "state.json") as temporary:
+        document: dict[str, Any] = {name: asdict(record) for name, record in records.items()}
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold the run directory; the lock goes with the process, however it ends."""
+    folder = directory / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MinitronError(
+                f"another `minitron run` is working in {directory}", "wait for it, or choose another directory with -o"
+            ) from error
+        yield

@@ -1,0 +1,100 @@
+"""Recipes: chains of command lines, as values; spec/recipe_file reads them from YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minitron_cli.errors import MinitronError, near_matches
+
+Value = str | int | float | bool
+Values = Value | tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """How a verb's command line is put together: which input stands without a flag, and how the output is named."""
+
+    positional: str | None
+    output_flag: str | None = "-o"
+    suffix: str = ""
+
+
+VERBS: dict[str, Verb] = {
+    "toy": Verb(None, output_flag=None),
+    "train": Verb("model"),
+    "importance": Verb("model", suffix=".safetensors"),
+    "prune": Verb("model"),
+    "distill": Verb("student"),
+    "eval": Verb("models", suffix=".json"),
+    "bench": Verb("models", suffix=".json"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command line: `inputs` are references, `options` are literal values."""
+
+    name: str
+    verb: str
+    inputs: Mapping[str, tuple[str, ...]]
+    options: Mapping[str, Values]
+
+    @property
+    def output(self) -> str:
+        return self.name + VERBS[self.verb].suffix
+
+    def needs(self) -> tuple[str, ...]:
+        """Every reference, in order."""
+        return tuple(ref for refs in self.inputs.values() for ref in refs)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Steps in an order in which each needs only earlier ones; `given` are the declared inputs that have a value."""
+
+    name: str
+    about: str
+    declared: Mapping[str, str]
+    steps: tuple[Step, ...]
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def step(self, name: str) -> Step:
+        for step in self.steps:
+            if step.name == name:
+                return step
+        names = [step.name for step in self.steps]
+        raise MinitronError(f"the recipe has no step {name!r}", near_matches(name, names))
+
+    def maker(self, reference: str) -> Step | None:
+        """The step that makes what a reference points at, or None for a declared input."""
+        return None if reference.startswith("{") else self.step(reference.split("/")[0])
+
+
+def command_line(recipe: Recipe, step: Step, directory: Path) -> list[str]:
+    """The step as the arguments that a user would type after `minitron`."""
+    verb = VERBS[step.verb]
+    words = [step.verb]
+    if verb.output_flag is None:
+        words.append(str(directory / step.output))
+    if verb.positional is not None:
+        words += [locate(recipe, ref, directory) for ref in step.inputs[verb.positional]]
+    for key, references in step.inputs.items():
+        if key != verb.positional:
+            words += [word for ref in references for word in (f"--{key}", locate(recipe, ref, directory))]
+    for key, value in step.options.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [f"--{key}"] if item is True else [] if item is False else [f"--{key}", str(item)]
+    if verb.output_flag is not None:
+        words += [verb.output_flag, str(directory / step.output)]
+    return words
+
+
+def locate(recipe: Recipe, reference: str, directory: Path) -> str:
+    """The path (or, for a declared input, the text) that a reference stands for."""
+    if reference.startswith("{"):
+        name = reference[1 : reference.index("}")]
+        if name not in recipe.given:
+            raise MinitronError(f"input {name!r} is not given: {recipe.declared[name]}", f"add --set {name}=...")
+        return recipe.given[name] + reference[reference.index("}") + 1 :]
+    maker, _, below = reference.partition("/")
+    return str(directory / recipe.step(maker).output / below) if below else str(directory / recipe.step(maker).output)

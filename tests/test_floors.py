@@ -1,0 +1,106 @@
+"""The house: imports only go down, the ground knows no torch, and `--help` imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minitron_cli
+
+ROOT = Path(minitron_cli.__file__).parent
+
+FLOOR = {
+    "errors": 0,
+    "__init__": 0,
+    "spec": 1,
+    "families": 2,
+    "checkpoint": 3,
+    "data": 4,
+    "importance": 5,
+    "prune": 5,
+    "training": 5,
+    "evaluate": 5,
+    "toy": 5,
+    "chain": 6,
+    "report": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "matplotlib", "accelerate")
+GROUND = ("errors", "__init__", "spec", "families")
+
+
+def _package(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def _imports(path: Path, top_level_only: bool = False) -> list[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_go_down(path: Path) -> None:
+    mine = _package(path)
+    for name in _imports(path):
+        if name.split(".")[0] != "minitron_cli" or name in ("minitron_cli", "minitron_cli.__version__"):
+            continue
+        other = name.split(".")[1]
+        if other != mine:
+            assert FLOOR[other] < FLOOR[mine], f"{mine} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("package", GROUND)
+def test_the_ground_imports_nothing_heavy(package: str) -> None:
+    for path in (p for p in FILES if _package(p) == package):
+        heavy = [name for name in _imports(path) if name.split(".")[0] in (*HEAVY, "safetensors")]
+        assert not heavy, f"{path}: {heavy}"
+
+
+def test_cli_modules_import_nothing_heavy_at_top_level() -> None:
+    for path in (p for p in FILES if _package(p) == "cli"):
+        heavy = [
+            name for name in _imports(path, top_level_only=True) if name.split(".")[0] in (*HEAVY, "rich", "numpy")
+        ]
+        assert not heavy, f"{path}: {heavy}"
+
+
+def _commands() -> list[list[str]]:
+    import typer.main
+
+    from minitron_cli.cli.app import app
+
+    found: list[list[str]] = [[]]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        found.append([name])
+        found += [[name, sub] for sub in getattr(command, "commands", {})]
+    return found
+
+
+@pytest.mark.parametrize("words", _commands(), ids=lambda w: " ".join(w) or "minitron")
+def test_help_imports_neither_torch_nor_transformers(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom minitron_cli.__main__ import run\n"
+        f"code = run({[*words, '--help']!r})\n"
+        f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Usage: minitron" in result.stdout
+    if words and words != ["data"]:
+        assert "Examples:" in result.stdout
