@@ -95,7 +95,7 @@ def make_job(
     sources: tuple[Source, ...], tokenizer: TextTokenizer, separator: str, text_field: str | None, cache: Path
 ) -> Job:
     """Read what decides the outcome: content hashes, columns, separator. Nothing is tokenised yet."""
-    name, before, after = separator_ids(tokenizer, separator)
+    separator, before, after = separator_ids(tokenizer, separator)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     described: list[dict[str, str]] = []
     tasks: list[Task] = []
@@ -110,7 +110,7 @@ def make_job(
             tasks += [Task(len(tasks) + offset, piece, fields, source.name) for offset, piece in enumerate(pieces)]
     names = sorted({fields.text for fields in chosen.values() if fields.text is not None})
     how = Encoding(tokenizer.path, tuple(before), tuple(after), dtype)
-    return Job(tokenizer, how, name, ",".join(names) or None, tuple(described), tuple(tasks))
+    return Job(tokenizer, how, separator, ",".join(names) or None, tuple(described), tuple(tasks))
 
 
 def run_job(
@@ -122,9 +122,11 @@ def run_job(
     finish: Finish = lambda directory, header: None,
 ) -> TokenFile:
     """Make the token file `out`, or find it made; `finish` adds to the directory before it takes its name."""
+    if workers < 1:
+        raise MinitronError(f"{workers} workers", "ask for 1 or more")
     if is_made(job, out):
         return TokenFile.open(out)
-    check_output(out, overwrite)
+    check_token_output(job, out, overwrite)
     parts_dir = out.with_name(f".{out.name}.minitron-parts")
     with _own(parts_dir):
         if is_made(job, out):  # by the process that was waited for
@@ -143,10 +145,23 @@ def run_job(
 
 def is_made(job: Job, out: Path) -> bool:
     """Whether `out` is the finished token file of `job`."""
-    if not is_token_directory(out):
-        return False
+    return is_token_directory(out) and not differences(job, out)
+
+
+def differences(job: Job, out: Path) -> tuple[str, ...]:
+    """Names of what the token file `out` was made otherwise from than `job` says."""
     header = read_header(out)
-    return all(getattr(header, name) == value for name, value in job.identity().items())
+    return tuple(name for name, value in job.identity().items() if getattr(header, name) != value)
+
+
+def check_token_output(job: Job, out: Path, overwrite: bool) -> None:
+    """Refuse an output that is there and is not of this job, naming what differs."""
+    if not overwrite and is_token_directory(out) and (other := differences(job, out)):
+        raise MinitronError(
+            f"{out} is a token file made otherwise: {', '.join(name.replace('_', ' ') for name in other)}",
+            "choose another output with -o, or add --overwrite to replace it",
+        )
+    check_output(out, overwrite)
 
 
 def _open_fitting(path: Path, tokenizer: TextTokenizer, separator: str) -> TokenFile:

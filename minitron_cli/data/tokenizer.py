@@ -154,7 +154,7 @@ def _load_through_transformers(path: Path) -> "Tokenizer":
         loaded = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise MinitronError(
-            f"no tokenizer in {path}: {str(error).splitlines()[0]}",
+            f"no tokenizer in {path}",
             "give a model directory that has tokenizer.json (or one that transformers can load)",
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
