@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from minitron_cli.errors import MinitronError, near_matches
 
@@ -31,6 +32,14 @@ VERBS: dict[str, Verb] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """Something the user gives. A model may carry its `config`, so that its shape is known before it is there."""
+
+    about: str
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One command line: `inputs` are references, `options` are literal values."""
 
@@ -54,7 +63,7 @@ class Recipe:
 
     name: str
     about: str
-    declared: Mapping[str, str]
+    declared: Mapping[str, Input]
     steps: tuple[Step, ...]
     given: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,7 +103,7 @@ def locate(recipe: Recipe, reference: str, directory: Path) -> str:
     if reference.startswith("{"):
         name = reference[1 : reference.index("}")]
         if name not in recipe.given:
-            raise MinitronError(f"input {name!r} is not given: {recipe.declared[name]}", f"add --set {name}=...")
+            raise MinitronError(f"input {name!r} is not given: {recipe.declared[name].about}", f"add --set {name}=...")
         return recipe.given[name] + reference[reference.index("}") + 1 :]
     maker, _, below = reference.partition("/")
     return str(directory / recipe.step(maker).output / below) if below else str(directory / recipe.step(maker).output)

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.spec.recipe import VERBS, Recipe, Step, Value, Values
+from minitron_cli.spec.recipe import VERBS, Input, Recipe, Step, Value, Values
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -30,9 +30,9 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 def load_recipe(path: Path, options: Mapping[str, Collection[str]] | None = None) -> Recipe:
     """Read a recipe; unknown keys, verbs, references and (where `options` lists them by verb) options are errors."""
     document = _keys(_read(path), {"about", "inputs", "steps"}, {"steps"}, f"{path}")
-    declared = _mapping(document.get("inputs") or {}, "inputs")
+    declared = {k: _input(k, v) for k, v in _mapping(document.get("inputs") or {}, "inputs").items()}
     steps = [_step(name, entry, options) for name, entry in _mapping(document["steps"], "steps").items()]
-    recipe = Recipe(path.stem, str(document.get("about", "")), {k: str(v) for k, v in declared.items()}, tuple(steps))
+    recipe = Recipe(path.stem, str(document.get("about", "")), declared, tuple(steps))
     return replace(recipe, steps=_ordered(recipe))
 
 
@@ -72,6 +72,15 @@ def _read(path: Path) -> Any:
         raise MinitronError(f"there is no recipe at {path}", "see recipes/ for the ones that come along") from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise MinitronError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}", "fix the file") from error
+
+
+def _input(name: str, entry: Any) -> Input:
+    if isinstance(entry, str):
+        return Input(entry)
+    entry = _keys(entry, {"about", "config"}, {"about"}, f"input {name!r}")
+    return Input(
+        str(entry["about"]), _mapping(entry["config"], f"input {name!r}: config") if "config" in entry else None
+    )
 
 
 def _step(name: str, entry: Any, options: Mapping[str, Collection[str]] | None) -> Step:
