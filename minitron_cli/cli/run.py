@@ -4,7 +4,8 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
-from minitron_cli.cli.common import argument, emit, examples, option, say, table
+from minitron_cli.cli.common import argument, bytes_text, count_text, emit, examples, option, say, table
+from minitron_cli.errors import MinitronError
 
 NAME = "run"
 EXAMPLES = examples("minitron run tiny", "minitron run recipes/tiny.yaml --set middle.steps=100 --print-commands")
@@ -20,6 +21,8 @@ def command(
         bool, option("--print-commands", help="print the chain as shell lines, run nothing")
     ] = False,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be run, and why")] = False,
+    tflops: Annotated[float, option("--gpu-tflops", help="peak of one GPU, for the hours of --dry-run")] = 989.0,
+    mfu: Annotated[float, option("--mfu", help="share of that peak that training reaches")] = 0.4,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Run a chain of commands: what is done is skipped, what was interrupted goes on, what changed is made again."""
@@ -37,8 +40,7 @@ def command(
             print("minitron " + shlex.join(command_line(chain, step, directory)))
         return
     if dry_run:
-        decisions = plan_run(chain, directory, begin, until)
-        facts = {"run": str(directory), "steps": [_facts(chain, d, directory) for d in decisions]}
+        facts = _plan_facts(chain, plan_run(chain, directory, begin, until), directory, tflops * 1e12 * mfu)
         emit(facts, as_json, lambda: _show_plan(facts))
         return
     run(chain, directory, _execute, say, begin, until)
@@ -48,15 +50,59 @@ def command(
         print(f"{directory / 'family.json'}: the family, its lineage and its figures")
 
 
-def _facts(chain: Any, decision: Any, directory: Path) -> dict[str, Any]:
+def _plan_facts(chain: Any, decisions: list[Any], directory: Path, flops_per_second: float) -> dict[str, Any]:
+    from minitron_cli.chain.family import known_configs
+    from minitron_cli.spec.estimate import estimate
     from minitron_cli.spec.recipe import command_line
 
-    line = "minitron " + shlex.join(command_line(chain, decision.step, directory))
-    return {"step": decision.step.name, "action": decision.action, "reason": decision.reason, "command": line}
+    costs = {cost.step.name: cost for cost in estimate(chain, known_configs(chain, directory))}
+    steps = []
+    for decision in decisions:
+        cost = costs[decision.step.name]
+        try:
+            line = shlex.join(["minitron", *command_line(chain, decision.step, directory)])
+        except MinitronError as missing:  # a declared input without a value: the plan is still worth showing
+            line = missing.message
+        steps.append({
+            "step": decision.step.name,
+            "action": decision.action,
+            "reason": decision.reason,
+            "parameters": cost.model.parameters if cost.model else None,
+            "non_embedding_parameters": cost.model.non_embedding if cost.model else None,
+            "tokens": cost.tokens,
+            "flops": cost.flops,
+            "gpu_hours": cost.flops / flops_per_second / 3600,
+            "disk_bytes": cost.disk_bytes,
+            "command": line,
+        })  # fmt: skip
+    return {"run": str(directory), "steps": steps}
 
 
 def _show_plan(facts: dict[str, Any]) -> None:
-    table(["step", "action", "why"], [[s["step"], s["action"], s["reason"]] for s in facts["steps"]])
+    steps = facts["steps"]
+    rows = [
+        [
+            s["step"],
+            s["action"],
+            s["reason"],
+            *_costs(s["parameters"], s["tokens"], s["flops"], s["gpu_hours"], s["disk_bytes"]),
+        ]
+        for s in steps
+    ]
+    todo = [s for s in steps if s["action"] != "done"]
+    total = [sum(s[key] for s in todo) for key in ("tokens", "flops", "gpu_hours", "disk_bytes")]
+    columns = ["step", "action", "why", "makes", "tokens", "FLOPs", "GPU hours", "disk"]
+    table(columns, [*rows, ["to do", "", "", *_costs(None, *total)]])
+
+
+def _costs(parameters: int | None, tokens: float, flops: float, hours: float, disk: float) -> list[str]:
+    return [
+        count_text(parameters) if parameters else "",
+        count_text(tokens) if tokens else "",
+        f"{flops:.1e}" if flops else "",
+        (f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}") if flops else "",
+        bytes_text(disk) if disk else "",
+    ]
 
 
 def _execute(arguments: list[str]) -> int:

@@ -1,0 +1,104 @@
+"""Candidate shapes under a budget: every point of a grid whose size lies in the window (Minitron, section 2.3)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.family import Family
+from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, check_target, kv_bytes_per_token, num_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A shape inside the budget, and its exact size."""
+
+    shape: Shape
+    parameters: int
+    non_embedding: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Inclusive bounds on total parameters; `max_bytes` also bounds weights plus KV cache at `kv_tokens` tokens."""
+
+    low: float
+    high: float
+    max_bytes: float | None = None
+    kv_tokens: int = 0
+    bytes_per_element: int = 2
+
+
+def around(parameters: float, tolerance: float) -> Window:
+    """A budget with a relative tolerance: 4e9 at 0.05 -> 3.8e9 to 4.2e9."""
+    return Window(parameters * (1 - tolerance), parameters * (1 + tolerance))
+
+
+def default_grid(source: Shape, steps: int = 8) -> dict[str, list[int]]:
+    """Values per axis, from half the source's size (two thirds of its layers) upwards, on hardware-friendly steps.
+
+    Heads stay: the authors found models that keep their heads stronger at equal size (arXiv 2408.11796, insights).
+    """
+    grid = {}
+    for axis, share in (("hidden", 0.5), ("ffn", 0.5), ("expert_ffn", 0.5), ("layer", 2 / 3)):
+        if axis in source:
+            grid[axis] = _values(source[axis], round(source[axis] * share), steps)
+    return grid
+
+
+def _values(top: int, bottom: int, steps: int) -> list[int]:
+    """About `steps` values from `bottom` to `top`, on the largest power of two that gives that many and divides top."""
+    unit = 1
+    while (top - bottom) // (unit * 2) >= steps and top % (unit * 2) == 0:
+        unit *= 2
+    stride = max(unit, (top - bottom) // steps // unit * unit)
+    return sorted(range(top, bottom - 1, -stride))
+
+
+def candidates(
+    family: Family,
+    config: Mapping[str, Any],
+    source: Shape,
+    grid: Mapping[str, Sequence[int]],
+    window: Window,
+    *,
+    ffn_factors: Sequence[float] = (),
+) -> list[Candidate]:
+    """Every valid grid point inside the window, largest first.
+
+    `grid` gives absolute sizes per axis; `ffn_factors` instead sets ffn = factor x hidden, as the paper's table does.
+    Axes not on the grid keep the source's size. Points that can not be cut from the source are left out.
+    """
+    unknown = [axis for axis in grid if axis not in source]
+    if unknown:
+        raise MinitronError(f"the model has no axis {', '.join(unknown)}", f"axes: {', '.join(source)}")
+    lines = family.expected(config)
+    found = []
+    axes = list(grid)
+    for values in product(*(grid[axis] for axis in axes)):
+        shape = source.with_(**dict(zip(axes, values)))
+        for sized in _with_factors(shape, ffn_factors):
+            total = num_parameters(lines, sized)
+            if window.low <= total <= window.high and _fits(sized, total, window) and _valid(family, source, sized):
+                found.append(Candidate(sized, total, num_parameters(lines, sized, embedding=False)))
+    return sorted(found, key=lambda c: (-c.parameters, [-c.shape[axis] for axis in FLAG_OF_AXIS if axis in source]))
+
+
+def _with_factors(shape: Shape, factors: Sequence[float]) -> list[Shape]:
+    return [shape.with_(ffn=round(factor * shape["hidden"])) for factor in factors] if factors else [shape]
+
+
+def _fits(shape: Shape, parameters: int, window: Window) -> bool:
+    if window.max_bytes is None:
+        return True
+    width = window.bytes_per_element
+    return parameters * width + window.kv_tokens * kv_bytes_per_token(shape, width) <= window.max_bytes
+
+
+def _valid(family: Family, source: Shape, shape: Shape) -> bool:
+    try:
+        check_target(family, source, shape)
+    except MinitronError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""Every recipe that comes along ends, by shape alone, at the published parameter counts."""
+
+from pathlib import Path
+
+import pytest
+
+from minitron_cli.cli.recipes import bundled, find_recipe, names, options_by_verb
+from minitron_cli.spec.estimate import estimate
+from minitron_cli.spec.recipe_file import load_recipe
+
+# recipe -> step -> (total, non-embedding) parameters, exact.
+PUBLISHED = {
+    "llama-3.1-8b-to-4b-width": {
+        "corrected": (8_030_261_248, 6_979_588_096),
+        "width-4b": (4_512_746_496, 3_724_741_632),
+    },
+    "llama-3.1-8b-to-4b-depth": {"depth-4b": (4_540_469_248, 3_489_796_096)},
+    "mistral-nemo-12b-to-8b": {
+        "corrected": (12_247_782_400, 10_905_605_120),
+        "mn-minitron-8b": (8_414_105_600, 7_340_363_776),
+    },
+    "nemotron-4-15b-to-8b-to-4b": {
+        "minitron-8b": (8_271_699_968, 6_174_547_968),
+        "minitron-4b": (4_190_509_056, 2_617_645_056),
+    },
+    "qwen3-8b-to-6b": {"qwen3-6b": (5_988_774_912, 4_899_697_664)},
+    "pythia-410m-to-160m": {"pythia-160m": (162_322_944, 85_056_000)},
+    "llama-2-7b-to-1.3b": {"llama-1.3b": (1_345_423_360, 1_214_351_360)},
+    "llama-2-7b-to-2.7b": {"llama-2.7b": (2_701_560_320, 2_537_720_320)},
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_shapes_are_the_published_ones(name: str) -> None:
+    made = {cost.step.name: cost.model for cost in estimate(load_recipe(find_recipe(name)))}
+    got = {step: (made[step].parameters, made[step].non_embedding) for step in PUBLISHED[name]}
+    assert got == PUBLISHED[name]
+
+
+def test_every_recipe_has_its_oracle() -> None:
+    assert set(names()) == {*PUBLISHED, "tiny"}
+
+
+@pytest.mark.parametrize("path", sorted(bundled().glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_option_exists(path: Path) -> None:
+    load_recipe(path, options_by_verb())
