@@ -23,10 +23,10 @@ BASE: dict[str, Any] = {
 }
 
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {**BASE, "hidden_size": 54},
+    "llama": BASE,
     "mistral": BASE,
-    "granite": {**BASE, "hidden_size": 54, "logits_scaling": 2.0, "embedding_multiplier": 3.0},
-    "smollm3": {**BASE, "hidden_size": 54, "no_rope_layer_interval": 2},
+    "granite": {**BASE, "logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
+    "smollm3": {**BASE, "no_rope_layer_interval": 2},
     "qwen2": {**BASE, "tie_word_embeddings": True},
     "qwen3": BASE,
 }

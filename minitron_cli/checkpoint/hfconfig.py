@@ -15,7 +15,7 @@ def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict
 
     Runtimes that derive head_dim from hidden / heads break on pruned models otherwise.
     """
-    return {**config, **{key: target[axis] for axis, key in family.config_keys.items() if axis in target}}
+    return {**config, **{str(family.key(axis, config)): target[axis] for axis in family.config_keys if axis in target}}
 
 
 def pruned_config(source: Path, config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def pruned_config(source: Path, config: Mapping[str, Any], family: Family, plan:
     for key in family.per_layer:
         full = config.get(key) or _derived(source).get(key)
         if full is not None:
-            assert len(full) == plan.source["layer"], f"{key} has {len(full)} entries"
+            _check_length(key, full, plan.source["layer"])
             result[key] = [full[i] for i in layers]
     for key in family.per_layer_index:
         if config.get(key):
@@ -39,14 +39,23 @@ def pruned_config(source: Path, config: Mapping[str, Any], family: Family, plan:
     return result
 
 
+def _check_length(key: str, values: Any, num_layers: int) -> None:
+    if not isinstance(values, list) or len(values) != num_layers:
+        raise MinitronError(
+            f"config.json: {key} must list one entry for each of the {num_layers} layers, got {values!r}",
+            "config.json and the weights do not belong together; fetch them again",
+        )
+
+
 def validate_config(config: Mapping[str, Any]) -> None:
     """Let transformers build the config; what it rejects becomes an error before any tensor is read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     values = {key: value for key, value in config.items() if key != "model_type"}
     try:
         AutoConfig.for_model(config["model_type"], **values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise MinitronError(
             f"transformers rejects the target's config: {' '.join(str(error).split())}",
             "choose sizes that the model class allows (some need hidden to be a multiple of heads)",

@@ -17,7 +17,7 @@ import numpy as np
 from minitron_cli import __version__
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.plan import Plan, plan_problems
 from minitron_cli.spec.shape import Shape
 
 KEPT_INDICES = "kept_indices.safetensors"
@@ -130,6 +130,8 @@ def read_plan(directory: Path) -> Plan | None:
             shapes = json.loads((stream.metadata() or {})["minitron"])
             kept = {axis: stream.get_tensor(axis) for axis in stream.keys()}  # noqa: SIM118
         source, target = Shape(shapes["source"]), Shape(shapes["target"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
+    if problems := plan_problems(source, target, kept):
+        raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")
     return Plan(source, target, kept)

@@ -142,9 +142,11 @@ def _explain(
             problems.append(f"{name} lies beyond the config's {shape['layer']} layers")
         elif not found.weight.junk and tensors[name].shape != (wanted := _sizes(found.weight, shape)):
             problems.append(f"{name} has shape {list(tensors[name].shape)}, the config says {list(wanted)}")
-    alternatives = {w.name for w in family.weights if w.optional and w.when is None and w.name in seen}
-    for weight in family.expected(config):
-        if seen.get(weight.name, 0) < copies(weight, shape) and not alternatives:
+    layouts = sorted({m.weight.layout for m in matches.values() if m.weight.layout})
+    if len(layouts) > 1:
+        problems.append(f"it mixes the storage layouts {' and '.join(layouts)}")
+    for weight in family.expected(config, next(iter(layouts), None)):
+        if seen.get(weight.name, 0) < copies(weight, shape):
             problems.append(f"{weight.name}: {seen.get(weight.name, 0)} of {copies(weight, shape)} tensors are there")
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""

@@ -37,39 +37,22 @@ class Cut:
 
 def cuts(checkpoint: Checkpoint, plan: Plan) -> list[Cut]:
     """Every tensor of the target in the source's order, layers and experts renumbered."""
-    new_layer = _renumber(plan, checkpoint.shape["layer"])
     found = []
     for match in checkpoint.matches.values():
-        layer = None if match.layer is None else new_layer[match.layer]
-        if match.weight.junk or layer == -1:
+        layer = None if match.layer is None else plan.target_layer(match.layer)
+        if match.weight.junk or (match.layer is not None and layer is None):
             continue
-        expert = _new_expert(plan, match, layer)
-        if expert != -1:
+        expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
+        if match.expert is None or expert is not None:
             found.append(_cut(checkpoint, plan, match, layer, expert))
     return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
-
-
-def _renumber(plan: Plan, num_layers: int) -> np.ndarray:
-    """Source layer -> target layer, -1 where it is dropped: (source layers,)."""
-    new = np.full(num_layers, -1)
-    kept = plan.kept.get("layer", np.arange(num_layers))
-    new[kept] = np.arange(len(kept))
-    return new
-
-
-def _new_expert(plan: Plan, match: Match, layer: int | None) -> int | None:
-    if match.expert is None or "expert" not in plan.kept:
-        return match.expert
-    row = plan.kept["expert"][layer]
-    place = int(np.searchsorted(row, match.expert))
-    return place if place < len(row) and row[place] == match.expert else -1
 
 
 def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, expert: int | None) -> Cut:
     info, weight = checkpoint.tensors[match.name], match.weight
     kept = plan.resolve(layer, expert)
     shape = tuple(size(dim, plan.target.sizes) for dim in weight.dims)
-    place = {axis: int(i) for axis, i in (("layer", layer), ("expert", expert)) if i is not None}
+    place = {axis: i for axis, i in (("layer", layer), ("expert", expert)) if i is not None}
     keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, keep)
 

@@ -6,11 +6,14 @@ A line is a weight's name on disk, then one entry per tensor dimension, then an 
     model.layers.{layer}.mlp.gate_up_proj.weight   (ffn + ffn) hidden
     model.layers.{layer}.self_attn.q_proj.bias     (head head_dim)            ?attention_bias
     lm_head.weight                                 vocab hidden               ?!tie_word_embeddings
+    embed_out.weight                               vocab hidden               ?!tie_word_embeddings @disk
+    lm_head.weight                                 vocab hidden               ?!tie_word_embeddings @memory
     model.layers.{layer}.self_attn.rotary_emb.inv_freq -
 
 A dimension is an axis, an integer, a row-major product `(head 3 head_dim)` or a concatenation `(ffn + ffn)` of
 products. `{layer}` and `{expert}` in the name are axes too. `?` marks a weight that may be absent, `?key` one that is
-there exactly when the config says `key`, `?!key` when it does not; `-` marks known junk that is not written out.
+there exactly when the config says `key`, `?!key` when it does not. `@layout` marks alternatives: a checkpoint holds the
+lines of one layout only, the first one named being the usual. `-` marks known junk that is not written out.
 """
 
 import re
@@ -40,13 +43,17 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One line of a family's table. `dims` is empty for junk; `when` names the config key that decides presence."""
+    """One line of a family's table. `dims` is empty for junk.
+
+    `when` names the config key that decides presence, `layout` the storage layout that the line belongs to (None: all).
+    """
 
     name: str
     dims: tuple[Dim, ...]
     optional: bool = False
     when: str | None = None
     junk: bool = False
+    layout: str | None = None
 
     @property
     def name_axes(self) -> tuple[str, ...]:
@@ -65,12 +72,19 @@ def parse_line(line: str) -> Weight:
             raise ValueError(f"{line!r}: {{{axis}}} cannot stand in a name")
     if entries == ["-"]:
         return Weight(name, (), optional=True, junk=True)
-    optional, when = False, None
-    if entries and entries[-1].startswith("?"):
-        optional, when = True, entries.pop()[1:] or None
-    if not entries:
+    marks = {entry[0]: entry[1:] for entry in entries if entry[0] in "?@"}
+    dims = [entry for entry in entries if entry[0] not in "?@"]
+    if entries != [*dims, *(mark + word for mark, word in marks.items())] or marks.get("@") == "":
+        raise ValueError(f"{line!r}: marks stand once, behind the dimensions")
+    if not dims:
         raise ValueError(f"{line!r}: no dimensions")
-    return Weight(name, tuple(_parse_dim(e, line) for e in entries), optional, when)
+    return Weight(
+        name,
+        tuple(_parse_dim(entry, line) for entry in dims),
+        optional="?" in marks,
+        when=marks.get("?") or None,
+        layout=marks.get("@"),
+    )
 
 
 def parse_table(text: str) -> tuple[Weight, ...]:

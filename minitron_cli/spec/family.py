@@ -22,10 +22,11 @@ CONFIG_KEYS: dict[str, str] = {
 class Family:
     """The weights of one architecture, as they are named on disk.
 
-    `config_keys` maps an axis to its key in config.json. A family whose `head_dim` has no key derives it from
-    hidden / heads; one whose `kv` has no key has as many key/value heads as heads. `per_layer` names config lists with
-    one entry per layer; `defaults` holds config values that old or hand-written configs leave out.
-    `per_layer_index` names config lists that hold layer indices (renumbered when layers go).
+    `config_keys` maps an axis to its key in config.json (`a|b` where it goes by several names). A family whose
+    `head_dim` has no key derives it from hidden / heads; one whose `kv` has no key has as many key/value heads as
+    heads. `defaults` holds config values that old or hand-written configs leave out.
+    `per_layer` names config lists with one entry per layer, `per_layer_index` lists of layer indices: both follow the
+    layers that stay.
     `refuses` maps an axis that can not be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
     """
@@ -60,12 +61,22 @@ class Family:
         dims = {f for w in self.weights for dim in w.dims for product in dim for f in product if isinstance(f, str)}
         return frozenset(names | dims)
 
-    def expected(self, config: Mapping[str, Any]) -> tuple[Weight, ...]:
+    def layouts(self) -> tuple[str, ...]:
+        """The names of the storage layouts, the usual one first; empty where there is only one way to store."""
+        return tuple(dict.fromkeys(w.layout for w in self.weights if w.layout))
+
+    def key(self, axis: str, config: Mapping[str, Any]) -> str | None:
+        """The config key of an axis: of the names it goes by (`num_experts|num_local_experts`) the one in use."""
+        names = self.config_keys[axis].split("|") if axis in self.config_keys else []
+        return next((name for name in names if config.get(name) is not None), names[0] if names else None)
+
+    def expected(self, config: Mapping[str, Any], layout: str | None = None) -> tuple[Weight, ...]:
         """The weights that a checkpoint with this config must hold: lines without `?`, and those whose key decides so.
 
-        A bare `?` line (another storage layout) is never expected.
+        Of alternative layouts, those of `layout` (the usual one if None). A bare `?` line is never expected.
         """
-        return tuple(w for w in self.weights if self._expects(w, config))
+        layout = layout or next(iter(self.layouts()), None)
+        return tuple(w for w in self.weights if w.layout in (None, layout) and self._expects(w, config))
 
     def _expects(self, weight: Weight, config: Mapping[str, Any]) -> bool:
         if not weight.optional:
@@ -116,4 +127,5 @@ def _match_one(lines: Mapping[str, Weight], name: str) -> Match | None:
     weight = lines.get(template)
     if weight is None or len(numbers) != len(weight.name_axes):
         return None
-    return Match(name, weight, *numbers)
+    found = dict(zip(weight.name_axes, numbers))
+    return Match(name, weight, **found) if weight.format(**found) == name else None

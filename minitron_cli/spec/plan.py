@@ -23,25 +23,8 @@ class Plan:
     kept: Mapping[str, np.ndarray]
 
     def __post_init__(self) -> None:
-        for axis in self.source:
-            assert (axis in self.kept) or self.source[axis] == self.target[axis] or axis == "expert_active", axis
-        for axis, index in self.kept.items():
-            expected = tuple(self.target[a] for a in (*SCOPE.get(axis, ()), axis))
-            assert index.shape == expected, f"{axis}: kept indices have shape {index.shape}, not {expected}"
-            assert index.min() >= 0, axis
-            assert index.max() < self.source[axis], axis
-            assert (np.diff(index, axis=-1) > 0).all(), f"{axis}: kept indices do not ascend"
-        self._check_groups()
-
-    def _check_groups(self) -> None:
-        """The same number of query heads stays in every kept KV group, and none outside."""
-        if "head" not in self.kept or "kv" not in self.source:
-            return
-        group = self.source["head"] // self.source["kv"]
-        per_group = self.target["head"] // self.target["kv"]
-        for row, heads in enumerate(self.kept["head"]):
-            kv = self.kept["kv"][row] if "kv" in self.kept else np.arange(self.source["kv"])
-            assert np.array_equal(heads // group, np.repeat(kv, per_group)), f"layer {row}: heads leave their KV group"
+        problems = plan_problems(self.source, self.target, self.kept)
+        assert not problems, "; ".join(problems)
 
     def source_layer(self, layer: int) -> int:
         """Source index of a target layer."""
@@ -50,6 +33,14 @@ class Plan:
     def source_expert(self, layer: int, expert: int) -> int:
         """Source index of an expert of a target layer."""
         return int(self.kept["expert"][layer, expert]) if "expert" in self.kept else expert
+
+    def target_layer(self, layer: int) -> int | None:
+        """Index that a source layer has in the target, None where it is dropped."""
+        return _place(self.kept["layer"], layer) if "layer" in self.kept else layer
+
+    def target_expert(self, layer: int, expert: int) -> int | None:
+        """Index that a source expert has in a *target* layer, None where it is dropped."""
+        return _place(self.kept["expert"][layer], expert) if "expert" in self.kept else expert
 
     def resolve(self, layer: int | None = None, expert: int | None = None) -> dict[str, np.ndarray]:
         """Kept indices as plain 1-D arrays for one target layer (and expert); what `axes.positions` takes."""
@@ -60,6 +51,48 @@ class Plan:
             if None not in place:
                 resolved[axis] = index[place]
         return resolved
+
+
+def _place(kept: np.ndarray, index: int) -> int | None:
+    place = int(np.searchsorted(kept, index))
+    return place if place < len(kept) and kept[place] == index else None
+
+
+def plan_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]) -> list[str]:
+    """Why these kept indices do not lead from `source` to `target`; empty when they do."""
+    problems = []
+    for axis in sorted({*source, *target, *kept}):
+        if axis not in source or axis not in target:
+            problems.append(f"{axis} is no axis of both shapes")
+        elif axis not in kept and source[axis] != target[axis] and axis != "expert_active":
+            problems.append(f"{axis} changes from {source[axis]} to {target[axis]} without kept indices")
+    if not problems:
+        found = [_index_problem(source, target, axis, index) for axis, index in kept.items()]
+        problems = [text for text in found if text]
+    return problems or _group_problems(source, target, kept)
+
+
+def _index_problem(source: Shape, target: Shape, axis: str, index: np.ndarray) -> str | None:
+    expected = tuple(target[a] for a in (*SCOPE.get(axis, ()), axis))
+    if index.shape != expected or not np.issubdtype(index.dtype, np.integer):
+        return f"{axis}: kept indices are {index.dtype} of shape {index.shape}, not integers of shape {expected}"
+    if index.size == 0 or index.min() < 0 or index.max() >= source[axis]:
+        return f"{axis}: kept indices leave the range 0..{source[axis] - 1}"
+    return None if (np.diff(index, axis=-1) > 0).all() else f"{axis}: kept indices do not ascend"
+
+
+def _group_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]) -> list[str]:
+    """The same number of query heads must stay in every kept KV group, and none outside."""
+    if "kv" not in source or not {"head", "kv"} & kept.keys():
+        return []
+    if target["head"] % target["kv"]:
+        return [f"{target['head']} heads do not divide by {target['kv']} KV groups"]
+    group, per_group = source["head"] // source["kv"], target["head"] // target["kv"]
+    rows = target["layer"]
+    heads = kept.get("head", np.broadcast_to(np.arange(source["head"]), (rows, source["head"])))
+    kv = kept.get("kv", np.broadcast_to(np.arange(source["kv"]), (rows, source["kv"])))
+    left = [row for row in range(rows) if not np.array_equal(heads[row] // group, np.repeat(kv[row], per_group))]
+    return [f"layers {left}: heads leave their KV group"] if left else []
 
 
 def keep_all(shape: Shape) -> Plan:
@@ -108,7 +141,4 @@ def _keep_heads(scores: np.ndarray, source: Shape, target: Shape) -> dict[str, n
     kv = top_k(grouped.sum(axis=-1), kept_groups)
     inside = top_k(np.take_along_axis(grouped, kv[:, :, None], axis=1), per_group)
     heads = (kv[:, :, None] * group + inside).reshape(len(scores), -1)
-    kept = {"head": heads} if target["head"] != source["head"] else {}
-    if "kv" in source and kept_groups != num_groups:
-        kept["kv"] = kv
-    return kept
+    return {"head": heads, "kv": kv} if "kv" in source and kept_groups != num_groups else {"head": heads}

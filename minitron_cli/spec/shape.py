@@ -52,20 +52,29 @@ class Shape:
 def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
     """Read the size of every axis of the family from a config.json dictionary."""
     config = {**family.defaults, **{k: v for k, v in config.items() if v is not None}}
-    sizes, missing = {}, []
-    for axis, key in family.config_keys.items():
-        if key in config:
-            sizes[axis] = int(config[key])
-        elif axis not in ("kv", "head_dim"):
-            missing.append(key)
-    if missing:
+    sizes, missing, wrong = {}, [], []
+    for axis in family.config_keys:
+        key = family.key(axis, config)
+        if key not in config:
+            missing += [key] if axis not in ("kv", "head_dim") else []
+        elif type(config[key]) is not int or config[key] < 1:
+            wrong.append(f"{key} is {config[key]!r}")
+        else:
+            sizes[axis] = config[key]
+    if missing or wrong:
+        problems = [f"lacks {', '.join(map(str, missing))}"] * bool(missing) + wrong
         raise MinitronError(
-            f"config.json lacks {', '.join(missing)}", f"a {family.name} config names all of its sizes; is it complete?"
+            f"config.json {'; '.join(problems)}",
+            f"a {family.name} config names all of its sizes, as whole numbers; is it complete?",
         )
     if "head" in sizes:
         sizes.setdefault("head_dim", sizes["hidden"] // sizes["head"])
         if "kv" in family.axes():
             sizes.setdefault("kv", sizes["head"])
+        if sizes["head"] % sizes.get("kv", 1):
+            raise MinitronError(
+                f"config.json has {sizes['head']} heads over {sizes['kv']} KV groups", "is it this model's config?"
+            )
     return Shape(sizes)
 
 
@@ -91,6 +100,11 @@ def num_parameters(weights: Iterable[Weight], shape: Shape, *, embedding: bool =
     return sum(num_elements(w, shape) * copies(w, shape) for w in weights if embedding or not _has_vocab(w))
 
 
+def is_routed(weight: Weight) -> bool:
+    """Whether a token meets only some copies of this weight: an expert's own, or all experts fused in one tensor."""
+    return "expert" in weight.name_axes or (len(weight.dims) > 2 and axes_of(weight.dims[0]) == ("expert",))
+
+
 def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
     """Bytes that one token adds to the KV cache: keys and values of every layer."""
     return 2 * shape["layer"] * shape.get("kv", shape["head"]) * shape["head_dim"] * bytes_per_element
@@ -106,7 +120,7 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
     for weight in weights:
         if len(weight.dims) < 2 or _has_vocab(weight):
             continue
-        share = shape.get("expert_active", 1) / shape["expert"] if "expert" in weight.name_axes else 1
+        share = shape.get("expert_active", 1) / shape["expert"] if is_routed(weight) else 1
         linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
     head = 2 * shape["vocab"] * shape["hidden"]
     attention = 2 * context * shape["layer"] * shape["head"] * shape["head_dim"]

@@ -1,0 +1,80 @@
+"""Trimming equals masking, for every family and axis, through a reload with transformers; and the test can fail."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.prune.mask import masked_source
+from minitron_cli.prune.run import write_pruned
+from minitron_cli.spec.plan import Plan
+from tests.prune.cutting import ALL_CASES, difference, load, logits_of, plan_for, prune_to, sizes_for
+from tests.toys import TOY_CONFIGS, toy_ids
+
+Toy = Callable[..., Path]
+TOLERANCE = 2e-5  # float32, relative to the spread of the logits
+
+
+def masked_logits(source: Path, plan: Plan) -> torch.Tensor:
+    return masked_source(load(source), open_checkpoint(source).family, plan)(toy_ids(2, 11))
+
+
+@pytest.mark.parametrize(("model_type", "cut"), ALL_CASES)
+def test_trim_equals_mask(model_type: str, cut: str, toy: Toy, tmp_path: Path) -> None:
+    source = toy(model_type)
+    checkpoint = open_checkpoint(source)
+    plan = plan_for(checkpoint, sizes_for(model_type, cut))
+    write_pruned(checkpoint, plan, tmp_path / "small")
+    trimmed = logits_of(tmp_path / "small")
+    assert difference(trimmed, masked_logits(source, plan)) < TOLERANCE
+    assert difference(trimmed, logits_of(source)) > 1e-2, "the cut changed nothing: the test proves nothing"
+    other = swapped(plan)
+    assert difference(trimmed, masked_logits(source, other)) > 1e-3, "one swapped unit went unnoticed"
+
+
+def swapped(plan: Plan) -> Plan:
+    """The plan with one kept unit exchanged for a dropped one; heads inside their group, or a KV group whole."""
+    axis = next(a for a in ("expert_ffn", "ffn", "hidden", "expert", "layer", "head") if a in plan.kept)
+    if axis == "head":
+        return replace(plan, kept={**plan.kept, **_other_heads(plan)})
+    kept = plan.kept[axis].copy()
+    for row in kept.reshape(-1, kept.shape[-1]):
+        row[-1] = np.setdiff1d(np.arange(plan.source[axis]), row)[0]
+        row.sort()
+    return replace(plan, kept={**plan.kept, axis: kept})
+
+
+def _other_heads(plan: Plan) -> dict[str, np.ndarray]:
+    num_groups = plan.source.get("kv", plan.source["head"])
+    group = plan.source["head"] // num_groups
+    kept = {axis: plan.kept[axis].copy() for axis in ("head", "kv") if axis in plan.kept}
+    for row in range(len(kept["head"])):
+        heads = kept["head"][row]
+        free = np.setdiff1d(np.arange(plan.source["head"]), heads)
+        inside = [head for head in free if head // group in heads // group]
+        if inside:
+            heads[np.flatnonzero(heads // group == inside[0] // group)[0]] = inside[0]
+        else:
+            out, new = heads[0] // group, free[0] // group
+            heads[heads // group == out] += (new - out) * group
+            if "kv" in kept:
+                kept["kv"][row][kept["kv"][row] == out] = new
+                kept["kv"][row].sort()
+        heads.sort()
+    return kept
+
+
+@pytest.mark.parametrize("model_type", TOY_CONFIGS)
+def test_keeping_all_keeps_every_byte(model_type: str, toy: Toy, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    source = toy(model_type)
+    prune_to(source, tmp_path / "same", {})
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "same" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name

@@ -1,0 +1,80 @@
+"""What a pruned model is good for: it generates, it can be pruned again, and dead units go unnoticed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minitron_cli.checkpoint.provenance import read_plan
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.spec.axes import axes_of
+from minitron_cli.spec.family import match
+from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.scores import Scores
+from tests.prune.cutting import ALL_CASES, difference, load, logits_of, prune_to, random_scores, sizes_for
+from tests.toys import TOY_CONFIGS, make_toy, toy_ids
+
+Toy = Callable[..., Path]
+
+
+@pytest.mark.parametrize(("model_type", "cut"), ALL_CASES)
+def test_greedy_generation_with_cache(model_type: str, cut: str, toy: Toy, tmp_path: Path) -> None:
+    prune_to(toy(model_type), tmp_path / "small", sizes_for(model_type, cut))
+    model, ids = load(tmp_path / "small"), toy_ids(1, 5)
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached = model.generate(ids, use_cache=True, **settings)
+    assert cached.shape == (1, 11)
+    assert torch.equal(cached, model.generate(ids, use_cache=False, **settings))
+
+
+@pytest.mark.parametrize("model_type", TOY_CONFIGS)
+def test_a_second_prune_of_a_pruned_model(model_type: str, toy: Toy, tmp_path: Path) -> None:
+    """Pruning twice is pruning once with the composed indices: the same bytes."""
+    source = toy(model_type)
+    checkpoint = open_checkpoint(source)
+    ratio = "head_dim" not in checkpoint.family.config_keys
+    first = {"ffn": 72, "layer": 2, **({} if ratio else {"hidden": 42})}
+    second = {"ffn": 56, "layer": 1, **({} if ratio else {"hidden": 36})}
+    if "ffn" not in checkpoint.shape:
+        first["expert_ffn"], second["expert_ffn"] = 20, 16
+        del first["ffn"], second["ffn"]
+    one = prune_to(source, tmp_path / "one", first, seed=1)
+    two = prune_to(tmp_path / "one", tmp_path / "two", second, seed=2)
+    rows = two.kept["layer"]
+    outer = {axis: index[rows] if index.ndim > 1 else index for axis, index in one.kept.items()}
+    composed = {axis: np.take_along_axis(outer[axis], index, axis=-1) for axis, index in two.kept.items()}
+    direct = Plan(checkpoint.shape, target_shape(checkpoint, Target(second)), composed)
+    write_pruned(checkpoint, direct, tmp_path / "direct")
+    a, b = (tmp_path / d / "model.safetensors" for d in ("two", "direct"))
+    assert difference(logits_of(tmp_path / "two"), logits_of(tmp_path / "direct")) < 1e-5
+    if checkpoint.family.repair is None:
+        assert a.read_bytes() == b.read_bytes()
+    stored = read_plan(tmp_path / "two")
+    assert stored is not None
+    assert all(np.array_equal(stored.kept[axis], index) for axis, index in two.kept.items())
+
+
+@pytest.mark.parametrize("model_type", TOY_CONFIGS)
+def test_planted_dead_units_are_cut_without_a_trace(model_type: str, tmp_path: Path) -> None:
+    """Units whose writer columns are zero can go: the pruned model is the source, to the last digit but rounding."""
+    from safetensors.torch import load_file, save_file
+
+    source = make_toy(model_type, tmp_path / "source", seed=3)
+    checkpoint = open_checkpoint(source)
+    axis, target = ("ffn", 56) if "ffn" in checkpoint.shape else ("expert_ffn", 16)
+    scores = random_scores(checkpoint.shape).values[axis]
+    dead = np.argsort(np.argsort(scores, axis=-1), axis=-1) < scores.shape[-1] - target
+    tensors = load_file(source / "model.safetensors")
+    for name, found in match(checkpoint.family, tensors)[0].items():
+        if len(found.weight.dims) == 2 and axes_of(found.weight.dims[1]) == (axis,):
+            place = tuple(i for i in (found.layer, found.expert) if i is not None)[: dead.ndim - 1]
+            tensors[name][:, torch.as_tensor(dead[place])] = 0
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    wanted = Target({axis: target})
+    plan = make_plan(checkpoint.shape, target_shape(checkpoint, wanted), wanted, Scores({axis: scores}))
+    write_pruned(open_checkpoint(source), plan, tmp_path / "small")
+    assert difference(logits_of(tmp_path / "small"), logits_of(source)) < 1e-5
