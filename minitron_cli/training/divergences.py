@@ -1,0 +1,107 @@
+"""Divergences between a teacher's and a student's next-token distribution, with their closed-form slopes.
+
+Notation: q teacher, p student, u = logits / T, r rows of a block. A divergence returns its value per row (r,) and its
+slope by the student's u (r, V) or None. Blocks are a few megabytes, so that their dozen passes stay in the cache.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli.errors import MinitronError, near_matches
+
+KINDS = ("forward_kl", "reverse_kl", "jsd", "soft_ce")
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Which divergence at which temperature; the value and the gradient carry T^2 (Hinton et al., arXiv 1503.02531).
+
+    forward_kl  KL(q || p), the recipe's default           reverse_kl  KL(p || q)
+    jsd         beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p   (GKD, arXiv 2306.13649, eq. 1)
+    soft_ce     -sum q log p: forward KL plus the teacher's entropy, the same gradient
+    """
+
+    kind: str = "forward_kl"
+    temperature: float = 1.0
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise MinitronError(f"unknown divergence {self.kind!r}", near_matches(self.kind, KINDS))
+        if not self.temperature > 0:
+            raise MinitronError(f"temperature is {self.temperature}", "give a number above 0; the recipe's is 1")
+        if not 0 < self.beta < 1:
+            raise MinitronError(
+                f"beta of the Jensen-Shannon divergence is {self.beta}",
+                "give 0 < beta < 1; forward_kl and reverse_kl are the divergences that belong to the ends",
+            )
+
+
+FORWARD_KL = Divergence()
+
+
+class Softmax(NamedTuple):
+    """One distribution: u (r, V), probabilities (r, V), the largest u (r,) and the log-probability there (r,).
+
+    log p = (u - top) + log_top. Kept apart, because top - log_top, the log-partition, would round at the size of the
+    logits, and the difference of two of them is what a small divergence is made of.
+    """
+
+    u: Tensor
+    probs: Tensor
+    top: Tensor
+    log_top: Tensor
+
+    def log_probs(self) -> Tensor:
+        """(r, V) log-probabilities."""
+        return (self.u - self.top[:, None]).add_(self.log_top[:, None])
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """(r, k) log-probabilities of ids (r, k)."""
+        return (self.u.gather(1, ids) - self.top[:, None]) + self.log_top[:, None]
+
+
+def softmax(logits: Tensor, temperature: float = 1.0) -> Softmax:
+    """One pass of exponentials; the log is taken at the largest entry only, where it is well conditioned."""
+    u = logits if temperature == 1.0 else logits / temperature
+    probs = torch.softmax(u, dim=-1)
+    return Softmax(u, probs, u.amax(-1), probs.amax(-1).log())
+
+
+def divergence(div: Divergence, student: Softmax, teacher: Softmax, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Value (r,) times T^2, and slope (r, V) by u, over the whole vocabulary; the caller applies T^2 du/dz = T."""
+    if div.kind == "forward_kl":
+        value = _forward_kl(student, teacher)
+        slope = torch.sub(student.probs, teacher.probs) if with_slope else None
+    else:
+        value, pull = on_buckets(div, student.probs, student.log_probs(), teacher.probs, teacher.log_probs())
+        slope = pull.addcmul_(student.probs, pull.sum(-1, keepdim=True), value=-1) if with_slope else None
+    return value * div.temperature**2, slope
+
+
+def _forward_kl(student: Softmax, teacher: Softmax) -> Tensor:
+    """sum q (log q - log p), exactly 0 when both are the same numbers: the u's are subtracted first."""
+    partition = (teacher.top - student.top) - (teacher.log_top - student.log_top)
+    log_ratio = torch.sub(teacher.u, student.u).sub_(partition[:, None])
+    return torch.linalg.vecdot(teacher.probs, log_ratio)
+
+
+def on_buckets(div: Divergence, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Value (r,), without T^2, and pull (r, n), p times the derivative of the value by p, of any n buckets of ids.
+
+    The slope by a logit of bucket b is pull_b - p_b sum(pull); where a bucket holds several ids, each takes the share
+    of its probability. A constant added to the derivative drops out and is left away.
+    """
+    if div.kind == "forward_kl":
+        return torch.linalg.vecdot(q, log_q - log_p), -q
+    if div.kind == "soft_ce":
+        return -torch.linalg.vecdot(q, log_p), -q
+    if div.kind == "reverse_kl":
+        pull = (log_p - log_q).mul_(p)
+        return pull.sum(-1), pull
+    mix = torch.lerp(p, q, div.beta).clamp_min_(torch.finfo(p.dtype).tiny)
+    pull = torch.special.xlogy(p, p / mix).mul_(1 - div.beta)
+    return torch.special.xlogy(q, q / mix).sum(-1) * div.beta + pull.sum(-1), pull

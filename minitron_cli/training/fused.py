@@ -1,0 +1,213 @@
+"""The engine of the fused losses: head GEMMs, loss and gradient over chunks of tokens, gradient made in the forward.
+
+For c tokens at a time: teacher and student logits (c, V) in float32 straight from the GEMM, softmax, the closed-form
+slope in place of the student's logits, then dH (c, H) and a float32 dW (V, H) accumulated over chunks. Nothing of size
+(N, V) exists, nothing is recomputed, the head GEMMs are those of the naive path. Memory: below 16 c V + 4 V H + 4 N H.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitron_cli.training.head import Head, compute_dtype, logits_into, widened
+
+# Memory for the (c, V) buffers, 16 c V bytes, when no chunk size is given.
+_CHUNK_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}
+# The pointwise passes run over blocks of this size per buffer: on a CPU it must fit the cache several times.
+_BLOCK_BYTES = {"cpu": 4 << 20, "gpu": 64 << 20}
+
+
+class LossSums(NamedTuple):
+    """Scalar sums over tokens, weights applied. Only `loss` carries a gradient.
+
+    loss = kd_weight * kd + ce_weight * ce; `agreement` is the weight of the tokens on which both models' top-1 agree.
+    """
+
+    loss: Tensor
+    kd: Tensor
+    ce: Tensor
+    agreement: Tensor
+
+
+class Block(NamedTuple):
+    """What the loss of some rows came to: kd, ce, agreement (r,), slope (r, V) by the student's logits or None."""
+
+    kd: Tensor | None
+    ce: Tensor | None
+    agreement: Tensor | None
+    slope: Tensor | None
+
+
+# (student logits (r, V), teacher logits (r, V) or None, token numbers (r,), with_slope) -> Block
+Pointwise = Callable[[Tensor, Tensor | None, Tensor, bool], Block]
+# (token numbers (c,), out (c, V)) -> None; writes the teacher's logits
+TeacherLogits = Callable[[Tensor, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything about one call but the student's tensors: weights (N,), the first `vocab` ids are compared."""
+
+    scale: float
+    softcap: float | None
+    weights: Tensor
+    vocab: int
+    pointwise: Pointwise
+    teacher: TeacherLogits | None
+    kd_weight: float
+    ce_weight: float
+    chunk_tokens: int | None
+    retain_graph: bool
+
+
+def run(hidden: Tensor, head: Head, job: Job) -> LossSums:
+    """The loss of student states (N, H) under `head`; differentiable by what of hidden, weight, bias asks for it."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return LossSums(*_Fused.apply(hidden, head.weight, head.bias, job, torch.is_grad_enabled()))
+
+
+class _Fused(torch.autograd.Function):
+    """Carries the gradients made in the forward to the backward, which multiplies them by the upstream gradient."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, grad_enabled: bool
+    ) -> tuple[Tensor, ...]:
+        head = Head(weight, bias, job.scale, job.softcap)
+        wanted = [bool(grad_enabled and needed) for needed in ctx.needs_input_grad[:3]]
+        grads = _Gradients(hidden, head, job.vocab, wanted)
+        sums = _accumulate(hidden, head, job, grads)
+        ctx.grads, ctx.retain = grads.finished(weight.dtype), job.retain_graph
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError(
+                "the gradients of a fused loss were consumed by an earlier backward: pass retain_graph=True"
+            )
+        grads = ctx.grads
+        if ctx.retain:
+            return (*(None if g is None else g * upstream.to(g.dtype) for g in grads), None, None)
+        # Scaled in place and let go, so that .grad can take the very tensor: no second (V, H) buffer.
+        ctx.grads = None
+        return (*(None if g is None else g.mul_(upstream) for g in grads), None, None)
+
+
+class _Gradients:
+    """Accumulators: dH (N, H) in the states' dtype, dW (V, H), db (V,) in the compute dtype; None where not wanted."""
+
+    def __init__(self, hidden: Tensor, head: Head, vocab: int, wanted: list[bool]) -> None:
+        self.dtype = compute_dtype(hidden)
+        self.head, self.vocab = head, vocab
+        self.hidden = torch.zeros_like(hidden) if wanted[0] else None
+        # Rows beyond `vocab` are shared by no id of the other model: their gradient is 0.
+        self.weight = torch.zeros_like(head.weight, dtype=self.dtype) if wanted[1] else None
+        self.bias = torch.zeros_like(head.bias, dtype=self.dtype) if wanted[2] and head.bias is not None else None
+
+    @property
+    def wanted(self) -> bool:
+        return not (self.hidden is None and self.weight is None and self.bias is None)
+
+    def add(self, rows: Tensor | slice, states: Tensor, slope: Tensor, weights: Tensor) -> None:
+        """One chunk: states (c, H), slope (c, V) of a token's loss by its raw logits, weights (c,) of the tokens.
+
+        The weights multiply (c, H) instead of (c, V): less work, and slopes of ordinary size where GEMMs run in bf16.
+        """
+        scaled = weights[:, None] * self.head.scale
+        weight = self.head.weight[: self.vocab]
+        narrow = slope.to(weight.dtype) if slope.is_cuda else slope
+        if self.hidden is not None:
+            self.hidden[rows] = (_times_weight(narrow, weight) * scaled).to(self.hidden.dtype)
+        if self.weight is not None:
+            _add_outer(self.weight[: self.vocab], narrow, states * scaled)
+        if self.bias is not None:
+            self.bias[: self.vocab] += (scaled[:, 0, None] * slope).sum(0)
+
+    def finished(self, weight_dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(dH, dW, db): the head's gradients rounded once, to the dtype of the parameter."""
+        return self.hidden, *(None if g is None else g.to(weight_dtype) for g in (self.weight, self.bias))
+
+
+def _times_weight(slope: Tensor, weight: Tensor) -> Tensor:
+    """slope (c, V) @ weight (V, H) -> (c, H)."""
+    if slope.dtype == weight.dtype:
+        return slope @ weight
+    out = slope.new_zeros(slope.shape[0], weight.shape[1])
+    for rows, block in widened(weight, slope.dtype):
+        out.addmm_(slope[:, rows], block)
+    return out
+
+
+def _add_outer(total: Tensor, slope: Tensor, states: Tensor) -> None:
+    """total (V, H) += slope (c, V)^T @ states (c, H), in the dtype of `total`."""
+    if slope.dtype == total.dtype:
+        total.addmm_(slope.t(), states.to(total.dtype))
+    else:
+        torch.addmm(total, slope.t(), states.to(slope.dtype), out_dtype=total.dtype, out=total)
+
+
+def _accumulate(hidden: Tensor, head: Head, job: Job, grads: _Gradients) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run every chunk; returns (loss, kd, ce, agreement) and fills `grads`."""
+    dtype = compute_dtype(hidden)
+    # Masked tokens are dropped before the GEMMs: neither computed nor able to put a NaN into the sums.
+    tokens = job.weights.nonzero()[:, 0]
+    all_kept = len(tokens) == len(job.weights)
+    size = chunk_size(len(tokens), job.vocab, hidden.device.type, job.chunk_tokens)
+    student = torch.empty(size, job.vocab, dtype=dtype, device=hidden.device)
+    teacher = torch.empty_like(student) if job.teacher else None
+    sums = torch.zeros(3, dtype=dtype, device=hidden.device)
+    for start in range(0, len(tokens), max(size, 1)):
+        chunk = tokens[start : start + size]
+        rows = slice(start, start + len(chunk)) if all_kept else chunk
+        states, weights = hidden[rows], job.weights[rows].to(dtype)
+        z_s = logits_into(states, head, student[: len(chunk)])
+        z_t = None
+        if job.teacher is not None and teacher is not None:
+            job.teacher(chunk, z_t := teacher[: len(chunk)])
+        for part in _blocks(len(chunk), job.vocab, dtype, hidden.device.type):
+            _one_block(
+                z_s[part], None if z_t is None else z_t[part], chunk[part], weights[part], job, grads.wanted, sums
+            )
+        if grads.wanted:
+            grads.add(rows, states, z_s, weights)
+    kd, ce, agreement = sums.unbind()
+    loss = job.kd_weight * kd + job.ce_weight * ce
+    return loss, kd.clone(), ce.clone(), agreement.clone()
+
+
+def _one_block(
+    z_s: Tensor, z_t: Tensor | None, tokens: Tensor, weights: Tensor, job: Job, with_slope: bool, sums: Tensor
+) -> None:
+    """Add one block's losses to `sums` and put the slope by the raw scaled logits where its logits were."""
+    block = job.pointwise(z_s, z_t, tokens, with_slope)
+    for position, values in enumerate((block.kd, block.ce, block.agreement)):
+        if values is not None:
+            sums[position] += torch.dot(values, weights)
+    if block.slope is None:
+        return
+    if job.softcap is None:
+        z_s.copy_(block.slope)
+    else:
+        # d cap tanh(s / cap) / ds = 1 - (z / cap)^2
+        z_s.div_(job.softcap).square_().neg_().add_(1.0).mul_(block.slope)
+
+
+def chunk_size(num_tokens: int, vocab: int, device_type: str, chunk_tokens: int | None) -> int:
+    """Tokens per chunk: as asked, else what the memory budget allows, cut into chunks of equal size."""
+    if chunk_tokens is not None:
+        return min(chunk_tokens, num_tokens)
+    allowed = max(16, _CHUNK_BYTES["cpu" if device_type == "cpu" else "gpu"] // (16 * vocab))
+    num_chunks = max(1, -(-num_tokens // allowed))
+    return -(-num_tokens // num_chunks)
+
+
+def _blocks(num_rows: int, vocab: int, dtype: torch.dtype, device_type: str) -> Iterator[slice]:
+    size = max(1, _BLOCK_BYTES["cpu" if device_type == "cpu" else "gpu"] // (vocab * dtype.itemsize))
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))

@@ -1,0 +1,183 @@
+"""The losses of distillation and plain training over a language-model head, without ever holding a batch's logits.
+
+Sums over tokens are already multiplied by the tokens' weights: give weight = mask / global token count and the sum over
+micro-batches and ranks is the mean over the global batch, however it was cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.training import fused, topk
+from minitron_cli.training.divergences import FORWARD_KL, Divergence, Softmax, divergence, softmax
+from minitron_cli.training.fused import Block, Job, LossSums
+from minitron_cli.training.head import Head, logits_into
+from minitron_cli.training.topk import TopK
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """One teacher: last hidden states (N, H_t), its head, and its share of the mixed distribution."""
+
+    hidden: Tensor
+    head: Head
+    share: float = 1.0
+
+
+def fused_distillation(
+    hidden: Tensor,
+    head: Head,
+    teachers: Sequence[Teacher],
+    weights: Tensor,
+    *,
+    div: Divergence = FORWARD_KL,
+    targets: Tensor | None = None,
+    kd_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    vocab: int | None = None,
+    agreement: bool = False,
+    chunk_tokens: int | None = None,
+    retain_graph: bool = False,
+) -> LossSums:
+    """kd_weight * sum_i w_i D(teacher_i, student_i) + ce_weight * sum_i w_i CE(target_i, student_i).
+
+    hidden (N, H_s) student states, weights (N,), targets (N,) ids; `vocab` compares only the first `vocab` ids. Several
+    teachers are mixed in probability, by their shares. Where no input needs a gradient only the sums are computed.
+    `retain_graph` keeps the gradients so that backward may run more than once (gradcheck).
+    """
+    vocab = shared_vocab([head, *(t.head for t in teachers)], vocab)
+    assert teachers, "no teacher: use fused_cross_entropy"
+    assert targets is not None or ce_weight == 0, "cross-entropy needs targets"
+
+    def teacher_logits(tokens: Tensor, out: Tensor) -> None:
+        mix_logits(teachers, tokens, div.temperature, out)
+
+    def pointwise(z_s: Tensor, z_t: Tensor | None, tokens: Tensor, with_slope: bool) -> Block:
+        assert z_t is not None
+        student = softmax(z_s, div.temperature)
+        kd, slope = divergence(div, student, softmax(z_t, div.temperature), with_slope)
+        if slope is not None and (factor := kd_weight * div.temperature) != 1.0:
+            slope.mul_(factor)
+        agree = (z_s.argmax(-1) == z_t.argmax(-1)).to(z_s.dtype) if agreement else None
+        plain = student if div.temperature == 1.0 else None
+        return Block(kd, cross_entropy(z_s, plain, targets, tokens, ce_weight, slope), agree, slope)
+
+    job = Job(
+        head.scale,
+        head.softcap,
+        weights,
+        vocab,
+        pointwise,
+        teacher_logits,
+        kd_weight,
+        ce_weight,
+        chunk_tokens,
+        retain_graph,
+    )
+    return fused.run(hidden, head, job)
+
+
+def fused_cross_entropy(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    vocab: int | None = None,
+    chunk_tokens: int | None = None,
+    retain_graph: bool = False,
+) -> LossSums:
+    """sum_i w_i CE(target_i, student_i), the arm without a teacher: hidden (N, H), targets (N,), weights (N,)."""
+
+    def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, with_slope: bool) -> Block:
+        student = softmax(z_s)
+        slope = torch.zeros_like(z_s) if with_slope else None
+        return Block(None, cross_entropy(z_s, student, targets, tokens, 1.0, slope), None, slope)
+
+    vocab = shared_vocab([head], vocab)
+    job = Job(head.scale, head.softcap, weights, vocab, pointwise, None, 0.0, 1.0, chunk_tokens, retain_graph)
+    return fused.run(hidden, head, job)
+
+
+def fused_topk_distillation(
+    hidden: Tensor,
+    head: Head,
+    cache: TopK,
+    weights: Tensor,
+    *,
+    div: Divergence = FORWARD_KL,
+    targets: Tensor | None = None,
+    kd_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    vocab: int | None = None,
+    chunk_tokens: int | None = None,
+    retain_graph: bool = False,
+) -> LossSums:
+    """`fused_distillation` from a recorded teacher: its k largest log-probabilities and one bucket for all other ids.
+
+    The cache was recorded at `div.temperature`. The divergence is that of the two distributions over k + 1 buckets, a
+    lower bound of the full one that is tight when the student spreads the rest as the teacher does.
+    """
+    assert targets is not None or ce_weight == 0, "cross-entropy needs targets"
+
+    def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, with_slope: bool) -> Block:
+        student = softmax(z_s, div.temperature)
+        kd, slope = topk.divergence(div, student, cache.at(tokens), with_slope)
+        if slope is not None and (factor := kd_weight * div.temperature) != 1.0:
+            slope.mul_(factor)
+        plain = student if div.temperature == 1.0 else None
+        return Block(kd, cross_entropy(z_s, plain, targets, tokens, ce_weight, slope), None, slope)
+
+    vocab = shared_vocab([head], vocab)
+    job = Job(
+        head.scale, head.softcap, weights, vocab, pointwise, None, kd_weight, ce_weight, chunk_tokens, retain_graph
+    )
+    return fused.run(hidden, head, job)
+
+
+def cross_entropy(
+    z_s: Tensor, student: Softmax | None, targets: Tensor | None, tokens: Tensor, ce_weight: float, slope: Tensor | None
+) -> Tensor | None:
+    """CE (r,) at temperature 1 of logits (r, V); adds ce_weight times its slope to `slope`. None without targets."""
+    if targets is None:
+        return None
+    student = softmax(z_s) if student is None else student
+    target = targets[tokens][:, None]
+    if slope is not None and ce_weight != 0:
+        slope.add_(student.probs, alpha=ce_weight)
+        slope.scatter_add_(1, target, torch.full_like(target, -ce_weight, dtype=slope.dtype))
+    return -student.log_prob(target)[:, 0]
+
+
+def mix_logits(teachers: Sequence[Teacher], tokens: Tensor, temperature: float, out: Tensor) -> None:
+    """Write logits (c, V) whose softmax at `temperature` is the mean of the teachers' distributions, by share."""
+    if len(teachers) == 1:
+        logits_into(_rows(teachers[0].hidden, tokens), teachers[0].head, out)
+        return
+    total, mixed = sum(t.share for t in teachers), torch.zeros_like(out)
+    for teacher in teachers:
+        z_t = logits_into(_rows(teacher.hidden, tokens), teacher.head, out)
+        mixed.add_(softmax(z_t, temperature).probs, alpha=teacher.share / total)
+    torch.log(mixed.clamp_min_(torch.finfo(out.dtype).tiny), out=out).mul_(temperature)
+
+
+def _rows(hidden: Tensor, tokens: Tensor) -> Tensor:
+    return hidden[tokens.to(hidden.device)]
+
+
+def shared_vocab(heads: Sequence[Head], vocab: int | None) -> int:
+    """The number of ids compared; for heads of different length it must be given: only users know what is padding."""
+    sizes = sorted({head.vocab for head in heads})
+    if vocab is None and len(sizes) > 1:
+        raise MinitronError(
+            f"the heads have different vocabularies: {' and '.join(map(str, sizes))} rows",
+            f"when the tokenizers agree on the first ids, give their number (vocab={sizes[0]} at most)",
+        )
+    if vocab is not None and not 0 < vocab <= sizes[0]:
+        raise MinitronError(
+            f"cannot compare {vocab} ids: the smallest head has {sizes[0]} rows", f"give 1 to {sizes[0]}"
+        )
+    return sizes[0] if vocab is None else vocab

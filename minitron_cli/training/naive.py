@@ -1,0 +1,108 @@
+"""The same losses written the obvious way, with every logit in memory and autograd for the gradient.
+
+The oracle of the tests, and `--loss-impl naive` for who wants to see that the fused path changes only the memory.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minitron_cli.training.divergences import FORWARD_KL, Divergence
+from minitron_cli.training.fused import LossSums
+from minitron_cli.training.head import Head, compute_dtype
+from minitron_cli.training.losses import Teacher, shared_vocab
+from minitron_cli.training.topk import TopK
+
+
+def naive_distillation(
+    hidden: Tensor,
+    head: Head,
+    teachers: Sequence[Teacher],
+    weights: Tensor,
+    *,
+    div: Divergence = FORWARD_KL,
+    targets: Tensor | None = None,
+    kd_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    vocab: int | None = None,
+    agreement: bool = False,
+    **_: Any,
+) -> LossSums:
+    """`fused_distillation` with (N, V) logits; options that only concern memory are accepted and change nothing."""
+    vocab = shared_vocab([head, *(t.head for t in teachers)], vocab)
+    z_s = _logits(hidden, head, vocab)
+    with torch.no_grad():
+        z_t = [_logits(t.hidden.to(hidden.device), t.head, vocab) for t in teachers]
+        shares = torch.tensor([t.share for t in teachers], dtype=z_s.dtype, device=z_s.device)
+        stacked = torch.stack([torch.log_softmax(z / div.temperature, -1) for z in z_t])
+        log_q = torch.logsumexp(stacked + (shares / shares.sum()).log()[:, None, None], dim=0)
+    log_p = torch.log_softmax(z_s / div.temperature, -1)
+    agree = (z_s.argmax(-1) == log_q.argmax(-1)).to(z_s.dtype) if agreement else torch.zeros_like(weights)
+    return _sums(_divergence(div, log_p, log_q), z_s, targets, weights, kd_weight, ce_weight, agree)
+
+
+def naive_cross_entropy(
+    hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, *, vocab: int | None = None, **_: Any
+) -> LossSums:
+    """`fused_cross_entropy` with (N, V) logits."""
+    z_s = _logits(hidden, head, shared_vocab([head], vocab))
+    nothing = torch.zeros_like(z_s[:, 0])
+    return _sums(nothing, z_s, targets, weights, 0.0, 1.0, nothing)
+
+
+def naive_topk_distillation(
+    hidden: Tensor,
+    head: Head,
+    cache: TopK,
+    weights: Tensor,
+    *,
+    div: Divergence = FORWARD_KL,
+    targets: Tensor | None = None,
+    kd_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    vocab: int | None = None,
+    **_: Any,
+) -> LossSums:
+    """`fused_topk_distillation` with (N, V) logits."""
+    z_s = _logits(hidden, head, shared_vocab([head], vocab))
+    log_p = torch.log_softmax(z_s / div.temperature, -1)
+    rest = log_p.scatter(1, cache.ids, float("-inf")).logsumexp(-1, keepdim=True)
+    buckets = torch.cat([log_p.gather(1, cache.ids), rest], dim=1)
+    values = _divergence(div, buckets, cache.buckets(z_s.dtype))
+    return _sums(values, z_s, targets, weights, kd_weight, ce_weight, torch.zeros_like(weights))
+
+
+def _divergence(div: Divergence, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """(N,) divergence of (N, n) log-probabilities, times T^2."""
+    p, q = log_p.exp(), log_q.exp()
+    if div.kind == "forward_kl":
+        value = (q * (log_q - log_p)).sum(-1)
+    elif div.kind == "reverse_kl":
+        value = (p * (log_p - log_q)).sum(-1)
+    elif div.kind == "soft_ce":
+        value = -(q * log_p).sum(-1)
+    else:
+        log_m = torch.log(div.beta * q + (1 - div.beta) * p)
+        value = div.beta * (q * (log_q - log_m)).sum(-1) + (1 - div.beta) * (p * (log_p - log_m)).sum(-1)
+    return value * div.temperature**2
+
+
+def _sums(
+    kd: Tensor, z_s: Tensor, targets: Tensor | None, weights: Tensor, kd_weight: float, ce_weight: float, agree: Tensor
+) -> LossSums:
+    weights = weights.to(z_s.dtype)
+    ce = torch.zeros_like(kd) if targets is None else F.cross_entropy(z_s, targets, reduction="none")
+    kd_sum, ce_sum = (kd * weights).sum(), (ce * weights).sum()
+    loss = kd_weight * kd_sum + ce_weight * ce_sum
+    return LossSums(loss, kd_sum.detach(), ce_sum.detach(), (agree * weights).sum())
+
+
+def _logits(hidden: Tensor, head: Head, vocab: int) -> Tensor:
+    """(N, vocab) logits in the compute dtype, every weight widened."""
+    dtype = compute_dtype(hidden)
+    bias = None if head.bias is None else head.bias[:vocab].to(dtype)
+    z = F.linear(hidden.to(dtype), head.weight[:vocab].to(hidden.device, dtype), bias) * head.scale
+    return z if head.softcap is None else torch.tanh(z / head.softcap) * head.softcap

@@ -1,0 +1,72 @@
+"""A teacher recorded as its k most likely ids: log-probabilities, and the mass of all other ids in one rest bucket.
+
+Renormalising over the top k, as is often done, teaches the student too sharp a distribution; with the rest bucket the
+tail's total mass is taught as well.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minitron_cli.training.divergences import Divergence, Softmax, on_buckets, softmax
+from minitron_cli.training.head import Head, logits
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """ids (N, k) distinct per row, log_probs (N, k), tail (N,): log of the probability of every other id."""
+
+    ids: Tensor
+    log_probs: Tensor
+    tail: Tensor
+
+    def at(self, tokens: Tensor) -> "TopK":
+        """The rows of some tokens."""
+        return TopK(self.ids[tokens], self.log_probs[tokens], self.tail[tokens])
+
+    def buckets(self, dtype: torch.dtype) -> Tensor:
+        """(N, k + 1) log-probabilities, the rest last; a tail of mass 0 becomes the smallest number of the dtype."""
+        joined = torch.cat([self.log_probs, self.tail[:, None]], dim=1).to(dtype)
+        return joined.clamp_min_(_floor(dtype))
+
+
+@torch.no_grad()
+def record(
+    hidden: Tensor, head: Head, k: int, temperature: float = 1.0, vocab: int | None = None, chunk: int = 256
+) -> TopK:
+    """The k most likely ids of every token under a teacher: hidden (N, H) -> TopK of N rows, a few tokens at a time."""
+    parts = [_record(logits(rows, head, vocab), k, temperature) for rows in hidden.split(chunk)]
+    return TopK(*(torch.cat(column) for column in zip(*parts)))
+
+
+def _record(z: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    teacher = softmax(z, temperature)
+    ids = teacher.u.topk(k, dim=-1).indices
+    log_probs = teacher.log_prob(ids)
+    # Summing what remains, instead of 1 - sum of the top, keeps the digits of a small tail.
+    rest = teacher.probs.scatter_(1, ids, 0.0).sum(-1)
+    return ids, log_probs, rest.log()
+
+
+def divergence(div: Divergence, student: Softmax, teacher: TopK, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Value (r,) and slope (r, V) of a divergence over k + 1 buckets."""
+    probs = student.probs.clone()
+    top = probs.gather(1, teacher.ids)
+    rest = probs.scatter_(1, teacher.ids, 0.0).sum(-1, keepdim=True)
+    p = torch.cat([top, rest], dim=1)
+    log_p = torch.cat([student.log_prob(teacher.ids), rest.log()], dim=1)
+    log_p.clamp_min_(_floor(p.dtype))
+    log_q = teacher.buckets(p.dtype)
+    value, pull = on_buckets(div, p, log_p, log_q.exp(), log_q)
+    if not with_slope:
+        return value * div.temperature**2, None
+    total = pull.sum(-1, keepdim=True)
+    slope = probs.mul_(pull[:, -1:] / rest.clamp_min(torch.finfo(p.dtype).tiny) - total)
+    slope.scatter_(1, teacher.ids, pull[:, :-1] - p[:, :-1] * total)
+    return value * div.temperature**2, slope
+
+
+def _floor(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).tiny)
