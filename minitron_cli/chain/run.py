@@ -125,6 +125,8 @@ def _decide(
         raise MinitronError(
             f"{output} exists, but this run did not make it", "move it away, or choose another directory with -o"
         )
+    if missing := recipe.missing(step):
+        return Decision(step, "run", "needs " + " ".join(f"--set {name}=..." for name in missing), "")
     behind = [maker.name for ref in step.needs() if (maker := recipe.maker(ref)) and maker.name in waiting]
     if behind:
         return Decision(step, "run", f"after {', '.join(dict.fromkeys(behind))}", "")

@@ -74,6 +74,11 @@ class Recipe:
         names = [step.name for step in self.steps]
         raise MinitronError(f"the recipe has no step {name!r}", near_matches(name, names))
 
+    def missing(self, step: Step) -> list[str]:
+        """Declared inputs that the step uses and nobody has given yet."""
+        names = [ref[1 : ref.index("}")] for ref in step.needs() if ref.startswith("{")]
+        return [name for name in dict.fromkeys(names) if name not in self.given]
+
     def maker(self, reference: str) -> Step | None:
         """The step that makes what a reference points at, or None for a declared input."""
         return None if reference.startswith("{") else self.step(reference.split("/")[0])
