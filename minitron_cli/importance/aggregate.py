@@ -1,0 +1,89 @@
+"""From running sums to scores: every pair of aggregations follows from one pass. numpy only.
+
+per channel and sample   sequence aggregation, done while measuring: mean of |x|, l2, variance
+per channel              batch aggregation of those over samples: mean, l2, variance     (from sums of s and s^2)
+per unit                 l2 over the channels of a unit (head_dim of a head), in the order of NVIDIA's released code
+hidden                   summed over all sites of the network; every other axis stays per layer
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance.readers import COUNT, LAYER, MOMENTS, SEQ, layout
+from minitron_cli.spec.axes import Dim
+from minitron_cli.spec.family import Family
+from minitron_cli.spec.scores import score_shape
+from minitron_cli.spec.shape import Shape
+
+BATCH = ("mean", "l2", "var")
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """How statistics become one number: over the batch, and over the sequence (Minitron's notation (batch, seq))."""
+
+    batch: str = "l2"
+    seq: str = "mean"
+
+    def __post_init__(self) -> None:
+        for flag, value, allowed in (("--batch-agg", self.batch, BATCH), ("--seq-agg", self.seq, SEQ)):
+            if value not in allowed:
+                raise MinitronError(f"{flag} {value!r} is unknown", f"one of {', '.join(allowed)}")
+
+
+def over_samples(sums: np.ndarray, count: int, how: str) -> np.ndarray:
+    """Batch aggregation: sums (moment, ...) over `count` samples -> (...). Samples' statistics are never negative."""
+    total, square = sums[MOMENTS.index("sum")], sums[MOMENTS.index("square")]
+    if how == "l2":
+        return np.sqrt(square)
+    mean = total / count
+    return mean if how == "mean" else np.maximum(square / count - mean * mean, 0.0)
+
+
+def over_unit(channels: np.ndarray, dim: Dim, axis: str, sizes: Mapping[str, int]) -> np.ndarray:
+    """l2 over the channels that belong to one unit of `axis`: (..., channel) -> (..., unit)."""
+    (product,) = dim
+    lengths = [f if isinstance(f, int) else sizes[f] for f in product]
+    if lengths == [sizes[axis]]:
+        return channels
+    lead = channels.ndim - 1
+    split = channels.reshape(*channels.shape[:-1], *lengths)
+    others = tuple(lead + i for i, factor in enumerate(product) if factor != axis)
+    return np.sqrt(np.square(split).sum(axis=others))
+
+
+def to_scores(
+    raw: Mapping[str, np.ndarray],
+    rows: Mapping[str, Sequence[int]],
+    family: Family,
+    shape: Shape,
+    how: Aggregation = Aggregation(),
+    half: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Scores of every axis in `raw`, float64, shaped as Scores wants them; of one half of the samples if asked.
+
+    `rows[axis]` is the layer of each recorded row; a layer without the axis keeps zeros.
+    """
+    count = int(raw[COUNT].sum() if half is None else raw[COUNT][half])
+    values = {}
+    for axis, array in raw.items():
+        if axis == COUNT:
+            continue
+        sums = array.sum(0) if half is None else array[half]
+        if axis == LAYER:
+            values[axis] = sums[MOMENTS.index("sum")] / count
+            continue
+        channels = over_samples(sums[:, SEQ.index(how.seq)], count, how.batch)
+        units = over_unit(channels, layout(family, axis), axis, shape.sizes)
+        values[axis] = units.sum(0) if axis == "hidden" else _per_layer(units, rows[axis], score_shape(axis, shape))
+    return values
+
+
+def _per_layer(units: np.ndarray, layers: Sequence[int], size: tuple[int, ...]) -> np.ndarray:
+    """Rows at their layers: (row, unit) -> (layer, unit). A layer heard at several places sums them."""
+    result = np.zeros(size)
+    np.add.at(result, np.asarray(layers), units)
+    return result

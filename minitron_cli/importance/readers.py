@@ -1,0 +1,32 @@
+"""Where to listen: derived from the axis table, never from a family's code.
+
+A weight whose *last* dimension contains an axis reads it, so the input of that weight is where the axis' activations
+are seen: the down projection's input for neurons (after the activation function, as NVIDIA's released code takes it;
+the paper's formula is written before it), the output projection's input for heads, and for hidden channels the input
+of every per-layer weight that reads them: the norm outputs, in pre-norm models. The final norm is not listened to.
+"""
+
+from minitron_cli.spec.axes import Dim, Weight, axes_of
+from minitron_cli.spec.family import Family
+
+AXES = ("hidden", "ffn", "shared_ffn", "head")  # read by plain linear layers; experts have their own recorder
+
+SEQ = ("mean", "l2", "var")  # sequence aggregations, in the order they are stored: of |x|, of x, of x
+MOMENTS = ("sum", "square")  # running sums over samples: of s and of s^2
+HALVES = 2  # even and odd samples apart, for the stability report
+COUNT = "count"  # samples seen, per half
+LAYER = "layer"  # block influence
+
+
+def read_axis(weight: Weight) -> str | None:
+    """The axis that this line's tensor reads inside a layer, or None."""
+    if weight.junk or len(weight.dims) < 2 or "layer" not in weight.name_axes or "expert" in weight.name_axes:
+        return None
+    return next((axis for axis in AXES if axis in axes_of(weight.dims[-1])), None)
+
+
+def layout(family: Family, axis: str) -> Dim:
+    """How the units of `axis` lie along the inputs of its readers: ("head", "head_dim") for heads."""
+    dims = {weight.dims[-1] for weight in family.weights if read_axis(weight) == axis}
+    assert len(dims) == 1, f"{family.name}: the readers of {axis} see it laid out in {len(dims)} ways"
+    return dims.pop()

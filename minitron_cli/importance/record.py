@@ -1,0 +1,120 @@
+"""Hooks that fill the running sums while the forward passes go by."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance.load import block_input, hidden_states
+from minitron_cli.importance.readers import COUNT, HALVES, LAYER, MOMENTS
+from minitron_cli.importance.sites import Site
+from minitron_cli.importance.statistics import (
+    Batch,
+    accumulate,
+    cosine_distance,
+    sequence_statistics,
+)
+
+
+class Recorder:
+    """Running sums of every site, and of every block's influence.
+
+    `sums[(axis, row)]` is (half, moment, seq, channel) float64 on the device where the activation lives, `row` counting
+    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer).
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.sums: dict[tuple[str, int], Tensor] = {}
+        self.count = np.zeros(HALVES, np.int64)
+        self.batch: Batch | None = None
+        self.rows: dict[str, list[int]] = {}
+        self._row_of: dict[Site, int] = {}
+        for site in sorted(sites, key=lambda s: s.layer):
+            rows = self.rows.setdefault(site.axis, [])
+            self._row_of[site] = len(rows)
+            rows.append(site.layer)
+
+    def start(self, batch: Batch) -> None:
+        """Name the batch that the coming forward pass is about."""
+        self.batch = batch
+        self.count += [batch.count(half) for half in range(HALVES)]
+
+    def hear(self, site: Site, x: Tensor) -> None:
+        """Take in one site's input: x (batch, token, channel), or with batch and token flattened."""
+        assert self.batch is not None
+        x = x.reshape(*self.batch.ids.shape, x.shape[-1])
+        self._add((site.axis, self._row_of[site]), sequence_statistics(x, self.batch.spans))
+
+    def hear_block(self, layer: int, before: Tensor, after: Tensor) -> None:
+        """Take in the hidden states around one block: (batch, token, hidden) each."""
+        assert self.batch is not None
+        self._add((LAYER, layer), cosine_distance(before, after.to(before.device), self.batch.spans))
+
+    def _add(self, key: tuple[str, int], statistics: Tensor) -> None:
+        assert self.batch is not None
+        if key not in self.sums:
+            size = (HALVES, len(MOMENTS), *statistics.shape[1:])
+            self.sums[key] = torch.zeros(size, dtype=torch.float64)
+        self.sums[key] = self.sums[key].to(statistics.device)
+        accumulate(self.sums[key], statistics, self.batch)
+
+    def raw(self) -> dict[str, np.ndarray]:
+        """The sums as arrays: axis -> (half, moment, seq, row, channel), "layer" -> (half, moment, layer), "count"."""
+        axes: dict[str, list[np.ndarray]] = {}
+        for axis, row in sorted(self.sums):
+            axes.setdefault(axis, []).append(self.sums[axis, row].cpu().numpy())
+        return {axis: np.stack(found, axis=-1 if axis == LAYER else -2) for axis, found in axes.items()} | {
+            COUNT: self.count.copy()
+        }
+
+    def restore(self, raw: Mapping[str, np.ndarray]) -> None:
+        """Go on from the sums of an interrupted run; they move to their device when they are next added to."""
+        self.count = raw[COUNT].copy()
+        for axis, array in raw.items():
+            if axis != COUNT:
+                for row, sums in enumerate(np.moveaxis(array, -1 if axis == LAYER else -2, 0)):
+                    self.sums[axis, row] = torch.from_numpy(sums.copy())
+
+
+def check_finite(raw: Mapping[str, np.ndarray], rows: Mapping[str, Sequence[int]]) -> None:
+    """Raise a MinitronError that names the first layer with NaN or infinite activations, and the axes that show it."""
+    bad: dict[int, set[str]] = {}
+    for axis, array in raw.items():
+        if axis == COUNT:
+            continue
+        per_row = array if axis == LAYER else array.sum(-1)
+        finite = np.isfinite(per_row).reshape(-1, per_row.shape[-1]).all(0)
+        for row in np.flatnonzero(~finite).tolist():
+            bad.setdefault(rows[axis][row] if axis in rows else row, set()).add(axis)
+    if bad:
+        first = min(bad)
+        raise MinitronError(
+            f"activations of layer {first} are NaN or infinite ({', '.join(sorted(bad[first]))})",
+            "measure with --dtype float32; if that does not help, the weights themselves are damaged",
+        )
+
+
+@contextmanager
+def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], blocks: Mapping[int, str]) -> Iterator[None]:
+    """Attach the recorder to every site and decoder block of `model` while the block runs."""
+
+    def at_site(site: Site) -> Any:
+        return lambda module, args: recorder.hear(site, args[0])
+
+    def at_block(layer: int) -> Any:
+        return lambda module, args, kwargs, output: recorder.hear_block(
+            layer, block_input(args, kwargs), hidden_states(output)
+        )
+
+    with ExitStack() as stack:
+        for site in sites:
+            handle = model.get_submodule(site.module).register_forward_pre_hook(at_site(site))
+            stack.callback(handle.remove)
+        for layer, name in blocks.items():
+            handle = model.get_submodule(name).register_forward_hook(at_block(layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield

@@ -1,0 +1,63 @@
+"""Calibration samples for a model: drawn by seed from the data, checked against the model's vocabulary and context."""
+
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.data.calibration import calibration_rows, padded_rows
+from minitron_cli.data.order import mixture_weights
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance.estimate import Samples
+from minitron_cli.importance.options import DEFAULT_SEQ_LEN, Options
+
+
+def draw(checkpoint: Checkpoint, options: Options) -> tuple[Samples, dict[str, Any]]:
+    """The samples, and what identifies them."""
+    seq_len = sample_length(checkpoint, options.seq_len)
+    sources = parse_sources(options.data)
+    files = token_files(sources, checkpoint.path, separator=options.separator, text_field=options.text_field)
+    weights = mixture_weights(tuple(source.weight for source in sources), files, seq_len)
+    if options.padded:
+        pad = int(checkpoint.config.get("pad_token_id") or 0)
+        rows, mask, identity = padded_rows(
+            files, weights, options.samples, seq_len, options.seed, pad, options.allow_fewer
+        )
+        samples = Samples(rows, spans_of(mask))
+    else:
+        rows, identity = calibration_rows(files, weights, options.samples, seq_len, options.seed, options.allow_fewer)
+        samples = Samples(rows)
+    check_vocabulary(checkpoint, rows)
+    return samples, identity
+
+
+def sample_length(checkpoint: Checkpoint, asked: int | None) -> int:
+    """Tokens per sample; longer than the positions the model was made for is refused."""
+    context = int(checkpoint.config.get("max_position_embeddings") or 0)
+    if asked is None:
+        return min(context or DEFAULT_SEQ_LEN, DEFAULT_SEQ_LEN)
+    if context and asked > context:
+        raise MinitronError(
+            f"--seq-len {asked} is longer than the context of {checkpoint.path} ({context})",
+            f"use --seq-len {context} or shorter",
+        )
+    return asked
+
+
+def check_vocabulary(checkpoint: Checkpoint, rows: np.ndarray) -> None:
+    """A tokenizer that gives ids beyond the embedding is not this model's."""
+    largest, vocab = int(rows.max()), checkpoint.shape["vocab"]
+    if largest >= vocab:
+        raise MinitronError(
+            f"the tokenizer of {checkpoint.path} gives token id {largest}, the model has {vocab} embeddings",
+            "the tokenizer does not fit the model: copy the model's own tokenizer files into its directory",
+        )
+
+
+def spans_of(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """[begin, end) of the valid tokens of each row: mask (sample, token) bool, True in one run per row."""
+    begin, length = mask.argmax(1), mask.sum(1)
+    assert length.min() > 0, "a sample without a token"
+    return tuple((int(b), int(b + n)) for b, n in zip(begin, length))
