@@ -110,12 +110,13 @@ def lineage(parent: Path) -> list[dict[str, Any]]:
 
 def write_plan(directory: Path, plan: Plan) -> None:
     """Write the kept indices beside the weights they made."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     # One metadata key: safetensors does not keep the order of several, and the same plan must give the same bytes.
     shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)})
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
-    save_file(kept, directory / KEPT_INDICES, {"minitron": shapes})
+    # Not save_file, which makes files that only their owner can read.
+    (directory / KEPT_INDICES).write_bytes(save(kept, {"minitron": shapes}))
 
 
 def read_plan(directory: Path) -> Plan | None:

@@ -15,12 +15,13 @@ _RAW = "raw."
 
 def write_scores(path: Path, scores: Scores, raw: Mapping[str, np.ndarray] | None = None) -> None:
     """Write scores atomically. `raw` accumulators are kept under their own names for later aggregations."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {axis: np.ascontiguousarray(a) for axis, a in scores.values.items()}
     arrays.update({_RAW + name: np.ascontiguousarray(a) for name, a in (raw or {}).items()})
     with atomic_file(path) as temporary:
-        save_file(arrays, temporary, {"minitron": json.dumps(dict(scores.provenance), sort_keys=True)})
+        # Not save_file, which makes files that only their owner can read.
+        temporary.write_bytes(save(arrays, {"minitron": json.dumps(dict(scores.provenance), sort_keys=True)}))
 
 
 def read_scores(path: Path) -> tuple[Scores, dict[str, np.ndarray]]:
