@@ -22,13 +22,33 @@ BASE: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+# Alternating attention, with a window short enough to matter in a toy's few tokens.
+ALTERNATING = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": False}
+DERIVED_HEAD_DIM = {key: value for key, value in BASE.items() if key != "head_dim"}
+
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
-    "mistral": BASE,
+    "mistral": {**BASE, "sliding_window": 5},
     "granite": {**BASE, "logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
-    "smollm3": {**BASE, "no_rope_layer_interval": 2},
+    "smollm3": {**BASE, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
     "qwen2": {**BASE, "tie_word_embeddings": True},
-    "qwen3": BASE,
+    "qwen3": {**BASE, **ALTERNATING, "use_sliding_window": True},
+    "qwen3_moe": {**BASE, **EXPERTS, "num_experts": 5, "moe_intermediate_size": 24, "norm_topk_prob": False},
+    "mixtral": {**BASE, **EXPERTS, "num_local_experts": 5, "intermediate_size": 24},
+    # Half of each head is rotated: 12 / 2 leaves an even number.
+    "nemotron": {**BASE, "head_dim": 12, "partial_rotary_factor": 0.5},
+    "phi3": BASE,
+    "gemma2": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
+    "gemma3_text": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
+    "olmo2": BASE,
+    "olmoe": {**DERIVED_HEAD_DIM, **EXPERTS, "num_experts": 5, "intermediate_size": 24, "norm_topk_prob": True},
+    "stablelm": {**DERIVED_HEAD_DIM, "use_qkv_bias": True},
+    "starcoder2": {**BASE, "use_bias": True, "tie_word_embeddings": True, "sliding_window": 5},
+    "gpt_neox": {key: value for key, value in DERIVED_HEAD_DIM.items() if key != "num_key_value_heads"},
 }
 
 

@@ -1,11 +1,35 @@
 """One small file per model family; `FAMILIES` is the whole list, in plain sight."""
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.families.llama import LLAMA
-from minitron_cli.families.qwen import QWEN2, QWEN3
+from minitron_cli.families.gemma import GEMMA2, GEMMA3
+from minitron_cli.families.gpt_neox import GPT_NEOX
+from minitron_cli.families.llama import LLAMA, SMOLLM3
+from minitron_cli.families.mixtral import MIXTRAL
+from minitron_cli.families.nemotron import NEMOTRON
+from minitron_cli.families.olmo import OLMO2, OLMOE
+from minitron_cli.families.phi3 import PHI3
+from minitron_cli.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from minitron_cli.families.stablelm import STABLELM
+from minitron_cli.families.starcoder2 import STARCODER2
 from minitron_cli.spec.family import Family
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    SMOLLM3,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
+    NEMOTRON,
+    PHI3,
+    GEMMA2,
+    GEMMA3,
+    OLMO2,
+    OLMOE,
+    STABLELM,
+    STARCODER2,
+    GPT_NEOX,
+)
 
 
 def known_model_types() -> tuple[str, ...]:

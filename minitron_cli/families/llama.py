@@ -1,10 +1,10 @@
-"""Llama and what shares its layout: Mistral, Granite, SmolLM3."""
+"""Llama and what shares its layout: Mistral, Granite; SmolLM3 leaves the rotation out of some layers."""
 
 from minitron_cli.spec.family import family
 
 LLAMA = family(
     "llama",
-    ["llama", "mistral", "granite", "smollm3"],
+    ["llama", "mistral", "granite"],
     """
     model.embed_tokens.weight                              vocab hidden
     model.layers.{layer}.input_layernorm.weight            hidden
@@ -27,5 +27,12 @@ LLAMA = family(
     model.norm.weight                                      hidden
     lm_head.weight                                         vocab hidden             ?!tie_word_embeddings
     """,
+)
+
+SMOLLM3 = LLAMA.with_(
+    "",
+    name="smollm3",
+    model_types=("smollm3",),
+    defaults={"tie_word_embeddings": True},
     per_layer=("layer_types", "no_rope_layers"),
 )

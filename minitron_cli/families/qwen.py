@@ -1,5 +1,6 @@
-"""Qwen2 (biases on q, k and v) and Qwen3 (a norm on each head's queries and keys)."""
+"""Qwen2 (biases on q, k and v), Qwen3 (a norm on each head's queries and keys), and its mixture of experts."""
 
+from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS
 from minitron_cli.families.llama import LLAMA
 
 QWEN2 = LLAMA.without(".o_proj.bias", "gate_proj.bias", "up_proj.bias", "down_proj.bias", "inv_freq").with_(
@@ -21,4 +22,11 @@ QWEN3 = LLAMA.without("gate_proj.bias", "up_proj.bias", "down_proj.bias", "inv_f
     name="qwen3",
     model_types=("qwen3",),
     per_layer=("layer_types",),
+)
+
+QWEN3_MOE = QWEN3.without(".mlp.gate_proj.weight", ".mlp.up_proj.weight", ".mlp.down_proj.weight").with_(
+    EXPERTS + "model.layers.{layer}.mlp.gate.weight    expert hidden",
+    name="qwen3_moe",
+    model_types=("qwen3_moe",),
+    config_keys={**EXPERT_KEYS, "expert_ffn": "moe_intermediate_size"},
 )

@@ -92,7 +92,7 @@ def _norm_over_kept(module: torch.nn.Module, dropped: np.ndarray) -> None:
         narrow = small(x[..., kept])
         return narrow.new_zeros((*narrow.shape[:-1], width)).index_copy(-1, kept, narrow)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 class _Routing(TorchFunctionMode):

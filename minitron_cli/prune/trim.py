@@ -18,6 +18,7 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.repairs import Repair, repair_of
 from minitron_cli.spec.axes import positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -33,6 +34,7 @@ class Cut:
     out: TensorOut
     source: TensorInfo
     keep: tuple[np.ndarray | None, ...]
+    repair: Repair | None = None
 
 
 def cuts(checkpoint: Checkpoint, plan: Plan) -> list[Cut]:
@@ -54,7 +56,8 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     shape = tuple(size(dim, plan.target.sizes) for dim in weight.dims)
     place = {axis: i for axis, i in (("layer", layer), ("expert", expert)) if i is not None}
     keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
-    return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, keep)
+    repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
+    return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, keep, repair)
 
 
 def write_model(directory: Path, cut: Sequence[Cut], max_shard_bytes: int) -> None:
@@ -128,6 +131,8 @@ def _gather(block: Block) -> memoryview:
     for dim, keep in enumerate(block.cut.keep[1:], start=1):
         if keep is not None:
             data = np.take(data, keep, axis=dim)
+    if block.cut.repair is not None:
+        data = block.cut.repair.apply(data, source.dtype)
     return memoryview(np.ascontiguousarray(data)).cast("B")
 
 

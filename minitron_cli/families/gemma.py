@@ -1,0 +1,23 @@
+"""Gemma 2 and 3: norms before and behind both halves of a block, embeddings multiplied by sqrt(hidden)."""
+
+from minitron_cli.families.llama import LLAMA
+
+GEMMA2 = LLAMA.without(".gate_proj.bias", ".up_proj.bias", ".down_proj.bias", "inv_freq").with_(
+    """
+    model.layers.{layer}.pre_feedforward_layernorm.weight   hidden
+    model.layers.{layer}.post_feedforward_layernorm.weight  hidden
+    """,
+    name="gemma2",
+    model_types=("gemma2",),
+    defaults={"tie_word_embeddings": True},
+    repair="sqrt_hidden",
+)
+
+GEMMA3 = GEMMA2.with_(
+    """
+    model.layers.{layer}.self_attn.q_norm.weight  head_dim
+    model.layers.{layer}.self_attn.k_norm.weight  head_dim
+    """,
+    name="gemma3",
+    model_types=("gemma3_text",),
+)

@@ -1,0 +1,73 @@
+"""Corrections of values that trimming needs to keep the function, applied while the tensors stream by.
+
+Gemma multiplies its embeddings by sqrt(hidden), which changes with the width. With s = sqrt(d / d') the rows of the
+embedding times s give the same residual stream; where the output head is the same tensor, the final norm, which scales
+by (1 + w), takes the factor out again: w' = (1 + w) / s - 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import Weight, axes_of
+from minitron_cli.spec.family import Family
+from minitron_cli.spec.plan import Plan
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """x -> factor * (x + offset) - offset, for stored values x."""
+
+    factor: float
+    offset: float = 0.0
+
+    def apply(self, raw: np.ndarray, dtype: str) -> np.ndarray:
+        """Correct stored values: `raw` holds the bits of `dtype` as unsigned integers of its width; so does the result.
+
+        Computed in float32 at least, rounded to nearest even once.
+        """
+        values = from_bits(raw, dtype)
+        wide = np.float64 if dtype == "F64" else np.float32
+        return to_bits(wide(self.factor) * (values.astype(wide) + wide(self.offset)) - wide(self.offset), dtype)
+
+
+def repair_of(family: Family, config: Mapping[str, Any], plan: Plan, weight: Weight) -> Repair | None:
+    """The correction that this plan asks of a weight, or None."""
+    if family.repair is None or "hidden" not in plan.kept:
+        return None
+    assert family.repair == "sqrt_hidden", family.repair
+    scale = sqrt(plan.source["hidden"] / plan.target["hidden"])
+    axes = tuple(axes_of(dim) for dim in weight.dims)
+    if axes == (("vocab",), ("hidden",)) and not weight.optional:
+        return Repair(scale)
+    tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
+    final_norm = axes == (("hidden",),) and not weight.name_axes
+    return Repair(1 / scale, offset=1.0) if final_norm and tied else None
+
+
+def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored bits as floating-point numbers; bf16 becomes float32, exactly."""
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if dtype not in _DTYPES:
+        raise MinitronError(
+            f"weights stored as {dtype} can not be rescaled, which this family needs when its width is cut",
+            "convert the checkpoint to bfloat16 first, or leave --hidden as it is",
+        )
+    return raw.view(_DTYPES[dtype])
+
+
+def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Floating-point numbers as the bits of `dtype`, rounded to nearest even."""
+    if dtype == "BF16":
+        bits = values.astype(np.float32).view(np.uint32)
+        rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+        # Rounding may carry a NaN's payload into infinity; keep it a NaN.
+        return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+    return values.astype(_DTYPES[dtype]).view(f"u{_DTYPES[dtype]().itemsize}")
