@@ -6,7 +6,7 @@ them cursors; rounding each share on its own is not. Two or three domains are ne
 """
 
 from fractions import Fraction
-from math import isfinite, lcm
+from math import gcd, isfinite, lcm
 
 import numpy as np
 
@@ -22,7 +22,8 @@ def exact_weights(weights: tuple[float, ...]) -> tuple[int, ...]:
         )
     fractions = [Fraction(repr(float(weight))) for weight in weights]
     scale = lcm(*(fraction.denominator for fraction in fractions))
-    return tuple(int(fraction * scale) for fraction in fractions)
+    whole = [int(fraction * scale) for fraction in fractions]
+    return tuple(number // gcd(*whole) for number in whole)
 
 
 def counts(weights: tuple[int, ...], rows: int) -> np.ndarray:
@@ -43,6 +44,6 @@ def sequence(weights: tuple[int, ...], start: int, stop: int) -> tuple[np.ndarra
     first, last = counts(weights, start), counts(weights, stop)
     domains = np.repeat(np.arange(len(weights)), last - first)
     numbers = np.concatenate([np.arange(a, b) for a, b in zip(first, last)])
-    shares = np.array([float(Fraction(weight, sum(weights))) for weight in weights])
-    order = np.argsort((numbers + 0.5) / shares[domains], kind="stable")
+    # A division of whole numbers is rounded correctly, so that ties stay ties and go to the lower index here too.
+    order = np.argsort((2.0 * numbers + 1) / np.array(weights, np.float64)[domains], kind="stable")
     return domains[order], numbers[order].astype(np.int64)

@@ -12,24 +12,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minitron_cli.checkpoint.atomic import atomic_dir, check_output
 from minitron_cli.data.content import file_sha256
-from minitron_cli.data.encode import Encoding, Part, Progress, Task, encode_all, part_path
+from minitron_cli.data.encode import Encoding, Progress, Task, encode_all
+from minitron_cli.data.join import join_parts
 from minitron_cli.data.readers import PIECE_BYTES, Fields, find_fields, split_file, split_hub
 from minitron_cli.data.source import HubName, Source
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, separator_ids
 from minitron_cli.data.tokens import (
-    DOCUMENT,
-    DOCUMENTS,
     FORMAT_VERSION,
     HEADER,
-    TOKENS,
     Header,
     TokenFile,
     is_token_directory,
@@ -129,18 +125,32 @@ def run_job(
     check_token_output(job, out, overwrite)
     parts_dir = out.with_name(f".{out.name}.minitron-parts")
     with _own(parts_dir):
-        if is_made(job, out):  # by the process that was waited for
-            return TokenFile.open(out)
-        _keep_parts_of(job, parts_dir)
-        parts = encode_all(job.tasks, job.how, job.tokenizer, parts_dir, workers, progress)
-        if not sum(part.num_tokens for part in parts):
-            named = ", ".join(sorted({source["file"] for source in job.sources}))
-            raise MinitronError(f"no text in {named}: every document is empty", "check --text-field")
-        with atomic_dir(out, overwrite) as directory:
-            header = _assemble(job, parts, parts_dir, directory)
-            finish(directory, header)
-        shutil.rmtree(parts_dir)
+        if not is_made(job, out):  # by the process that was waited for
+            _make(job, out, parts_dir, workers, progress, overwrite, finish)
+        _discard(parts_dir)
     return TokenFile.open(out)
+
+
+def _make(
+    job: Job, out: Path, parts_dir: Path, workers: int, progress: Progress, overwrite: bool, finish: Finish
+) -> None:
+    _keep_parts_of(job, parts_dir)
+    parts = encode_all(job.tasks, job.how, job.tokenizer, parts_dir, workers, progress)
+    if not any(part.num_tokens for part in parts):
+        named = ", ".join(sorted({source["file"] for source in job.sources}))
+        raise MinitronError(f"no text in {named}: every document is empty", "check --text-field")
+    with atomic_dir(out, overwrite) as directory:
+        joined = join_parts(parts, parts_dir, directory)
+        header = Header(
+            dtype=job.how.dtype,
+            vocab_size=job.tokenizer.vocab_size,
+            bos_id=job.tokenizer.bos_id,
+            eos_id=job.tokenizer.eos_id,
+            **asdict(joined),
+            **job.identity(),
+        )
+        (directory / HEADER).write_text(header.to_json(), encoding="utf-8")
+        finish(directory, header)
 
 
 def is_made(job: Job, out: Path) -> bool:
@@ -194,16 +204,29 @@ def _own(directory: Path) -> Iterator[None]:
     """Hold `directory`, made if need be, against other processes; wait for the one that holds it."""
     while True:
         directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "lock").open("w") as lock:
+        try:
+            lock = (directory / "lock").open("w")
+        except FileNotFoundError:
+            continue  # its owner removed the directory in this very moment
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                current = (directory / "lock").stat().st_ino
-            except FileNotFoundError:
-                continue  # its owner finished and removed the directory while we waited
-            if current != os.fstat(lock.fileno()).st_ino:
-                continue
-            yield
-            return
+            if _is_at(lock.fileno(), directory / "lock"):  # else its owner removed it while we waited
+                yield
+                return
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    try:
+        return file.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _discard(directory: Path) -> None:
+    """Remove a directory that others may be opening: first out of their way, then file by file."""
+    aside = directory.with_name(f"{directory.name}-{os.getpid()}")
+    directory.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _keep_parts_of(job: Job, directory: Path) -> None:
@@ -214,41 +237,3 @@ def _keep_parts_of(job: Job, directory: Path) -> None:
     for file in directory.glob("part-*"):
         file.unlink()
     key.write_text(job.key(), encoding="utf-8")
-
-
-def _assemble(job: Job, parts: list[Part], parts_dir: Path, directory: Path) -> Header:
-    """Join the parts into tokens.bin, documents.npy and header.json."""
-    domains = {name: index for index, name in enumerate(dict.fromkeys(name for part in parts for name in part.domains))}
-    documents = np.lib.format.open_memmap(
-        directory / DOCUMENTS, mode="w+", dtype=DOCUMENT, shape=(sum(part.num_documents for part in parts),)
-    )
-    digest = hashlib.sha256()
-    tokens = count = num_bytes = 0
-    with (directory / TOKENS).open("wb") as stream:
-        for index, part in enumerate(parts):
-            with part_path(parts_dir, index, "bin").open("rb") as source:
-                while block := source.read(1 << 22):
-                    digest.update(block)
-                    stream.write(block)
-            rows = np.load(part_path(parts_dir, index, "npy"), allow_pickle=False)
-            rows["end"] += np.uint64(tokens)
-            rows["byte_end"] += np.uint64(num_bytes)
-            rows["domain"] = np.array([domains[name] for name in part.domains] or [0], "<u2")[rows["domain"]]
-            documents[count : count + part.num_documents] = rows
-            tokens, count, num_bytes = tokens + part.num_tokens, count + part.num_documents, num_bytes + part.num_bytes
-    documents.flush()
-    header = Header(
-        dtype=job.how.dtype,
-        num_tokens=tokens,
-        num_documents=count,
-        num_bytes=num_bytes,
-        num_empty=sum(part.num_empty for part in parts),
-        vocab_size=job.tokenizer.vocab_size,
-        bos_id=job.tokenizer.bos_id,
-        eos_id=job.tokenizer.eos_id,
-        domains=tuple(domains),
-        tokens_sha256=digest.hexdigest(),
-        **job.identity(),
-    )
-    (directory / HEADER).write_text(header.to_json(), encoding="utf-8")
-    return header

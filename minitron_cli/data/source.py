@@ -20,7 +20,7 @@ from minitron_cli.errors import MinitronError, near_matches
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
 _GLOB = re.compile(r"[*?\[]")
 _SPLIT = re.compile(r"(train|test|validation|val|dev|eval|all)(\[.*\])?(\+.*)?")
-_HINT = f"give a {', '.join(SUFFIXES)} file, a directory, a glob, a token directory or a datasets name (a:config:split)"
+_HINT = f"give a {', '.join(SUFFIXES)} file, directory, glob, token directory or datasets name (name:config:split)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ def _directory_files(path: Path) -> tuple[Path, ...]:
 
 
 def _hub_name(spec: str, where: str) -> HubName:
-    parts = where.split(":")
-    if len(parts) > 3 or not parts[0] or any(not re.fullmatch(r"[\w.\-/\[\]%+ ]*", part) for part in parts):
+    parts = re.split(r":(?![^\[]*\])", where)  # a slice keeps its colon: train[:1%]
+    if len(parts) > 3 or not parts[0] or any(not re.fullmatch(r"[\w.\-/\[\]%:+ ]*", part) for part in parts):
         raise MinitronError(f"--data {spec!r} can not be read", _HINT)
     if len(parts) == 3:
         return HubName(parts[0], parts[1] or None, parts[2] or "train")
