@@ -1,0 +1,40 @@
+"""`minitron toy`: the small world that the README's main job runs on."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minitron_cli.cli.common import emit, examples, option
+
+NAME = "toy"
+EXAMPLES = examples("minitron toy world", "minitron toy world --seed 7 --questions 500 --overwrite")
+
+
+def command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="where to put the world")],
+    seed: Annotated[int, option("--seed", help="another seed is another world: people, facts, texts")] = 0,
+    questions: Annotated[int, option("--questions", help="questions per task", min=1)] = 200,
+    overwrite: Annotated[bool, option("--overwrite", help="replace an earlier world in DIR")] = False,
+    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Make the toy world: a corpus of four domains, a tokenizer, tasks that grade them, a teacher to train.
+
+    The same seed gives the same bytes.
+    """
+    from minitron_cli.toy.world import Size, make_toy
+
+    made = make_toy(directory, seed, Size(questions=questions), overwrite)
+    emit(made, as_json, lambda: _show(made))
+
+
+def _show(made: dict[str, Any]) -> None:
+    directory = made["directory"]
+    counts = made["documents"]
+    print(f"corpus/     {counts['train']:,} documents to train on, {counts['valid']:,} to validate on")
+    print(f"tasks/      {', '.join(made['tasks'])} ({made['questions']:,} questions)")
+    print(f"teacher-init/  a config and a tokenizer of {made['vocab_size']} tokens, no weights")
+    print(
+        f"made {directory}; next: minitron train {directory}/teacher-init --from-scratch"
+        f" --data {directory}/corpus/train.jsonl -o {directory}/teacher"
+    )
