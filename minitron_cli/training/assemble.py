@@ -1,0 +1,119 @@
+"""Put a run together: models in memory, the step sharded or cast, the optimizer, the rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from minitron_cli.checkpoint.provenance import read_plan
+from minitron_cli.data.order import Order
+from minitron_cli.training.distributed import World, choose_device, shard, shard_frozen
+from minitron_cli.training.divergences import Divergence
+from minitron_cli.training.head import head_of
+from minitron_cli.training.inputs import Models
+from minitron_cli.training.load import compute_dtype, load_student, load_teacher
+from minitron_cli.training.loop import Job
+from minitron_cli.training.objectives import Objective, build_objective
+from minitron_cli.training.optimizer import Call, build, measurer, trainer
+from minitron_cli.training.options import Options
+from minitron_cli.training.preflight import size_of
+from minitron_cli.training.rows import choose_micro_batch, rows_of
+from minitron_cli.training.settle import schedule_of
+from minitron_cli.training.state import prime
+from minitron_cli.training.step import KDStep
+from minitron_cli.training.student import backbone_of, blocks_of
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A job, and the call that measures its step without training it."""
+
+    job: Job
+    measure: Call
+
+
+def assemble(options: Options, models: Models, order: Order, world: World, branch_step: int | None) -> Assembly:
+    """Load, shard and connect everything that a run needs."""
+    dtype = compute_dtype(options.dtype, world.device)
+    micro_batch = choose_micro_batch(options.micro_batch, options.batch, world.size, order.seq_len, world.device)
+    schedule = schedule_of(options, branch_step)
+    step = build_step(options, models, world, dtype)
+    cast_to = dtype if world.size == 1 and dtype != torch.float32 else None
+    optimizer = build(step, options.betas, options.eps, options.weight_decay)
+    prime(optimizer)
+    teachers = sum(size_of(path, order.seq_len).flops for path in models.teachers)
+    job = Job(
+        step=step,
+        train=trainer(step, cast_to),
+        optimizer=optimizer,
+        schedule=schedule,
+        rows=rows_of(order, world),
+        micro_batch=micro_batch,
+        grad_clip=options.grad_clip,
+        spike_guard=options.spike_guard,
+        seed=options.seed,
+        tokens_per_step=options.batch * order.seq_len,
+        flops_per_token=3 * size_of(models.student, order.seq_len).flops + teachers,
+        world=world,
+    )
+    return Assembly(job, measurer(step, cast_to))
+
+
+def build_step(options: Options, models: Models, world: World, dtype: torch.dtype) -> KDStep:
+    """The student and its teachers as one step, on their devices, sharded where there are several."""
+    code = options.trust_remote_code
+    student = load_student(models.student, from_scratch=options.from_scratch, seed=options.seed, trust_remote_code=code)
+    teachers = [_teacher(path, options, world, dtype) for path in models.teachers]
+    objective = objective_of(options, models, student, teachers)
+    step = KDStep(student, teachers, objective, kept_hidden=_kept_hidden(models.student, teachers), seed=options.seed)
+    for teacher in teachers:
+        if options.shard_teacher:
+            shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
+            teacher.to(world.device)
+    if options.checkpoint_activations:
+        student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if options.compile:
+        for block in blocks_of(backbone_of(student)):
+            block.compile()
+    shard(step, list(blocks_of(backbone_of(student))), world, dtype)
+    return step.to(world.device)
+
+
+def objective_of(options: Options, models: Models, student: nn.Module, teachers: list[nn.Module]) -> Objective:
+    """The loss that the options ask for between these models; plain cross-entropy where there is no teacher."""
+    if not teachers:
+        return Objective(implementation=options.loss_impl)  # type: ignore[arg-type]
+    plan = read_plan(models.student)
+    heads = {head_of(m).vocab for m in (student, *teachers)}
+    return build_objective(
+        options.loss,
+        len(blocks_of(backbone_of(student))),
+        len(blocks_of(backbone_of(teachers[0]))),
+        layer_map=options.layer_map,
+        kept_layers=None if plan is None or "layer" not in plan.kept else plan.kept["layer"].tolist(),
+        divergence=Divergence(options.kind, options.temperature, options.beta),
+        ce_weight=options.ce_weight,
+        metric=options.hidden_loss,
+        implementation=options.loss_impl,
+        shares=models.shares,
+        # The tokenizers agree: where heads are padded to different lengths, only the ids that all have are compared.
+        vocab=min(heads) if len(heads) > 1 else None,
+    )
+
+
+def _teacher(path: Path, options: Options, world: World, dtype: torch.dtype) -> nn.Module:
+    device = choose_device(options.teacher_device) if options.teacher_device else world.device
+    stored = dtype if options.teacher_dtype == "auto" else compute_dtype(options.teacher_dtype, device)
+    teacher = load_teacher(path, stored, options.trust_remote_code)
+    return teacher if options.shard_teacher and world.size > 1 else teacher.to(device)
+
+
+def _kept_hidden(student: Path, teachers: list[nn.Module]) -> np.ndarray | None:
+    """Where the student's channels came from, when it was cut from a model as wide as its (first) teacher."""
+    plan = read_plan(student)
+    if plan is None or not teachers or "hidden" not in plan.kept:
+        return None
+    width = teachers[0].config.hidden_size  # type: ignore[union-attr]
+    return plan.kept["hidden"] if plan.source["hidden"] == width else None

@@ -1,0 +1,132 @@
+"""The trained student as a Hugging Face checkpoint: weights in their stored type, config and tokenizer as they were."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from minitron_cli.checkpoint.atomic import MANIFEST, disk_full_is_an_error, need_space
+from minitron_cli.checkpoint.provenance import write_manifest
+from minitron_cli.checkpoint.reader import list_tensors, load_config
+from minitron_cli.errors import MinitronError
+from minitron_cli.training.load import quiet_transformers
+from minitron_cli.training.state import load_weights, model_tensors, stored_names
+
+STUDENT = "student."
+_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CARRIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+_OURS = ("config.json", MANIFEST, "model.safetensors.index.json")
+
+
+def export_dtype(source: Path, asked: str | None) -> torch.dtype:
+    """The type to store: as asked, else the one that most of the source's weights are in, else float32."""
+    if asked is not None:
+        if asked not in _NAMES:
+            raise MinitronError(
+                f"--export-dtype must be one of {', '.join(_NAMES)}; got {asked!r}",
+                "leave it out to keep the student's",
+            )
+        return _NAMES[asked]
+    if not list(source.glob("*.safetensors")):
+        return torch.float32
+    sizes: Counter[str] = Counter()
+    for info in list_tensors(source).values():
+        sizes[info.dtype] += info.num_bytes
+    return _TYPES.get(sizes.most_common(1)[0][0], torch.float32)
+
+
+def gather(step: nn.Module, dtype: torch.dtype, rank: int) -> dict[str, Tensor]:
+    """The student's tensors whole, on the CPU, in `dtype` (a collective; empty on all ranks but 0)."""
+    found: dict[str, Tensor] = {}
+    for name, value in model_tensors(step).items():
+        if name.startswith(STUDENT):
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if rank == 0:
+                found[name.removeprefix(STUDENT)] = _cast(whole, dtype).cpu()
+    return found
+
+
+def from_checkpoint(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The student's tensors at a saved step, read without building anything."""
+    prefix = f"model.{STUDENT}"
+    names = [n for n in stored_names(path) if n.startswith(prefix)]
+    return {n.removeprefix(prefix): _cast(t, dtype) for n, t in load_weights(path, names).items()}
+
+
+def write_model(
+    directory: Path,
+    source: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    tokenizer: Path,
+    trust_remote_code: bool = False,
+) -> None:
+    """Fill an empty directory with a checkpoint that plain `from_pretrained` loads; `tensors` hold each weight once."""
+    need_space(directory / "model.safetensors", sum(t.numel() * t.element_size() for t in tensors.values()))
+    shell = _shell(source, dtype, trust_remote_code)
+    first = {id(p): name for name, p in shell.named_parameters()}
+    tied = {name: first[id(p)] for name, p in shell.named_parameters(remove_duplicate=False)}
+    shell.load_state_dict({**tensors, **{name: tensors[origin] for name, origin in tied.items()}}, assign=True)
+    shell.tie_weights()
+    with disk_full_is_an_error(directory / "model.safetensors"), quiet_transformers():
+        shell.save_pretrained(directory)
+        # transformers writes its own reading of the config; nothing in it changed, so the source's words stay.
+        (directory / "generation_config.json").unlink(missing_ok=True)
+        (directory / "config.json").write_text(json.dumps(_config(source, dtype), indent=2) + "\n")
+        for origin in (tokenizer, source):
+            _carry(origin, directory)
+
+
+def publish(finished: Path, output: Path) -> None:
+    """Move a complete checkpoint's files into the output, the manifest last: with it the output is finished."""
+    names = sorted((p.name for p in finished.iterdir()), key=lambda name: name == MANIFEST)
+    for name in names:
+        (finished / name).replace(output / name)
+    finished.rmdir()
+
+
+def export(
+    output: Path, source: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, tokenizer: Path,
+    manifest: Mapping[str, Any], trust_remote_code: bool = False,
+) -> None:  # fmt: skip
+    """Write the checkpoint beside its place and publish it into `output`, which may hold the run directory already."""
+    finished = output / "run" / ".export"
+    shutil.rmtree(finished, ignore_errors=True)
+    finished.mkdir(parents=True)
+    write_model(finished, source, tensors, dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    write_manifest(finished, **manifest)
+    publish(finished, output)
+
+
+def _shell(source: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """The model class without memory behind it: it knows how names on disk are spelled and what is tied."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _config(source: Path, dtype: torch.dtype) -> dict[str, Any]:
+    config = load_config(source)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return {**config, key: str(dtype).removeprefix("torch.")}
+
+
+def _carry(source: Path, directory: Path) -> None:
+    """Copy tokenizer, chat template and generation config; remote code is the user's to copy."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix in _CARRIED and file.name not in _OURS:
+            shutil.copyfile(file, directory / file.name)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

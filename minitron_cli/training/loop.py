@@ -1,0 +1,112 @@
+"""The training loop. What is sharded, cast, logged or saved is decided elsewhere; the order of events, here."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.training.distributed import World, agree, sync_gradients, total
+from minitron_cli.training.interrupt import StopFlag
+from minitron_cli.training.optimizer import Call, clip, is_spike, remember, set_rate
+from minitron_cli.training.rows import Rows, Share, micro_batches
+from minitron_cli.training.schedule import Schedule, learning_rate
+from minitron_cli.training.state import Progress, seed_step
+from minitron_cli.training.step import KDStep
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that the loop needs: `train` runs `step` forward and backward.
+
+    `tokens_per_step` counts what the global batch reads, `flops_per_token` what each costs.
+    """
+
+    step: KDStep
+    train: Call
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    rows: Rows
+    micro_batch: int
+    grad_clip: float
+    spike_guard: float | None
+    seed: int
+    tokens_per_step: int
+    flops_per_token: float
+    world: World
+
+
+# Called after each update with the new progress and what was measured in it: logs, evaluates and saves when due.
+AfterStep = Callable[[Progress, Mapping[str, float]], None]
+
+
+def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> Progress:
+    """Train from `progress` to the schedule's end, or to the step at which any rank was told to stop."""
+    while progress.step < job.schedule.steps:
+        started = time.perf_counter()
+        share = job.rows(progress.step)
+        tokens, stopped = agree(job.world, share.num_targets(), bool(stop.signal))
+        if stopped:
+            break
+        seed_step(job.seed, progress.step, job.world.rank)
+        terms = accumulate(job, share, tokens)
+        values = _read(terms, clip(job.optimizer, job.grad_clip), job.world)
+        skip = is_spike(values["grad_norm"], progress.norms, job.spike_guard)
+        lr = learning_rate(job.schedule, progress.step)
+        if not skip:
+            _check_finite(values, progress.step, share, job)
+            set_rate(job.optimizer, lr)
+            job.optimizer.step()
+            job.step.update_alpha(values)
+        job.optimizer.zero_grad()
+        progress = _advance(progress, job, values, skip, time.perf_counter() - started)
+        after_step(progress, {**values, "lr": lr})
+    return progress
+
+
+def accumulate(job: Job, share: Share, tokens: int) -> dict[str, Tensor]:
+    """Add up the gradients of this rank's micro-batches; the loss terms summed over them, still on the device."""
+    sums: dict[str, Tensor] = {}
+    for ids, weights, is_last in micro_batches(share, job.micro_batch, tokens, job.world.device):
+        sync_gradients(job.step, is_last)
+        for name, value in job.train(ids, weights).items():
+            sums[name] = sums[name] + value if name in sums else value
+    return sums
+
+
+def _read(terms: Mapping[str, Tensor], norm: Tensor, world: World) -> dict[str, float]:
+    """The global loss terms and gradient norm as numbers: one all-reduce and one wait for the device in a step."""
+    packed = total(world, torch.stack([value.float() for value in terms.values()]))
+    *values, grad_norm = torch.cat([packed, norm.float().reshape(1)]).tolist()
+    return {**dict(zip(terms, values)), "grad_norm": grad_norm}
+
+
+def _check_finite(values: Mapping[str, float], step: int, share: Share, job: Job) -> None:
+    """Stop before a bad gradient reaches the weights; they are still those of the last good step."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        count = len(share.ids) * job.world.size
+        rows = f"rows {step * count} to {(step + 1) * count - 1} of the data order"
+        raise MinitronError(
+            f"{', '.join(bad)} not finite in step {step + 1} ({rows}); the weights of step {step} are unharmed",
+            "type the line again with --spike-guard 10 to leave such steps out, or start again with a lower --lr",
+        )
+
+
+def _advance(progress: Progress, job: Job, values: Mapping[str, float], skip: bool, seconds: float) -> Progress:
+    losses = {name: value for name, value in values.items() if name != "grad_norm"}
+    norms = progress.norms if skip else remember(progress.norms, values["grad_norm"], job.spike_guard)
+    return replace(
+        progress,
+        step=progress.step + 1,
+        tokens=progress.tokens + job.tokens_per_step,
+        flops=progress.flops + job.tokens_per_step * job.flops_per_token,
+        seconds=progress.seconds + seconds,
+        first=progress.first or losses,
+        last=losses,
+        norms=norms,
+        skipped=progress.skipped + skip,
+    )

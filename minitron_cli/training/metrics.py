@@ -1,0 +1,92 @@
+"""What a run writes down: one JSON line per logged step, TensorBoard on request; and the memory it takes."""
+
+import json
+import math
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.errors import MinitronError
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`. Opened at a step, it first drops what a run killed later had written beyond it."""
+
+    def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
+        self._path = run / "metrics.jsonl"
+        if self._path.exists():
+            _keep_until(self._path, step)
+        self._file = self._path.open("a", buffering=1)
+        self._board = _board(run / "tensorboard", step) if tensorboard else None
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """One line; `values` holds `step`, the number of finished updates."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, values["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics; a kill can cut the last one short."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _board(directory: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise MinitronError(
+            "--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(directory), purge_step=step + 1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most the GPU's allocator held so far, or on a CPU the most this process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that could still be taken: the GPU's free memory, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) * 1024, _cgroup_limit())
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroup_limit() -> int:
+    """What a container may still take, where it has a limit."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not limit.exists() or not used.exists():
+        return sys.maxsize
+    text = limit.read_text().strip()
+    return sys.maxsize if text == "max" else int(text) - int(used.read_text())

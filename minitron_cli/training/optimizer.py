@@ -1,0 +1,91 @@
+"""AdamW over float32 master weights, the guard on its updates, and the low-precision copy that a forward pass uses."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+# The spike guard compares with the median of this many accepted norms, and waits until it has seen a few.
+_WINDOW, _ENOUGH = 64, 8
+
+
+def build(module: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW in its fused form (one kernel on a GPU, one pass over memory on a CPU); matrices decay, vectors do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # The rate is set before each step.
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
+    """Scale the gradients so that their global L2 norm is at most `limit`; returns the norm before, a scalar."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def is_spike(norm: float, accepted: Sequence[float], factor: float | None) -> bool:
+    """Whether a gradient norm is not finite, or exceeds `factor` times the median of the latest accepted ones."""
+    if factor is None:
+        return False
+    return not math.isfinite(norm) or (len(accepted) >= _ENOUGH and norm > factor * median(accepted))
+
+
+def remember(accepted: tuple[float, ...], norm: float, factor: float | None) -> tuple[float, ...]:
+    """The accepted norms with one more, or none where there is no guard to need them."""
+    return (*accepted, norm)[-_WINDOW:] if factor is not None else ()
+
+
+# (ids (batch, token), weights (batch, token)) -> loss terms; trains or only measures, as made below.
+Call = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+class _WithBackward(nn.Module):
+    """Forward and backward as one call: a backward that runs layers again meets the same substituted weights."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        terms = self.step(ids, weights)
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+
+def trainer(step: nn.Module, cast_to: torch.dtype | None) -> Call:
+    """Forward and backward of a micro-batch; returns the detached terms.
+
+    With `cast_to`, the float32 weights are cast inside the graph: what FSDP's mixed precision does, for one process.
+    Gradients reach the float32 weights and add up there.
+    """
+    whole = _WithBackward(step)
+    return whole if cast_to is None else partial(_call_cast, whole, cast_to)
+
+
+def measurer(step: nn.Module, cast_to: torch.dtype | None) -> Call:
+    """The forward pass alone, without a graph, in the same precision as training."""
+
+    @torch.no_grad()
+    def measure(ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        return step(ids, weights) if cast_to is None else _call_cast(step, cast_to, ids, weights)
+
+    return measure
+
+
+def _call_cast(module: nn.Module, dtype: torch.dtype, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    cast = {name: p.to(dtype) for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, cast, (ids, weights))

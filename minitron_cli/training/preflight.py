@@ -1,0 +1,143 @@
+"""What a run will need, from the configs alone: said at the start, and refused before an hour is lost."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.reader import load_config, resolve_model
+from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
+from minitron_cli.spec.shape import Shape, flops_per_token, num_parameters, shape_of
+from minitron_cli.training.inputs import split_share
+from minitron_cli.training.options import Options
+from minitron_cli.training.settle import settle_length
+
+# Bytes that the fused loss takes for its chunks of logits at the most.
+_LOSS_CHUNK = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A model in figures: parameters, forward FLOPs of one token at the run's length, and its shape."""
+
+    parameters: int
+    flops: float
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that one device must hold during a step, by what they are for."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    teacher: int
+    activations: int
+    loss: int
+
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def size_of(model: Path, seq_len: int) -> Size:
+    """Read a model directory's config; no tensor is touched."""
+    return size_of_config(load_config(model), seq_len)
+
+
+def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
+    """The figures of the model that a config.json dictionary describes."""
+    family = family_of(str(config["model_type"]))
+    shape = shape_of(family, config)
+    parameters = num_parameters(family.expected(config), shape)
+    return Size(parameters, float(flops_per_token(family.weights, shape, seq_len)), shape)
+
+
+def memory(
+    student: Size, teachers: list[Size], *, tokens: int, world: int, item: int, teacher_item: int, shard_teacher: bool,
+    checkpointing: bool,
+) -> Need:  # fmt: skip
+    """Estimate a step on one device: `tokens` in a micro-batch, `item` bytes per computed value, over `world` devices.
+
+    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top.
+    """
+    copy = student.parameters * item if item < 4 and world == 1 else 0
+    share = -(-student.parameters // world) * 4
+    held = sum(t.parameters for t in teachers) * teacher_item
+    transient = max((_activations(t.shape, 1, tokens) * teacher_item for t in teachers), default=0)
+    vocab, hidden = student.shape["vocab"], student.shape["hidden"]
+    return Need(
+        weights=share + copy,
+        optimizer=2 * share,
+        gradients=share,
+        teacher=(held // world if shard_teacher else held) + transient,
+        activations=_saved(student.shape, tokens, checkpointing) * item,
+        loss=min(_LOSS_CHUNK, 16 * tokens * vocab) + 4 * vocab * hidden + tokens * hidden * item,
+    )
+
+
+def _saved(shape: Shape, tokens: int, checkpointing: bool) -> int:
+    """Values kept for the backward pass; with checkpointing one per layer and channel, and one layer in full."""
+    if checkpointing:
+        return shape["layer"] * tokens * shape["hidden"] + _activations(shape, 1, tokens)
+    return _activations(shape, shape["layer"], tokens)
+
+
+def _activations(shape: Shape, layers: int, tokens: int) -> int:
+    """Values that `layers` blocks keep: norms with their float32 inputs, residuals, q k v, mix, the gated product."""
+    width = shape.get("ffn") or shape.get("expert_ffn") * shape.get("expert_active", 1)
+    attention = (2 * shape["head"] + 4 * shape.get("kv", shape["head"])) * shape["head_dim"]
+    return layers * tokens * (10 * shape["hidden"] + 2 * attention + 4 * width)
+
+
+def check_memory(need: Need, available: int, where: str) -> None:
+    """Refuse a step that cannot fit, naming the largest parts and what makes each smaller."""
+    if need.total() <= available:
+        return
+    parts = sorted(asdict(need).items(), key=lambda part: -part[1])
+    listed = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in parts if value)
+    raise MinitronError(
+        f"a step needs about {need.total() / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free ({listed})",
+        "lower --micro-batch, add --checkpoint-activations, give --teacher-dtype bfloat16 or --teacher-device cpu, or "
+        "use more devices with --nproc; --no-preflight tries anyway",
+    )
+
+
+def disk(student: Size, keep: int, export_item: int) -> int:
+    """Bytes on disk at the most: `keep` checkpoints and one being written (weights, two moments), and the export."""
+    return student.parameters * (12 * (keep + 1) + export_item)
+
+
+def describe(options: Options, nproc: int) -> dict[str, Any]:
+    """What a run would do, from the configs alone: nothing is loaded, tokenised or written.
+
+    Memory is that of a GPU in bfloat16 unless --dtype says otherwise; the micro-batch is one sequence unless given.
+    """
+    paths = [resolve_model(spec) for spec in (options.student, *(split_share(t)[0] for t in options.teacher))]
+    options = settle_length(options, paths)
+    assert options.seq_len is not None
+    student, *teachers = (size_of(path, options.seq_len) for path in paths)
+    item = 4 if options.dtype == "float32" else 2
+    need = memory(
+        student, teachers, tokens=(options.micro_batch or 1) * options.seq_len, world=nproc, item=item,
+        teacher_item=4 if options.teacher_dtype == "float32" else item, shard_teacher=options.shard_teacher,
+        checkpointing=options.checkpoint_activations,
+    )  # fmt: skip
+    steps = options.steps or (ceil(options.tokens / (options.batch * options.seq_len)) if options.tokens else None)
+    tokens = None if steps is None else steps * options.batch * options.seq_len
+    flops = 3 * student.flops + sum(t.flops for t in teachers)
+    return {
+        "output": options.output,
+        "student parameters": student.parameters,
+        "teacher parameters": [t.parameters for t in teachers],
+        "steps": "one pass over the data" if steps is None else steps,
+        "batch": options.batch,
+        "sequence length": options.seq_len,
+        "tokens": tokens,
+        "FLOPs": None if tokens is None else tokens * flops,
+        "FLOPs per token": flops,
+        "memory per device": {**asdict(need), "total": need.total()},
+        "disk": disk(student, options.keep, 4),
+    }

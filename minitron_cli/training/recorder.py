@@ -1,0 +1,109 @@
+"""What happens around the steps: metrics, evaluation on a fixed slice, checkpoints, each when due."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minitron_cli.training import state
+from minitron_cli.training.loop import Job
+from minitron_cli.training.metrics import MetricsLog, peak_memory
+from minitron_cli.training.progress import Display
+from minitron_cli.training.state import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Every how many steps something is due; 0 = never. The last step is always logged, evaluated and saved."""
+
+    log: int
+    evaluate: int
+    save: int
+    keep: int
+    total: int
+
+    def due(self, every: int, step: int) -> bool:
+        return step == self.total or (every > 0 and step % every == 0)
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Follows a run; `progress` is the step whose weights are in memory. `log` is None on all ranks but the first."""
+
+    run: Path
+    job: Job
+    cadence: Cadence
+    display: Display
+    log: MetricsLog | None
+    evaluate: Callable[[], dict[str, float]] | None
+    progress: Progress
+    bare_seconds: float | None = None
+    _since: tuple[float, int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = (time.perf_counter(), self.progress.tokens, self.progress.step)
+
+    def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """After a step: log, evaluate, save."""
+        self.progress = progress
+        rate = self._rate()
+        self.display.step(progress.step, values, rate)
+        if self.cadence.due(self.cadence.log, progress.step):
+            self._write(values, rate)
+        if self.evaluate is not None and self.cadence.due(self.cadence.evaluate, progress.step):
+            self.measure()
+        if self.cadence.due(self.cadence.save, progress.step):
+            self.save()
+
+    def measure(self) -> None:
+        """Evaluate now, and write the result as a line of its own (a collective)."""
+        if self.evaluate is None:
+            return
+        started = time.perf_counter()
+        found = self.evaluate()
+        shown = "  ".join(
+            f"{name.removeprefix('eval_')} {value:.4f}" for name, value in found.items() if "/" not in name
+        )
+        self.display.say(f"step {self.progress.step}: eval {shown}")
+        if self.log is not None:
+            self.log.write({"step": self.progress.step, "tokens": self.progress.tokens, **found})
+        self._skip_time(time.perf_counter() - started)
+
+    def save(self) -> None:
+        """Write a checkpoint of the latest step (a collective)."""
+        started = time.perf_counter()
+        state.save(self.run, self.job.step, self.job.optimizer, self.progress, self.job.world, self.cadence.keep)
+        self._skip_time(time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Close the metrics and leave the terminal as it was."""
+        self.display.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _rate(self) -> float:
+        """Tokens per second since the last logged step, evaluation and saving left out."""
+        seconds = time.perf_counter() - self._since[0]
+        return (self.progress.tokens - self._since[1]) / seconds if seconds > 0 else 0.0
+
+    def _skip_time(self, seconds: float) -> None:
+        began, tokens, step = self._since
+        self._since = (began + seconds, tokens, step)
+
+    def _write(self, values: Mapping[str, float], rate: float) -> None:
+        progress = self.progress
+        if self.log is not None:
+            line: dict[str, float | int] = {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "flops": progress.flops,
+                **values,
+            }
+            line |= {"tokens_per_second": round(rate, 1), "peak_memory": peak_memory(self.job.world.device)}
+            if progress.skipped:
+                line["skipped"] = progress.skipped
+            if self.bare_seconds is not None:
+                steps = progress.step - self._since[2]
+                line["bare_ratio"] = round(self.bare_seconds * steps * rate / (progress.tokens - self._since[1]), 4)
+            self.log.write(line)
+        self._since = (time.perf_counter(), progress.tokens, progress.step)

@@ -1,0 +1,170 @@
+"""One training run, from options to the exported checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_cli.checkpoint.atomic import atomic_dir
+from minitron_cli.data.order import Order
+from minitron_cli.errors import MinitronError
+from minitron_cli.training import export, loop, rundir, state
+from minitron_cli.training.announce import announce
+from minitron_cli.training.assemble import Assembly, assemble
+from minitron_cli.training.branch import check_branch
+from minitron_cli.training.distributed import agree, join
+from minitron_cli.training.inputs import Models, digests, find_models, open_files, open_order
+from minitron_cli.training.interrupt import StopFlag, stop_on_signal
+from minitron_cli.training.metrics import MetricsLog, read_metrics
+from minitron_cli.training.options import Options, check, to_json
+from minitron_cli.training.progress import Display
+from minitron_cli.training.recorder import Cadence, Recorder
+from minitron_cli.training.settle import settle_cadence, settle_length, settle_steps
+from minitron_cli.training.state import Progress
+from minitron_cli.training.validation import evaluator
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to. `stopped_by` is the exit code that a signal asks for, 0 when the run reached its end."""
+
+    output: Path
+    options: Options
+    progress: Progress
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+    stopped_by: int = 0
+    was_done: bool = False
+
+
+def train(
+    options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None
+) -> Outcome:
+    """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal."""
+    check(options)
+    output = Path(options.output)
+    with join(options.device) as world, stop_on_signal() as stop:
+        models = find_models(options)
+        options, order = settle(options, models)
+        branch_step = check_branch(options) if options.branch_from else None
+        inputs = digests(models, order, options.from_scratch) if world.rank == 0 else {}
+        if world.rank == 0 and overwrite:
+            rundir.remove(output)
+        done = world.rank == 0 and rundir.claim(output, options, inputs)
+        if agree(world, 0, done)[1]:
+            return _outcome(output, options, _latest(output / "run"), was_done=True)
+        if world.rank == 0:
+            announce(options, models, order, world, check=preflight, say=say)
+        assembly = assemble(options, models, order, world, branch_step)
+        progress = follow(options, models, assembly, output / "run", stop)
+        if progress.step < assembly.job.schedule.steps:
+            return _outcome(output, options, progress, stopped_by=stop.exit_code)
+        dtype = export.export_dtype(models.student, options.export_dtype)
+        tensors = export.gather(assembly.job.step, dtype, world.rank)
+        if world.rank == 0:
+            facts = manifest(options, models, progress, inputs)
+            export.export(output, models.student, tensors, dtype, tokenizer=models.tokenizer, manifest=facts)
+        return _outcome(output, options, progress)
+
+
+def settle(options: Options, models: Models) -> tuple[Options, Order]:
+    """Open the data and turn every "decide for me" that decides the result into a number."""
+    options = settle_length(options, [models.student, *models.teachers])
+    order = open_order(options, models)
+    windows = sum(f.num_windows(order.seq_len) for f in order.files)
+    return settle_cadence(settle_steps(options, windows)), order
+
+
+def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop: StopFlag) -> Progress:
+    """Train from the latest checkpoint (or the branch's, or the start) to the end, recording on the way."""
+    job, world = assembly.job, assembly.job.world
+    own = state.checkpoints(run)
+    origin = own[-1] if own else Path(options.branch_from) if options.branch_from else None
+    progress = state.load(origin, job.step, job.optimizer, world) if origin else Progress()
+    first = world.rank == 0
+    recorder = Recorder(
+        run=run,
+        job=job,
+        cadence=_cadence(options),
+        display=Display(job.schedule.steps, progress.step, quiet=not first),
+        log=MetricsLog(run, progress.step, options.tensorboard) if first else None,
+        evaluate=_evaluator(options, models, assembly),
+        progress=progress,
+    )
+    try:
+        if not own:
+            recorder.measure()
+        progress = loop.run(job, progress, stop, recorder)
+    except MinitronError:
+        # A step was refused before it touched the weights: they are worth keeping.
+        recorder.save()
+        raise
+    else:
+        recorder.save()
+    finally:
+        recorder.close()
+    return progress
+
+
+def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path:
+    """Export a saved step of the run in `options.output` to a directory beside it."""
+    output = Path(options.output)
+    run = output / "run"
+    settled, inputs = rundir.read(run)
+    models = find_models(options)
+    saved = state.find(run, step)
+    dtype = export.export_dtype(models.student, options.export_dtype)
+    target = output.with_name(f"{output.name}-step-{step}")
+    with atomic_dir(target, overwrite) as directory:
+        tensors = export.from_checkpoint(saved, dtype)
+        export.write_model(directory, models.student, tensors, dtype, tokenizer=models.tokenizer)
+        export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))
+    return target
+
+
+def manifest(options: Options, models: Models, progress: Progress, inputs: dict[str, str]) -> dict:
+    """What minitron.json says of a trained model."""
+    return {
+        "verb": options.verb,
+        "options": to_json(options),
+        "inputs": inputs,
+        "parent": None if options.from_scratch else models.student,
+        "training": {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "flops": progress.flops,
+            "first": progress.first,
+            "last": progress.last,
+        },
+    }
+
+
+def _cadence(options: Options) -> Cadence:
+    evaluate, save = options.eval_every or 0, options.save_every or 0
+    return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0)
+
+
+def _evaluator(options: Options, models: Models, assembly: Assembly) -> Callable[[], dict[str, float]] | None:
+    if not options.eval_data:
+        return None
+    assert options.seq_len is not None
+    files, _ = open_files(options.eval_data, models, options)
+    names = [f.path.name if len(f.header.sources) != 1 else f.header.sources[0]["name"] for f in files]
+    return evaluator(assembly.job, assembly.measure, files, names, options.seq_len, options.eval_windows)
+
+
+def _latest(run: Path) -> Progress:
+    saved = state.checkpoints(run)
+    return state.read_progress(saved[-1]) if saved else Progress()
+
+
+def _outcome(
+    output: Path, options: Options, progress: Progress, *, stopped_by: int = 0, was_done: bool = False
+) -> Outcome:
+    """Sum a run up, with the first and the last evaluation that it wrote down."""
+    lines = read_metrics(output / "run") if (output / "run" / "metrics.jsonl").exists() else []
+    evaluations = [{k: v for k, v in line.items() if k.startswith("eval_")} for line in lines]
+    found = [e for e in evaluations if e]
+    before, after = (found[0], found[-1]) if found else (None, None)
+    return Outcome(output, options, progress, before, after, stopped_by, was_done)

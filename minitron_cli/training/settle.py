@@ -1,0 +1,80 @@
+"""Turn "decide for me" into numbers, once model, data and machine are known, and refuse what cannot be trained."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+from minitron_cli.checkpoint.reader import load_config
+from minitron_cli.errors import MinitronError
+from minitron_cli.training.options import Options
+from minitron_cli.training.schedule import Schedule
+
+_USUAL_LENGTH = 4096
+
+
+def settle_length(options: Options, models: Sequence[Path]) -> Options:
+    """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most."""
+    limits = {model: limit for model in models if (limit := context_length(model)) is not None}
+    if options.seq_len is None:
+        return replace(options, seq_len=min([_USUAL_LENGTH, *limits.values()]))
+    for model, limit in limits.items():
+        if options.seq_len > limit:
+            raise MinitronError(
+                f"--seq-len {options.seq_len} is longer than the context of {model} ({limit} positions)",
+                f"use --seq-len {min(limits.values())} or shorter",
+            )
+    return options
+
+
+def context_length(model: Path) -> int | None:
+    """`max_position_embeddings` (or GPT-2's `n_positions`) of a model directory, where its config states one."""
+    config = load_config(model)
+    value = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(value) if value else None
+
+
+def settle_steps(options: Options, windows: int) -> Options:
+    """Fix `steps`: as asked, from --tokens, or one pass over `windows` rows; refuse data that does not fill a batch."""
+    assert options.seq_len is not None
+    if windows < options.batch:
+        raise MinitronError(
+            f"the data is too short: {windows:,} windows of {options.seq_len} tokens, a batch takes {options.batch:,}",
+            "give more --data, a smaller --batch or a shorter --seq-len",
+        )
+    if options.steps is not None:
+        return options
+    if options.tokens is not None:
+        return replace(options, steps=ceil(options.tokens / (options.batch * options.seq_len)), tokens=None)
+    return replace(options, steps=windows // options.batch)
+
+
+def settle_cadence(options: Options) -> Options:
+    """Unless told otherwise: 40 steps of warm-up as for Llama-3.1-Minitron, a tenth of a short run; save twenty times,
+    evaluate ten times, but not more often than every 50 steps."""
+    assert options.steps is not None
+    return replace(
+        options,
+        warmup=min(40, options.steps // 10) if options.warmup is None else options.warmup,
+        save_every=options.save_every or max(50, ceil(options.steps / 20)),
+        eval_every=options.eval_every or max(50, ceil(options.steps / 10)),
+    )
+
+
+def schedule_of(options: Options, branch_step: int | None) -> Schedule:
+    """The learning rate's course; a run that branches off a stable one decays over all the steps it adds."""
+    assert options.steps is not None
+    assert options.warmup is not None
+    decay = round(options.steps * options.decay_fraction) if branch_step is None else options.steps - branch_step
+    if branch_step is not None and branch_step >= options.steps:
+        raise MinitronError(
+            f"--steps {options.steps} is no longer than the run that is branched from (step {branch_step})",
+            f"--steps counts from the beginning: give {branch_step} plus the steps of the decay",
+        )
+    if options.warmup >= options.steps:
+        raise MinitronError(
+            f"--warmup {options.warmup} is as long as the run ({options.steps} steps)", "lower --warmup or train longer"
+        )
+    return Schedule(
+        options.schedule, options.lr, options.floor_lr(), options.warmup, options.steps, options.decay, max(1, decay)
+    )
