@@ -24,6 +24,7 @@ FLOOR = {
     "evaluate": 5,
     "toy": 5,
     "chain": 6,
+    "search": 6,
     "report": 6,
     "cli": 7,
     "__main__": 8,

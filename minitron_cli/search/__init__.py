@@ -1,0 +1,1 @@
+"""Floor 3: which shape? Candidates under a budget, ranked by quality: forecast, measured, refined."""

@@ -1,0 +1,57 @@
+"""Cut a candidate and measure its held-out loss; what was measured once is found again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.provenance import read_manifest
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.data.tokens import TokenFile
+from minitron_cli.evaluate.model import load_model
+from minitron_cli.evaluate.perplexity import token_losses
+from minitron_cli.prune.run import write_pruned
+from minitron_cli.spec.plan import from_scores
+from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.shape import Shape
+
+
+def cut_candidate(source: Checkpoint, scores: Scores, shape: Shape, output: Path) -> Path:
+    """Prune `source` to `shape` at `output`, unless it lies there already."""
+    if read_manifest(output) is None:
+        plan = from_scores(scores, source.shape, shape)
+        write_pruned(source, plan, output, scores=scores, options={"target": dict(shape.sizes)})
+    return output
+
+
+def held_out_losses(
+    model: Path, files: tuple[TokenFile, ...], *, seq_len: int, windows: int, device: str, cache: Path
+) -> np.ndarray:
+    """Mean nats per token of each held-out window: (window,), windows shared evenly over the files.
+
+    The result is kept in `cache`, keyed by the settings; `model` must not change under it.
+    """
+    identity = {"files": [f.header.tokens_sha256 for f in files], "seq_len": seq_len, "windows": windows}
+    if cache.is_file():
+        found = json.loads(cache.read_text())
+        if found["identity"] == identity:
+            return np.array(found["losses"])
+    losses = _measure(model, files, seq_len, windows, device)
+    with atomic_file(cache) as temporary:
+        temporary.write_text(json.dumps({"identity": identity, "losses": losses.tolist()}))
+    return losses
+
+
+def _measure(model: Path, files: tuple[TokenFile, ...], seq_len: int, windows: int, device: str) -> np.ndarray:
+    import torch
+
+    loaded = load_model(model, device=device)
+    batch = max(1, 4096 // seq_len)
+    found = []
+    for file in files:
+        count = min(file.num_windows(seq_len), max(1, windows // len(files)))
+        for first in range(0, count, batch):
+            ids = torch.from_numpy(file.windows(np.arange(first, min(first + batch, count)), seq_len))
+            found.append(token_losses(loaded.model, ids.to(loaded.device))[0].mean(-1))
+    return np.concatenate(found)

@@ -1,0 +1,142 @@
+"""The search: forecast every candidate, measure the best few, refine the best of those (Minitron, section 2.3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
+from minitron_cli.data.tokens import TokenFile
+from minitron_cli.errors import MinitronError
+from minitron_cli.search.measure import cut_candidate, held_out_losses
+from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name
+from minitron_cli.spec.proxy import calibrate, features, forecast
+from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.search import candidates, default_grid
+from minitron_cli.spec.shape import Shape, num_parameters
+
+Say = Callable[[str], None]
+MAX_SEQ_LEN = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What measuring needs: the source, its scores, the held-out text, and where candidates are kept."""
+
+    source: Checkpoint
+    scores: Scores
+    files: tuple[TokenFile, ...]
+    seq_len: int
+    options: SearchOptions
+
+    def loss(self, shape: Shape) -> np.ndarray:
+        """Held-out loss per window of the source cut to `shape`: (window,)."""
+        if shape == self.source.shape:
+            return self.loss_of(self.source.path, "source")
+        name = shape_name(self.source.shape, shape)
+        place = self.options.output / "candidates" / name
+        return self.loss_of(cut_candidate(self.source, self.scores, shape, place), name)
+
+    def loss_of(self, model: Path, name: str) -> np.ndarray:
+        return held_out_losses(
+            model,
+            self.files,
+            seq_len=self.seq_len,
+            windows=self.options.eval_windows,
+            device=self.options.device,
+            cache=self.options.output / "losses" / f"{name}.json",
+        )
+
+
+def search(options: SearchOptions, say: Say) -> SearchResult:
+    """Rank every shape in the budget. Stages already done by an earlier call with the same output are found again."""
+    source = open_checkpoint(options.model)
+    scores, _ = read_scores(options.scores)
+    found = enumerate_shapes(source, options)
+    say(f"{len(found)} shapes in the budget; forecasting from the importance they keep")
+    bench = Bench(source, scores, _held_out(source, options), _seq_len(source, options), options)
+    say("measuring the source and one cut per axis, to weigh the axes against each other")
+    source_losses = bench.loss(source.shape)
+    weights = _weigh(bench, [c.shape for c in found], float(source_losses.mean()))
+    entries = [Entry(c, forecast(features(scores, source.shape, c.shape), weights)) for c in found]
+    entries.sort(key=Entry.sort_key)
+    for number, entry in enumerate(entries[: options.measure], 1):
+        entry.losses = bench.loss(entry.candidate.shape)
+        name = shape_name(source.shape, entry.candidate.shape)
+        say(f"measured {number}/{min(options.measure, len(entries))}: {name} {entry.losses.mean():.4f} nats per token")
+    entries.sort(key=Entry.sort_key)
+    if options.refine:
+        from minitron_cli.search.refine import refine
+
+        refine(bench, entries[: options.refine], say)
+    entries.sort(key=Entry.sort_key)
+    mark_ties(entries)
+    return SearchResult(source.shape, float(source_losses.mean()), entries, weights)
+
+
+def enumerate_shapes(source: Checkpoint, options: SearchOptions) -> list:
+    """Candidates on the grid, or an error that says how far the grid's sizes reach."""
+    grid = dict(options.grid or default_grid(source.shape))
+    if options.ffn_factors:
+        grid.pop("ffn", None)
+    found = candidates(
+        source.family, source.config, source.shape, grid, options.window, ffn_factors=options.ffn_factors
+    )
+    if not found:
+        lines = source.family.expected(source.config)
+        low = num_parameters(lines, source.shape.with_(**{axis: min(values) for axis, values in grid.items()}))
+        high = num_parameters(lines, source.shape.with_(**{axis: max(values) for axis, values in grid.items()}))
+        raise MinitronError(
+            f"no shape on the grid has {options.window.low:,.0f} to {options.window.high:,.0f} parameters",
+            f"the grid reaches from {low:,} to {high:,}; widen --tolerance, or finer: --grid ffn=1024:4096:64",
+        )
+    return found
+
+
+def _weigh(bench: Bench, shapes: list[Shape], source_loss: float) -> dict[str, float]:
+    """Weights of the forecast, from measured cuts of one axis each at the sizes that the candidates ask for.
+
+    An additive model: what two cuts cost together is taken to be what they cost apart.
+    """
+    source, measured = bench.source.shape, []
+    for axis in ("hidden", "ffn", "head", "layer", "expert", "expert_ffn"):
+        sizes = sorted({shape[axis] for shape in shapes if axis in source and shape[axis] != source[axis]})
+        if not sizes:
+            continue
+        single = _single(source, axis, sizes[len(sizes) // 2])
+        loss = float(bench.loss(single).mean())
+        measured.append((features(bench.scores, source, single), loss - source_loss))
+    return calibrate(measured)
+
+
+def _single(source: Shape, axis: str, size: int) -> Shape:
+    """The source with one axis cut; heads take their keys and values along where every head has its own."""
+    ungrouped = axis == "head" and source.get("kv") == source["head"]
+    return source.with_(**{axis: size}, **({"kv": size} if ungrouped else {}))
+
+
+def mark_ties(entries: list[Entry]) -> None:
+    """A tie with the best of the same stage: the paired difference is within two standard errors."""
+    if not entries or entries[0].latest is None:
+        return
+    best = entries[0]
+    for entry in entries[1:]:
+        if entry.stage == best.stage and entry.latest is not None and best.latest is not None:
+            difference = entry.latest - best.latest
+            error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+            entry.tied = bool(difference.mean() <= 2 * error)
+
+
+def _seq_len(source: Checkpoint, options: SearchOptions) -> int:
+    context = int(source.config.get("max_position_embeddings") or MAX_SEQ_LEN)
+    if options.seq_len and options.seq_len > context:
+        raise MinitronError(f"--seq-len {options.seq_len} is beyond the model's context", f"it takes {context} tokens")
+    return options.seq_len or min(context, MAX_SEQ_LEN)
+
+
+def _held_out(source: Checkpoint, options: SearchOptions) -> tuple[TokenFile, ...]:
+    return token_files(parse_sources(list(options.eval_data)), source.path, options.separator, options.text_field)

@@ -1,0 +1,45 @@
+"""A search's result as data: what the table shows, search.json, and the chosen shape as the next command."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name, standard_error
+from minitron_cli.spec.shape import FLAG_OF_AXIS
+
+
+def facts(result: SearchResult, options: SearchOptions) -> dict[str, Any]:
+    """Everything found, best first, and the best shape as a recipe step and as a command line."""
+    best = result.entries[0].candidate.shape
+    cut = {FLAG_OF_AXIS[a]: best[a] for a in FLAG_OF_AXIS if a in result.source and best[a] != result.source[a]}
+    line = ["minitron", "prune", options.model, "--scores", str(options.scores)]
+    return {
+        "output": str(options.output),
+        "source_loss": result.source_loss,
+        "forecast_weights": dict(result.weights),
+        "candidates": [_entry(result, entry) for entry in result.entries],
+        "step": {"verb": "prune", "inputs": {"model": options.model, "scores": str(options.scores)}, "options": cut},
+        "next": shlex.join([*line, *(word for flag, size in cut.items() for word in (f"--{flag}", str(size)))]),
+    }
+
+
+def _entry(result: SearchResult, entry: Entry) -> dict[str, Any]:
+    found = {
+        "name": shape_name(result.source, entry.candidate.shape),
+        "shape": dict(entry.candidate.shape.sizes),
+        "parameters": entry.candidate.parameters,
+        "non_embedding_parameters": entry.candidate.non_embedding,
+        "forecast": entry.forecast,
+        "tied": entry.tied,
+    }
+    for key, losses in (("loss", entry.losses), ("refined", entry.refined)):
+        found[key] = float(losses.mean()) if losses is not None else None
+        found[f"{key}_stderr"] = standard_error(losses) if losses is not None else None
+    return found
+
+
+def write_facts(directory: Path, found: dict[str, Any]) -> None:
+    with atomic_file(directory / "search.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
