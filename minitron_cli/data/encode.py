@@ -5,18 +5,19 @@ part-00000.npy    its documents, ends counted from the start of the piece
 part-00000.json   its counts; written last, so that a part with this file is complete
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from minitron_cli.checkpoint.atomic import disk_full_is_an_error
 from minitron_cli.data.readers import Document, Fields, Piece, read_piece
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from minitron_cli.data.tokens import DOCUMENT
@@ -94,7 +95,7 @@ def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory:
     ends, sizes, domains = [], [], []
     num_tokens = num_empty = 0
     final = part_path(directory, task.index, "bin")
-    with disk_full_is_an_error(directory):
+    with _room_for_parts(directory):
         with final.open("wb") as stream:
             for batch in _batches(read_piece(task.piece, task.fields)):
                 kept = [document for document in batch if document.text]
@@ -111,6 +112,20 @@ def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory:
         _write_index(part_path(directory, task.index, "npy"), ends, sizes, domains)
         _write_marker(part_path(directory, task.index, "json"), part)
     return part
+
+
+@contextmanager
+def _room_for_parts(directory: Path) -> Iterator[None]:
+    """A full disk is the user's error; unlike other outputs the finished parts stay, for they may be hours of work."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MinitronError(
+            f"no space left for tokens; the finished parts are kept in {directory}",
+            "free some space and run the same line again, or remove that directory",
+        ) from error
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -217,10 +217,24 @@ def _parts(raw: dict[str, Any], special: dict[str, int | None]) -> dict[str, str
         "added tokens": added,
         "normalizer": raw.get("normalizer"),
         "pre_tokenizer": raw.get("pre_tokenizer"),
-        "post_processor": raw.get("post_processor"),
+        "post_processor": _what_is_added(raw.get("post_processor")),
         "special ids": special,
     }
     return {name: _digest(part) for name, part in parts.items()}
+
+
+def _what_is_added(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A post-processor reduced to what it puts around one text: nothing, where it only moves offsets or is a template
+    of the text alone, which transformers saves where there was none."""
+    if processor is None or processor["type"] == "ByteLevel":
+        return []
+    if processor["type"] == "Sequence":
+        return [step for part in processor["processors"] for step in _what_is_added(part)]
+    if processor["type"] != "TemplateProcessing":
+        return [processor]
+    if not any("SpecialToken" in piece for piece in processor["single"]):
+        return []
+    return [{"single": processor["single"], "special_tokens": processor["special_tokens"]}]
 
 
 def _digest(value: Any) -> str:

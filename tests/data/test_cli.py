@@ -1,0 +1,190 @@
+"""`minitron data tokenize` as typed: outputs, streams, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minitron_cli.__main__ import run
+from minitron_cli.data.tokens import TokenFile
+from tests.data.corpora import byte_level, documents, write_jsonl
+
+Capture = pytest.CaptureFixture[str]
+TEXTS = documents(40)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "stories.jsonl", TEXTS)
+
+
+def tokenize(*arguments: str | Path) -> int:
+    return run(["data", "tokenize", *map(str, arguments)])
+
+
+def test_a_token_file_is_made_and_found_again(
+    source: Path, tokenizer_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "tokens"
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out) == 0
+    said = capsys.readouterr()
+    file = TokenFile.open(out)
+    assert f"{out}: {file.header.num_tokens:,} tokens in 40 documents" in said.out
+    assert said.out.strip().splitlines()[-1].startswith("next: minitron importance")
+    assert "tokenising 1 piece(s)" in said.err
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tokens"] == file.header.num_tokens
+    assert facts["output"] == str(out)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_the_manifest_covers_every_file(source: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens"
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out, "--separator", "none") == 0
+    manifest = json.loads((out / "minitron.json").read_text())
+    assert manifest["verb"] == "data tokenize"
+    assert manifest["options"] == {"separator": "none", "text_field": "text"}
+    assert set(manifest["files"]) == {"tokens.bin", "documents.npy", "header.json"}
+    assert manifest["files"]["tokens.bin"] == TokenFile.open(out).header.tokens_sha256
+
+
+def test_dry_run_estimates_and_writes_nothing(
+    source: Path, tokenizer_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "tokens"
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out, "--dry-run", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert not out.exists()
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out, "--dry-run") == 0
+    assert f"would write {out}" in capsys.readouterr().out
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out) == 0
+    found = TokenFile.open(out).header.num_tokens
+    assert found <= facts["estimated_tokens"] < 1.5 * found  # it counts the quotes and keys of JSON as text
+
+
+def test_the_environment_gives_defaults(
+    source: Path, tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINITRON_TOKENIZER", str(tokenizer_dir))
+    monkeypatch.setenv("MINITRON_OUTPUT", str(tmp_path / "tokens"))
+    monkeypatch.setenv("MINITRON_SEPARATOR", "bos")
+    assert tokenize(source) == 0
+    assert TokenFile.open(tmp_path / "tokens").header.separator == "bos"
+
+
+ERRORS: list[tuple[list[str], str, str]] = [
+    ([], "needs SOURCE..., --tokenizer MODEL, -o DIRECTORY", "minitron data tokenize stories.jsonl"),
+    (["{source}", "-o", "{out}"], "needs --tokenizer MODEL", "--tokenizer MODEL"),
+    (["{source}:0.5", "--tokenizer", "{model}", "-o", "{out}"], "a token file has no weights", "--data"),
+    (["{source}", "--tokenizer", "{tmp}", "-o", "{out}"], "no tokenizer in", "tokenizer.json"),
+    (["{source}", "--tokenizer", "{tmp}/nowhere", "-o", "{out}"], "no such directory", "directory of a model"),
+    (["{tmp}/none.jsonl", "--tokenizer", "{model}", "-o", "{out}"], "no such file or directory", "did you mean"),
+    (["{source}", "--tokenizer", "{model}", "-o", "{tmp}"], "exists and was not made by minitron", "another output"),
+    (
+        ["{source}", "--tokenizer", "{model}", "-o", "{out}", "--separator", "x"],
+        "unknown separator 'x'",
+        "one of: auto",
+    ),
+    (["{source}", "--tokenizer", "{model}", "-o", "{out}", "--text-field", "x"], "no text field 'x'", "columns: text"),
+    (["{source}", "--tokenizer", "{model}", "-o", "{out}", "--workers", "0"], "0 workers", "1 or more"),
+    (["{made}", "--tokenizer", "{model}", "-o", "{out}"], "is a token file already", "give it to --data as it is"),
+    (["{source}", "--tokenizer", "{other}", "-o", "{made}"], "made otherwise: tokenizer hash", "--overwrite"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message", "hint"), ERRORS, ids=[row[1][:30] for row in ERRORS])
+def test_what_can_not_be_done_is_said(
+    source: Path,
+    tokenizer_dir: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    arguments: list[str],
+    message: str,
+    hint: str,
+) -> None:
+    names = {"source": source, "model": tokenizer_dir, "tmp": tmp_path, "out": tmp_path / "out"}
+    names |= {"made": tmp_path / "made", "other": tmp_path / "other"}
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "made") == 0
+    byte_level(tmp_path / "other", seed=5)
+    capsys.readouterr()
+    assert tokenize(*(argument.format(**names) for argument in arguments)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert any(line.startswith("error: ") and message in line for line in said.err.splitlines())
+    assert any(line.startswith("hint: ") and hint in line for line in said.err.splitlines())
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwrite_replaces_what_minitron_made(source: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens"
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out) == 0
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out, "--separator", "bos", "--overwrite") == 0
+    assert TokenFile.open(out).header.separator == "bos"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_killed_and_typed_again(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """SIGKILL after the first part: nothing at the output, and the same line ends in the same bytes."""
+    for index in range(6):
+        write_jsonl(tmp_path / f"part-{index}.jsonl", TEXTS)
+    pattern, out = tmp_path / "part-*.jsonl", tmp_path / "tokens"
+    killer = (
+        "import os, signal\n"
+        "from minitron_cli.data import encode\n"
+        "from minitron_cli.__main__ import main\n"
+        "write = encode._write_marker\n"
+        "def then_die(file, part):\n"
+        "    write(file, part)\n"
+        "    if '00002' in file.name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "encode._write_marker = then_die\n"
+        "main()\n"
+    )
+    line = ["data", "tokenize", str(pattern), "--tokenizer", str(tokenizer_dir), "-o", str(out)]
+    killed = subprocess.run([sys.executable, "-c", killer, *line], capture_output=True, check=False)
+    assert killed.returncode == -9
+    assert not out.exists()
+    assert len(list((tmp_path / ".tokens.minitron-parts").glob("part-*.json"))) == 3
+    assert run(line) == 0
+    assert run([*line[:-1], str(tmp_path / "straight")]) == 0
+    for file in out.iterdir():
+        assert file.read_bytes() == (tmp_path / "straight" / file.name).read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_an_error(
+    source: Path, tokenizer_dir: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from minitron_cli.data import encode
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(encode, "_write_index", full)
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "error: no space left" in said
+    assert "finished parts are kept in" in said
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_heavy_libraries_stay_out(source: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    """A local .jsonl and a tokenizer.json need neither torch nor transformers nor datasets."""
+    script = (
+        "import sys\n"
+        "from minitron_cli.__main__ import run\n"
+        "assert run(sys.argv[1:]) == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    line = ["data", "tokenize", str(source), "--tokenizer", str(tokenizer_dir), "-o", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
