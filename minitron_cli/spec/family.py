@@ -119,7 +119,7 @@ def match(family: Family, names: Iterable[str]) -> tuple[dict[str, Match], list[
 
 
 def _match_one(lines: Mapping[str, Weight], name: str) -> Match | None:
-    if name in lines:
+    if name in lines and not lines[name].name_axes:
         return Match(name, lines[name])
     numbers = [int(n) for n in _INDEX.findall(name)]
     slots = iter(("{layer}", "{expert}"))

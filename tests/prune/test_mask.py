@@ -11,6 +11,7 @@ import torch
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.prune.mask import masked_source
 from minitron_cli.prune.run import write_pruned
+from minitron_cli.spec.family import match
 from minitron_cli.spec.plan import Plan
 from tests.prune.cutting import ALL_CASES, difference, load, logits_of, plan_for, prune_to, sizes_for
 from tests.toys import TOY_CONFIGS, toy_ids
@@ -78,3 +79,36 @@ def test_keeping_all_keeps_every_byte(model_type: str, toy: Toy, tmp_path: Path)
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
+
+
+# family -> (a line told wrongly, the cut that must reveal it). Shapes are the same: only logits can tell.
+WRONG_LINES = {
+    "llama": ("model.layers.{layer}.self_attn.o_proj.weight hidden (head_dim head)", "head"),
+    "qwen2": ("model.layers.{layer}.self_attn.q_proj.bias (head_dim head)", "head"),
+    "phi3": ("model.layers.{layer}.mlp.gate_up_proj.weight (ffn 2) hidden", "ffn"),
+    "gpt_neox": ("gpt_neox.layers.{layer}.attention.query_key_value.weight (3 head head_dim) hidden", "head"),
+    "olmo2": ("model.layers.{layer}.self_attn.q_norm.weight (head_dim head)", "head"),
+}
+
+
+@pytest.mark.parametrize("model_type", WRONG_LINES)
+def test_a_wrong_table_is_found_out(model_type: str, toy: Toy, tmp_path: Path) -> None:
+    source, (line, cut) = toy(model_type), WRONG_LINES[model_type]
+    right = open_checkpoint(source)
+    plan = plan_for(right, sizes_for(model_type, cut))
+    family = right.family.with_(line)
+    matches, unknown = match(family, right.tensors)
+    assert not unknown
+    write_pruned(replace(right, family=family, matches=matches), plan, tmp_path / "wrong")
+    wrong = logits_of(tmp_path / "wrong")
+    assert difference(wrong, masked_logits(source, plan)) > 1e-2
+    assert difference(wrong, masked_source(load(source), family, plan)(toy_ids(2, 11))) > 1e-2, "wrong, yet consistent"
+
+
+def test_a_repair_left_out_is_found_out(toy: Toy, tmp_path: Path) -> None:
+    """Gemma's embeddings are multiplied by sqrt(hidden): trimming alone gives another function."""
+    source = toy("gemma2")
+    checkpoint = open_checkpoint(source)
+    plan = plan_for(checkpoint, sizes_for("gemma2", "hidden"))
+    write_pruned(replace(checkpoint, family=replace(checkpoint.family, repair=None)), plan, tmp_path / "plain")
+    assert difference(logits_of(tmp_path / "plain"), masked_logits(source, plan)) > 1e-2
