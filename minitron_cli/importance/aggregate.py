@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.readers import COUNT, LAYER, MOMENTS, SEQ, layout
-from minitron_cli.spec.axes import Dim
+from minitron_cli.importance.readers import COUNT, EXPERT_USAGE, LAYER, MOMENTS, SEQ, layout
+from minitron_cli.spec.axes import SCOPE, Dim
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.scores import score_shape
 from minitron_cli.spec.shape import Shape
@@ -44,15 +44,16 @@ def over_samples(sums: np.ndarray, count: int, how: str) -> np.ndarray:
 
 
 def over_unit(channels: np.ndarray, dim: Dim, axis: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """l2 over the channels that belong to one unit of `axis`: (..., channel) -> (..., unit)."""
+    """l2 over the channels that belong to one unit of `axis`: (..., channel) -> (..., unit).
+
+    Factors that the axis is scored within (the expert of its neurons) stay: (..., expert, unit).
+    """
     (product,) = dim
     lengths = [f if isinstance(f, int) else sizes[f] for f in product]
-    if lengths == [sizes[axis]]:
-        return channels
     lead = channels.ndim - 1
     split = channels.reshape(*channels.shape[:-1], *lengths)
-    others = tuple(lead + i for i, factor in enumerate(product) if factor != axis)
-    return np.sqrt(np.square(split).sum(axis=others))
+    others = tuple(lead + i for i, factor in enumerate(product) if factor not in (axis, *SCOPE.get(axis, ())))
+    return np.sqrt(np.square(split).sum(axis=others)) if others else split
 
 
 def to_scores(
@@ -70,7 +71,7 @@ def to_scores(
     count = int(raw[COUNT].sum() if half is None else raw[COUNT][half])
     values = {}
     for axis, array in raw.items():
-        if axis == COUNT:
+        if axis in (COUNT, EXPERT_USAGE):
             continue
         sums = array.sum(0) if half is None else array[half]
         if axis == LAYER:

@@ -9,7 +9,9 @@ of every per-layer weight that reads them: the norm outputs, in pre-norm models.
 from minitron_cli.spec.axes import Dim, Weight, axes_of
 from minitron_cli.spec.family import Family
 
-AXES = ("hidden", "ffn", "shared_ffn", "head")  # read by plain linear layers; experts have their own recorder
+AXES = ("hidden", "ffn", "shared_ffn", "head")  # read by plain linear layers
+EXPERT, EXPERT_FFN, EXPERT_USAGE = "expert", "expert_ffn", "expert_usage"  # recorded inside the experts' own forward
+EXPERT_LAYOUTS: dict[str, tuple[str, ...]] = {EXPERT: ("expert",), EXPERT_FFN: ("expert", "expert_ffn")}
 
 SEQ = ("mean", "l2", "var")  # sequence aggregations, in the order they are stored: of |x|, of x, of x
 MOMENTS = ("sum", "square")  # running sums over samples: of s and of s^2
@@ -20,13 +22,21 @@ LAYER = "layer"  # block influence
 
 def read_axis(weight: Weight) -> str | None:
     """The axis that this line's tensor reads inside a layer, or None."""
-    if weight.junk or len(weight.dims) < 2 or "layer" not in weight.name_axes or "expert" in weight.name_axes:
+    if weight.junk or len(weight.dims) < 2 or "layer" not in weight.name_axes:
         return None
-    return next((axis for axis in AXES if axis in axes_of(weight.dims[-1])), None)
+    inside = axes_of(weight.dims[-1])
+    if EXPERT_FFN in inside:
+        return EXPERT_FFN
+    # Experts read the hidden channels too, but the router has read the same ones before them.
+    if "expert" in weight.name_axes or len(weight.dims) > 2:
+        return None
+    return next((axis for axis in AXES if axis in inside), None)
 
 
 def layout(family: Family, axis: str) -> Dim:
-    """How the units of `axis` lie along the inputs of its readers: ("head", "head_dim") for heads."""
+    """How the units of `axis` lie along the recorded channels: ("head", "head_dim") for heads."""
+    if axis in EXPERT_LAYOUTS:
+        return (EXPERT_LAYOUTS[axis],)
     dims = {weight.dims[-1] for weight in family.weights if read_axis(weight) == axis}
     assert len(dims) == 1, f"{family.name}: the readers of {axis} see it laid out in {len(dims)} ways"
     return dims.pop()

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.importance.bypass import replaced
+from minitron_cli.importance.experts import join_parts, part_statistics, routed
 from minitron_cli.importance.load import block_input, hidden_states
-from minitron_cli.importance.readers import COUNT, HALVES, LAYER, MOMENTS
+from minitron_cli.importance.readers import COUNT, EXPERT, EXPERT_FFN, EXPERT_USAGE, HALVES, LAYER, MOMENTS
 from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import (
     Batch,
@@ -18,6 +20,8 @@ from minitron_cli.importance.statistics import (
     cosine_distance,
     sequence_statistics,
 )
+
+EXPERT_AXES = (EXPERT, EXPERT_FFN, EXPERT_USAGE)
 
 
 class Recorder:
@@ -34,9 +38,10 @@ class Recorder:
         self.rows: dict[str, list[int]] = {}
         self._row_of: dict[Site, int] = {}
         for site in sorted(sites, key=lambda s: s.layer):
-            rows = self.rows.setdefault(site.axis, [])
-            self._row_of[site] = len(rows)
-            rows.append(site.layer)
+            for axis in EXPERT_AXES if site.axis == EXPERT_FFN else (site.axis,):
+                rows = self.rows.setdefault(axis, [])
+                self._row_of[site] = len(rows)
+                rows.append(site.layer)
 
     def start(self, batch: Batch) -> None:
         """Name the batch that the coming forward pass is about."""
@@ -48,6 +53,11 @@ class Recorder:
         assert self.batch is not None
         x = x.reshape(*self.batch.ids.shape, x.shape[-1])
         self._add((site.axis, self._row_of[site]), sequence_statistics(x, self.batch.spans))
+
+    def hear_experts(self, site: Site, statistics: Mapping[str, Tensor]) -> None:
+        """Take in what one layer's experts did: axis -> (batch, seq, channel)."""
+        for axis, values in statistics.items():
+            self._add((axis, self._row_of[site]), values)
 
     def hear_block(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Take in the hidden states around one block: (batch, token, hidden) each."""
@@ -112,9 +122,32 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
 
     with ExitStack() as stack:
         for site in sites:
-            handle = model.get_submodule(site.module).register_forward_pre_hook(at_site(site))
+            module = model.get_submodule(site.module)
+            if site.axis == EXPERT_FFN:
+                stack.enter_context(replaced({module: listening_forward(module, recorder, site)}))
+                continue
+            handle = module.register_forward_pre_hook(at_site(site))
             stack.callback(handle.remove)
         for layer, name in blocks.items():
             handle = model.get_submodule(name).register_forward_hook(at_block(layer), with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def listening_forward(module: nn.Module, recorder: Recorder, site: Site) -> Any:
+    """A forward for a layer's experts that tells the recorder what each of them did."""
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        batch, parts = recorder.batch, []
+        assert batch is not None
+        output = routed(
+            module,
+            hidden_states,
+            top_k_index,
+            top_k_weights,
+            lambda part: parts.append(part_statistics(part, batch)),
+        )
+        recorder.hear_experts(site, join_parts(parts))
+        return output
+
+    return forward

@@ -17,7 +17,10 @@ from minitron_cli.spec.axes import Dim
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place where an axis is heard: the input of `module`, laid out as `dim`."""
+    """One place where an axis is heard: the input of `module`, laid out as `dim`.
+
+    For `expert_ffn` the module is the whole set of experts of a layer.
+    """
 
     axis: str
     layer: int
@@ -30,10 +33,11 @@ def candidates(checkpoint: Checkpoint, model: Any, layers: Iterable[int]) -> lis
     wanted = set(layers)
     readers = [m for m in checkpoint.matches.values() if read_axis(m.weight) and m.layer in wanted]
     modules = module_names(model, [m.name for m in readers])
-    return [
+    sites = [
         Site(str(read_axis(m.weight)), int(m.layer or 0), modules[m.name], m.weight.dims[-1])
         for m in sorted(readers, key=lambda m: (m.layer, m.name))
     ]
+    return list(dict.fromkeys(sites))  # the experts of a layer are one module in memory
 
 
 def find_sites(checkpoint: Checkpoint, model: Any) -> list[Site]:

@@ -4,47 +4,85 @@ activations that hooks written for the model class (not derived from the tables)
 import numpy as np
 import torch
 
+# Where a family's class keeps what the others call otherwise: (attention, its input reader, its output), (MLP's).
+ATTENTION = {"gpt_neox": ("attention", "query_key_value", "dense"), "phi3": ("self_attn", "qkv_proj", "o_proj")}
+MLP = {
+    "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
+    "phi3": ("gate_up_proj", "down_proj"),
+    "starcoder2": ("c_fc", "c_proj"),
+}
+
 
 def catch(model, rows, spans=None):
     """Inputs of every block's submodules, sample by sample.
 
     Returns a list over samples of {(layer, kind): (token, channel) float64}, kinds "qkv", "mlp" (the two norm
-    outputs), "o", "down", "in", "out".
+    outputs), "o", "down", "in", "out"; for experts "router" and "expert0", "expert1", ... instead of "mlp" and "down".
     """
-    caught = []
-    for i, row in enumerate(rows):
-        begin, end = spans[i] if spans else (0, len(row))
-        found = {}
-        handles = []
-
-        def keep(layer, kind, x, found=found):
-            found[layer, kind] = x.detach()[0].double().numpy()
-
-        def around(layer, keep=keep):
-            def hook(module, args, kwargs, output):
-                keep(layer, "in", args[0] if args else kwargs["hidden_states"])
-                keep(layer, "out", output[0] if isinstance(output, tuple) else output)
-
-            return hook
-
-        for n, block in enumerate(model.model.layers):
-            parts = {"qkv": _first(block.self_attn), "o": block.self_attn.o_proj}
-            if hasattr(block.mlp, "down_proj"):
-                parts |= {"mlp": block.mlp.up_proj if hasattr(block.mlp, "up_proj") else block.mlp.gate_up_proj}
-                parts |= {"down": block.mlp.down_proj}
-            for kind, module in parts.items():
-                handles.append(module.register_forward_pre_hook(lambda m, a, n=n, kind=kind: keep(n, kind, a[0])))
-            handles.append(block.register_forward_hook(around(n), with_kwargs=True))
-        with torch.no_grad():
-            model.model(input_ids=torch.as_tensor(row[begin:end])[None], use_cache=False)
-        for handle in handles:
-            handle.remove()
-        caught.append(found)
-    return caught
+    return [_catch_one(model, row, *(spans[i] if spans else (0, len(row)))) for i, row in enumerate(rows)]
 
 
-def _first(attention):
-    return attention.qkv_proj if hasattr(attention, "qkv_proj") else attention.q_proj
+def _catch_one(model, row, begin, end):
+    found, handles = {}, []
+    kind_of_model = model.config.model_type
+    attention, reads, writes = ATTENTION.get(kind_of_model, ("self_attn", "q_proj", "o_proj"))
+    up, down = MLP.get(kind_of_model, ("up_proj", "down_proj"))
+
+    def keep(layer, kind):
+        def hook(module, args):
+            found[layer, kind] = args[0].detach().reshape(end - begin, -1).double().numpy()
+
+        return hook
+
+    def around(layer):
+        def hook(module, args, kwargs, output):
+            states = {"in": args[0] if args else kwargs["hidden_states"]}
+            states["out"] = output[0] if isinstance(output, tuple) else output
+            for kind, x in states.items():
+                found[layer, kind] = x.detach()[0].double().numpy()
+
+        return hook
+
+    def experts(layer):
+        def hook(module, args):
+            found.update({(layer, kind): x for kind, x in _experts(module, *args).items()})
+
+        return hook
+
+    for n, block in enumerate(model.get_decoder().layers):
+        heads = getattr(block, attention)
+        handles.append(getattr(heads, reads).register_forward_pre_hook(keep(n, "qkv")))
+        handles.append(getattr(heads, writes).register_forward_pre_hook(keep(n, "o")))
+        if hasattr(block.mlp, "experts"):
+            handles.append(block.mlp.gate.register_forward_pre_hook(keep(n, "mlp")))
+            handles.append(block.mlp.experts.register_forward_pre_hook(experts(n)))
+        else:
+            handles.append(getattr(block.mlp, up).register_forward_pre_hook(keep(n, "mlp")))
+            handles.append(getattr(block.mlp, down).register_forward_pre_hook(keep(n, "down")))
+        handles.append(block.register_forward_hook(around(n), with_kwargs=True))
+    with torch.no_grad():
+        model.get_decoder()(input_ids=torch.as_tensor(row[begin:end])[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _experts(module, hidden, index, weights):
+    """One token and one expert at a time: neurons (token, ffn) and |weight x output| (token, 1), zero if unrouted."""
+    hidden, weights = hidden.double(), weights.double()
+    gate_up, down = module.gate_up_proj.double(), module.down_proj.double()
+    found = {}
+    for expert in range(len(down)):
+        inner = np.zeros((len(hidden), down.shape[-1]))
+        norm, usage = np.zeros((len(hidden), 1)), np.zeros((len(hidden), 1))
+        for token, place in (index == expert).nonzero().tolist():
+            gate, up = (gate_up[expert] @ hidden[token]).chunk(2)
+            neurons = module.act_fn(gate) * up
+            inner[token] = neurons.detach().numpy()
+            norm[token] = float((weights[token, place] * (down[expert] @ neurons)).norm())
+            usage[token] = 1
+        found |= {f"expert{expert}": inner, f"norm{expert}": norm, f"usage{expert}": usage}
+    return found
 
 
 def aggregate(values, how):
@@ -64,22 +102,30 @@ def channel_scores(samples, batch, seq):
     return np.array([aggregate([aggregate(list(x[:, c]), seq) for x in samples], batch) for c in range(channels)])
 
 
-def scores(caught, num_layers, num_heads, batch="l2", seq="mean"):
-    """All four dense axes from what `catch` caught."""
-    hidden = 0.0
-    ffn, head, layer = [], [], []
+def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0):
+    """Every axis from what `catch` caught; `num_heads` may be None where a head is not wanted."""
+    result = {"hidden": 0.0, "head": [], "layer": []}
+    dense = {"ffn": []} if not num_experts else {"expert": [], "expert_ffn": []}
     for n in range(num_layers):
 
         def at(kind, n=n):
             return [found[n, kind] for found in caught]
 
-        hidden = hidden + channel_scores(at("qkv"), batch, seq) + channel_scores(at("mlp"), batch, seq)
-        ffn.append(channel_scores(at("down"), batch, seq))
-        head.append([aggregate(list(c), "l2") for c in np.split(channel_scores(at("o"), batch, seq), num_heads)])
-        influence = []
-        for found in caught:
-            x, y = found[n, "in"], found[n, "out"]
-            cosines = [a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b)) for a, b in zip(x, y)]
-            influence.append(1 - sum(cosines) / len(cosines))
-        layer.append(sum(influence) / len(influence))
-    return {"hidden": hidden, "ffn": np.array(ffn), "head": np.array(head), "layer": np.array(layer)}
+        for kind in ("qkv", "mlp"):
+            result["hidden"] = result["hidden"] + channel_scores(at(kind), batch, seq)
+        channels = channel_scores(at("o"), batch, seq)
+        result["head"].append([aggregate(list(c), "l2") for c in np.split(channels, num_heads)])
+        if num_experts:
+            each = range(num_experts)
+            dense["expert"].append([channel_scores(at(f"norm{e}"), batch, seq)[0] for e in each])
+            dense["expert_ffn"].append([channel_scores(at(f"expert{e}"), batch, seq) for e in each])
+        else:
+            dense["ffn"].append(channel_scores(at("down"), batch, seq))
+        result["layer"].append(np.mean([block_influence(f[n, "in"], f[n, "out"]) for f in caught]))
+    return {axis: np.array(values) for axis, values in (result | dense).items()}
+
+
+def block_influence(before, after):
+    """1 - mean over tokens of the cosine between (token, hidden) before and after a block."""
+    cosines = [a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b)) for a, b in zip(before, after)]
+    return 1 - sum(cosines) / len(cosines)

@@ -14,12 +14,12 @@ from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from tests.toys import toy_ids
 
-FAMILIES = ["llama", "qwen3", "granite", "smollm3"]
+FAMILIES = ["llama", "qwen3", "granite", "smollm3", "gemma2", "gpt_neox", "mixtral"]
 
 
 def prepare(path):
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    return model, list(model.model.layers)
+    return model, list(model.get_decoder().layers)
 
 
 def batches(ids, spans=None, size=2):

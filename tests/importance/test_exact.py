@@ -14,9 +14,8 @@ from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.record import Recorder
 from minitron_cli.importance.sites import find_sites
 from tests.importance import literal
-from tests.toys import toy_ids
+from tests.toys import TOY_CONFIGS, toy_ids
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "granite"]
 PAIRS = list(itertools.product(("mean", "l2", "var"), repeat=2))
 
 
@@ -35,7 +34,7 @@ def score(path, samples, batch_size=4, batch="l2", seq="mean"):
     return to_scores(raw, rows, checkpoint.family, checkpoint.shape, Aggregation(batch, seq))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOY_CONFIGS)
 def test_every_pair_of_aggregations_is_the_formula(toy, family):
     path = toy(family)
     ids = toy_ids(5, 11).numpy()
@@ -45,7 +44,8 @@ def test_every_pair_of_aggregations_is_the_formula(toy, family):
     shape = checkpoint.shape
     for batch, seq in PAIRS:
         ours = to_scores(raw, rows, checkpoint.family, shape, Aggregation(batch, seq))
-        theirs = literal.scores(caught, shape["layer"], shape["head"], batch, seq)
+        theirs = literal.scores(caught, shape["layer"], shape["head"], batch, seq, shape.get("expert"))
+        assert ours.keys() == theirs.keys()
         for axis in theirs:
             scale = np.abs(theirs[axis]).max()
             np.testing.assert_allclose(
@@ -53,7 +53,7 @@ def test_every_pair_of_aggregations_is_the_formula(toy, family):
             )
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral"])
 def test_batch_size_changes_nothing(toy, family):
     samples = Samples(toy_ids(8, 12).numpy())
     one, eight = score(toy(family), samples, 1), score(toy(family), samples, 8)
@@ -61,8 +61,9 @@ def test_batch_size_changes_nothing(toy, family):
         np.testing.assert_allclose(one[axis], eight[axis], rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_changes_nothing(toy, side):
+def test_padding_changes_nothing(toy, side, family):
     """The same samples of different lengths, alone and padded together on either side."""
     lengths = [12, 5, 9, 1, 7]
     ids = toy_ids(len(lengths), 12).numpy()
@@ -72,9 +73,11 @@ def test_padding_changes_nothing(toy, side):
         begin = 0 if side == "right" else 15 - length
         padded[row, begin : begin + length] = ids[row, :length]
         spans.append((begin, begin + length))
-    together = score(toy("llama"), Samples(padded, tuple(spans)), 5)
-    model = AutoModelForCausalLM.from_pretrained(toy("llama")).eval()
-    alone = literal.scores(literal.catch(model, ids, [(0, n) for n in lengths]), 3, 6)
+    together = score(toy(family), Samples(padded, tuple(spans)), 5)
+    model = AutoModelForCausalLM.from_pretrained(toy(family)).eval()
+    shape = open_checkpoint(toy(family)).shape
+    caught = literal.catch(model, ids, [(0, n) for n in lengths])
+    alone = literal.scores(caught, shape["layer"], shape["head"], num_experts=shape.get("expert"))
     for axis in alone:
         np.testing.assert_allclose(together[axis], alone[axis], rtol=1e-4, err_msg=axis)
 
