@@ -12,18 +12,18 @@ from minitron_cli.training.load import compute_dtype
 from minitron_cli.training.metrics import available_memory
 from minitron_cli.training.options import Options
 from minitron_cli.training.preflight import Size, size_of
-from minitron_cli.training.rows import choose_micro_batch
 
 
 def announce(
-    options: Options, models: Models, order: Order, world: World, *, check: bool, say: Callable[[str], None]
-) -> None:
+    options: Options, models: Models, order: Order, world: World, micro: int, *, check: bool,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
     """Print sizes, tokens, device, memory and place; with `check`, raise when memory or disk will not do."""
     student = size_of(models.student, order.seq_len)
     teachers = [size_of(path, order.seq_len) for path in models.teachers]
-    need = _memory(options, student, teachers, order, world)
+    need = _memory(options, student, teachers, micro * order.seq_len, world)
     free = available_memory(world.device)
-    for line in _lines(options, student, teachers, order, world):
+    for line in _lines(options, student, teachers, order, world, micro):
         say(line)
     say(f"memory: about {need.total() / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free; output: {options.output}")
     if check:
@@ -31,12 +31,11 @@ def announce(
         need_space(Path(options.output), preflight.disk(student, options.keep, 4))
 
 
-def _lines(options: Options, student: Size, teachers: list[Size], order: Order, world: World) -> list[str]:
+def _lines(options: Options, student: Size, teachers: list[Size], order: Order, world: World, micro: int) -> list[str]:
     assert options.steps is not None
     tokens = options.steps * options.batch * order.seq_len
     flops = tokens * (3 * student.flops + sum(t.flops for t in teachers))
     taught = "".join(f" <- {name} ({t.parameters:,} parameters)" for name, t in zip(options.teacher, teachers))
-    micro = choose_micro_batch(options.micro_batch, options.batch, world.size, order.seq_len, world.device)
     passes = ", ".join(f"{epochs:.2f}" for epochs in order.epochs(options.steps))
     dtype = str(compute_dtype(options.dtype, world.device)).removeprefix("torch.")
     origin = ", new weights" if options.from_scratch else ""
@@ -50,15 +49,14 @@ def _lines(options: Options, student: Size, teachers: list[Size], order: Order, 
     ]
 
 
-def _memory(options: Options, student: Size, teachers: list[Size], order: Order, world: World) -> preflight.Need:
+def _memory(options: Options, student: Size, teachers: list[Size], tokens: int, world: World) -> preflight.Need:
     dtype = compute_dtype(options.dtype, world.device)
     stored = dtype if options.teacher_dtype == "auto" else compute_dtype(options.teacher_dtype, world.device)
     elsewhere = options.teacher_device is not None and options.teacher_device != str(world.device)
     return preflight.memory(
         student,
         [] if elsewhere else teachers,
-        tokens=order.seq_len
-        * choose_micro_batch(options.micro_batch, options.batch, world.size, order.seq_len, world.device),
+        tokens=tokens,
         world=world.size,
         item=dtype.itemsize,
         teacher_item=stored.itemsize,

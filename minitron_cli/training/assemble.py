@@ -9,6 +9,7 @@ from torch import nn
 
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.data.order import Order
+from minitron_cli.training.branch import check_branch
 from minitron_cli.training.distributed import World, choose_device, shard, shard_frozen
 from minitron_cli.training.divergences import Divergence
 from minitron_cli.training.head import head_of
@@ -20,6 +21,7 @@ from minitron_cli.training.optimizer import Call, build, measurer, trainer
 from minitron_cli.training.options import Options
 from minitron_cli.training.preflight import size_of
 from minitron_cli.training.rows import choose_micro_batch, rows_of
+from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.settle import schedule_of
 from minitron_cli.training.state import prime
 from minitron_cli.training.step import KDStep
@@ -34,11 +36,23 @@ class Assembly:
     measure: Call
 
 
-def assemble(options: Options, models: Models, order: Order, world: World, branch_step: int | None) -> Assembly:
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How the rate goes and how a batch is cut up: all that can be refused before a model is loaded."""
+
+    schedule: Schedule
+    micro_batch: int
+
+
+def plan_steps(options: Options, order: Order, world: World) -> StepPlan:
+    """Cut the batch into this world's micro-batches, and fix the learning rate's course."""
+    micro_batch = choose_micro_batch(options.micro_batch, options.batch, world.size, order.seq_len, world.device)
+    return StepPlan(schedule_of(options, check_branch(options) if options.branch_from else None), micro_batch)
+
+
+def assemble(options: Options, models: Models, order: Order, world: World, plan: StepPlan) -> Assembly:
     """Load, shard and connect everything that a run needs."""
     dtype = compute_dtype(options.dtype, world.device)
-    micro_batch = choose_micro_batch(options.micro_batch, options.batch, world.size, order.seq_len, world.device)
-    schedule = schedule_of(options, branch_step)
     step = build_step(options, models, world, dtype)
     cast_to = dtype if world.size == 1 and dtype != torch.float32 else None
     optimizer = build(step, options.betas, options.eps, options.weight_decay)
@@ -48,9 +62,9 @@ def assemble(options: Options, models: Models, order: Order, world: World, branc
         step=step,
         train=trainer(step, cast_to),
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=plan.schedule,
         rows=rows_of(order, world),
-        micro_batch=micro_batch,
+        micro_batch=plan.micro_batch,
         grad_clip=options.grad_clip,
         spike_guard=options.spike_guard,
         seed=options.seed,

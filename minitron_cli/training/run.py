@@ -9,9 +9,8 @@ from minitron_cli.data.order import Order
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, loop, rundir, state
 from minitron_cli.training.announce import announce
-from minitron_cli.training.assemble import Assembly, assemble
-from minitron_cli.training.branch import check_branch
-from minitron_cli.training.distributed import agree, join
+from minitron_cli.training.assemble import Assembly, assemble, plan_steps
+from minitron_cli.training.distributed import agree, barrier, join
 from minitron_cli.training.inputs import Models, digests, find_models, open_files, open_order
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.metrics import MetricsLog, read_metrics
@@ -47,20 +46,22 @@ def train(
     with join(options.device) as world, stop_on_signal() as stop:
         models = find_models(options)
         options, order = settle(options, models)
-        branch_step = check_branch(options) if options.branch_from else None
+        dtype = export.export_dtype(models.student, options.export_dtype)
+        plan = plan_steps(options, order, world)
         inputs = digests(models, order, options.from_scratch) if world.rank == 0 else {}
         if world.rank == 0 and overwrite:
             rundir.remove(output)
-        done = world.rank == 0 and rundir.claim(output, options, inputs)
+        done = world.rank == 0 and rundir.examine(output, options, inputs)
         if agree(world, 0, done)[1]:
             return _outcome(output, options, _latest(output / "run"), was_done=True)
         if world.rank == 0:
-            announce(options, models, order, world, check=preflight, say=say)
-        assembly = assemble(options, models, order, world, branch_step)
+            announce(options, models, order, world, plan.micro_batch, check=preflight, say=say)
+            rundir.create(output, options, inputs)
+        barrier(world)
+        assembly = assemble(options, models, order, world, plan)
         progress = follow(options, models, assembly, output / "run", stop)
-        if progress.step < assembly.job.schedule.steps:
+        if progress.step < plan.schedule.steps:
             return _outcome(output, options, progress, stopped_by=stop.exit_code)
-        dtype = export.export_dtype(models.student, options.export_dtype)
         tensors = export.gather(assembly.job.step, dtype, world.rank)
         if world.rank == 0:
             facts = manifest(options, models, progress, inputs)

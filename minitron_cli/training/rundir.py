@@ -19,21 +19,17 @@ from minitron_cli.training.options import Options, differences, from_json, to_js
 OPTIONS = "options.json"
 
 
-def claim(output: Path, options: Options, inputs: Mapping[str, str]) -> bool:
-    """Make the run directory or find it made by the same line; True when the run is finished already.
+def examine(output: Path, options: Options, inputs: Mapping[str, str]) -> bool:
+    """Whether the run that `options` describe is finished in `output`; refuses an output that holds anything else.
 
-    `options` are settled: every "decide for me" has become a number. A directory of other options is refused by name of
-    each difference, one that is not ours altogether.
+    `options` are settled: every "decide for me" has become a number. A run of other options is refused by name of each
+    difference, a directory that is not ours altogether.
     """
-    run = output / "run"
-    if not (run / OPTIONS).is_file():
+    if not (output / "run" / OPTIONS).is_file():
         if output.exists() and (not output.is_dir() or any(p.name != "run" for p in output.iterdir())):
             raise MinitronError(f"{output} exists and holds no run of minitron", "choose another output with -o")
-        run.mkdir(parents=True, exist_ok=True)
-        with atomic_file(run / OPTIONS) as file:
-            file.write_text(json.dumps({"options": to_json(options), "inputs": dict(inputs)}, indent=1) + "\n")
         return False
-    before, inputs_before = read(run)
+    before, inputs_before = read(output / "run")
     changed = differences(before, options)
     for name in sorted(inputs_before.keys() | inputs.keys()):
         if inputs_before.get(name) != inputs.get(name):
@@ -44,6 +40,16 @@ def claim(output: Path, options: Options, inputs: Mapping[str, str]) -> bool:
             "type the line it was started with, choose another output with -o, or add --overwrite to start again",
         )
     return (output / MANIFEST).is_file()
+
+
+def create(output: Path, options: Options, inputs: Mapping[str, str]) -> None:
+    """Make the run directory, unless an earlier part of the same run did."""
+    run = output / "run"
+    if (run / OPTIONS).is_file():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run / OPTIONS) as file:
+        file.write_text(json.dumps({"options": to_json(options), "inputs": dict(inputs)}, indent=1) + "\n")
 
 
 def read(run: Path) -> tuple[Options, dict[str, str]]:

@@ -1,0 +1,258 @@
+"""Whole runs in one process: exact resume, export, what is written down, what is refused."""
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.training import state
+from minitron_cli.training.metrics import read_metrics
+from minitron_cli.training.run import export_step, train
+from tests.toys import make_toy
+from tests.training.runs import options, signal_after, write_text
+
+Toy = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def assert_bitwise(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+def untimed_metrics(output: Path) -> list[dict]:
+    timed = ("tokens_per_second", "peak_memory")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(output / "run")]
+
+
+# The hidden loss has a projection and a dynamic alpha to restore; the tied student one tensor under two names.
+RUNS = {
+    "distill, logits": ({}, {"hidden_size": 66, "seed": 5}, {}),
+    "distill, hidden, tied": (
+        {"tie_word_embeddings": True},
+        {"hidden_size": 66, "seed": 5},
+        {"loss": "logits+hidden+embedding"},
+    ),
+    "train": ({}, None, {"spike_guard": 3.0}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumed_twice_is_bitwise_the_uninterrupted_one(name: str, toy: Toy, text: Path, tmp_path: Path) -> None:
+    student_change, teacher_change, changes = RUNS[name]
+    student = toy("llama", **student_change)
+    teacher = toy("llama", **teacher_change) if teacher_change else None
+    whole = train(options(student, text, tmp_path / "whole", teacher, **changes))
+
+    line = options(student, text, tmp_path / "parts", teacher, **changes)
+    with signal_after(5):
+        stopped = train(line)
+    assert (stopped.progress.step, stopped.stopped_by) == (5, 143)
+    assert not (tmp_path / "parts" / "minitron.json").exists()
+    with signal_after(9, signal.SIGINT):
+        assert train(line).stopped_by == 130
+    again = train(line)
+
+    assert again.progress.step == whole.progress.step == 12
+    assert_bitwise(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    saved = [state.load_weights(p / "run" / "step-0000012", list(state.stored_names(p / "run" / "step-0000012")))
+             for p in (tmp_path / "whole", tmp_path / "parts")]  # fmt: skip
+    assert_bitwise(*saved)
+    lines = [untimed_metrics(tmp_path / name) for name in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[1]] == list(range(1, 13))
+
+
+def test_a_kill_between_checkpoints_leaves_no_trace(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """What a killed process wrote beyond its last checkpoint is cut off: no step is in the metrics twice."""
+    line = options(toy("llama"), text, tmp_path / "out")
+    with signal_after(7):
+        train(line)
+    run = tmp_path / "out" / "run"
+    shutil.rmtree(run / "step-0000007")
+    (run / ".step-0000007.tmp").mkdir()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "ce')
+    train(line)
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, 13))
+    train(options(toy("llama"), text, tmp_path / "whole"))
+    assert_bitwise(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+def test_the_same_line_again_finds_it_done(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "out", steps=2)
+    train(line)
+    before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert train(line).was_done
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_export_is_the_student_as_it_was_stored(tied: bool, text: Path, tmp_path: Path) -> None:
+    student = make_toy("llama", tmp_path / "student", dtype=torch.bfloat16, tie_word_embeddings=tied)
+    (student / "chat_template.jinja").write_text("{{ messages }}")
+    (student / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    out = tmp_path / "out"
+    train(options(student, text, out, steps=2))
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert json.loads((out / "generation_config.json").read_text()) == {"max_new_tokens": 7}
+    assert json.loads((out / "config.json").read_text()) == json.loads((student / "config.json").read_text())
+    assert weights(out).keys() == weights(student).keys()
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == torch.bfloat16
+    saved = state.checkpoints(out / "run")[-1]
+    name = "model.layers.1.mlp.down_proj.weight"
+    master = state.load_weights(saved, [f"model.student.{name}"])[f"model.student.{name}"]
+    assert master.dtype == torch.float32
+    assert torch.equal(model.state_dict()[name], master.to(torch.bfloat16))
+    assert not torch.equal(master, weights(student)[name].float()), "nothing was learned"
+
+
+def test_the_export_of_a_saved_step(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "out", keep=3)
+    train(line)
+    train(options(toy("llama"), text, tmp_path / "short", steps=4, schedule="constant"))
+    directory = export_step(line, 4)
+    assert directory.name == "out-step-4"
+    AutoModelForCausalLM.from_pretrained(directory)
+    assert json.loads((directory / "minitron.json").read_text())["training"]["steps"] == 4
+    assert_bitwise(weights(tmp_path / "out"), weights(export_step(line, 12)))
+    with pytest.raises(MinitronError, match=r"no checkpoint of step 5 \(saved: 4, 8, 12\)"):
+        export_step(line, 5)
+
+
+def test_from_scratch_depends_on_the_seed_alone(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """The weights of the directory are not read: another checkpoint of that config gives the same run."""
+    outputs = {}
+    for name, student, seed in (("a", toy("llama"), 1), ("b", toy("llama", seed=3), 1), ("c", toy("llama"), 2)):
+        train(options(student, text, tmp_path / name, steps=2, from_scratch=True, seed=seed))
+        outputs[name] = weights(tmp_path / name)
+    assert_bitwise(outputs["a"], outputs["b"])
+    assert not torch.equal(outputs["a"]["model.embed_tokens.weight"], outputs["c"]["model.embed_tokens.weight"])
+
+
+def test_evaluation_is_the_models_own_loss(toy: Toy, text: Path, tmp_path: Path) -> None:
+    from minitron_cli.data.prepare import token_files
+    from minitron_cli.data.source import parse_sources
+
+    held_out = write_text(tmp_path / "held_out.jsonl", seed=9)
+    teacher = toy("llama", hidden_size=66, seed=5)
+    outcome = train(
+        options(
+            toy("llama"), text, tmp_path / "out", teacher, steps=3, eval_data=(str(held_out),), eval_windows=7, lr=1e-2
+        )
+    )
+    (file,) = token_files(parse_sources((str(held_out),)), teacher)
+    ids = torch.tensor(file.tokens[: 7 * 32].astype("int64").reshape(7, 32))
+    for directory, found in ((toy("llama"), outcome.before), (tmp_path / "out", outcome.after)):
+        assert found is not None
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(directory)(ids).logits[:, :-1].log_softmax(-1)
+            taught = AutoModelForCausalLM.from_pretrained(teacher)(ids).logits[:, :-1].log_softmax(-1)
+        ce = torch.nn.functional.nll_loss(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+        kl = (taught.exp() * (taught - logits)).sum(-1).mean().item()
+        same = (taught.argmax(-1) == logits.argmax(-1)).float().mean().item()
+        assert found == pytest.approx({"eval_ce": ce, "eval_kd": kl, "eval_agreement": same}, rel=1e-4)
+
+
+def test_each_source_of_the_evaluation_is_named(toy: Toy, text: Path, tmp_path: Path) -> None:
+    first, second = write_text(tmp_path / "first.jsonl", seed=1), write_text(tmp_path / "second.jsonl", seed=2)
+    outcome = train(
+        options(toy("llama"), text, tmp_path / "out", steps=1, eval_data=(str(first), str(second)), eval_windows=3)
+    )
+    after = outcome.after
+    assert after is not None
+    assert after["eval_ce"] == pytest.approx((after["eval_ce/first"] + after["eval_ce/second"]) / 2)
+
+
+def test_other_options_and_other_inputs_are_named(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "out", steps=2)
+    train(line)
+    with pytest.raises(MinitronError, match=re.escape("--lr 0.001 -> 0.002")):
+        train(options(toy("llama"), text, tmp_path / "out", steps=2, lr=2e-3))
+    with pytest.raises(MinitronError, match=r"student: \w{12} -> \w{12}"):
+        train(options(toy("llama", seed=3), text, tmp_path / "out", steps=2))
+    with pytest.raises(MinitronError, match=r"data: \w{12}.* -> \w{12}"):
+        train(options(toy("llama"), write_text(tmp_path / "other.jsonl", seed=4), tmp_path / "out", steps=2))
+    assert not train(options(toy("llama"), text, tmp_path / "out", steps=2, lr=2e-3), overwrite=True).was_done
+
+
+def test_a_directory_of_something_else_is_left_alone(toy: Toy, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(MinitronError, match=r"out"):
+            train(options(toy("llama"), text, tmp_path / "out"), overwrite=overwrite)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq_len": 129}, "longer than the context"),
+        ({"batch": 10_000, "micro_batch": None}, "the data is too short"),
+        ({"micro_batch": 3}, "--batch 4 is 4 sequences per process, which does not divide into micro-batches of 3"),
+        ({"warmup": 12}, "--warmup 12 is as long as the run"),
+        ({"device": "tpu-9"}, "is no device"),
+        ({"export_dtype": "int3"}, "--export-dtype must be one of"),
+    ],
+)
+def test_refused_before_anything_is_written(changes: dict, message: str, toy: Toy, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinitronError, match=re.escape(message)):
+        train(options(toy("llama"), text, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokenizers_of_one_size_are_still_told_apart(toy: Toy, text: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(toy("llama", seed=5), tmp_path / "teacher")
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(MinitronError, match=r"different tokenizers \(they differ in .*vocabulary"):
+        train(options(toy("llama"), text, tmp_path / "out", teacher))
+
+
+def test_heads_padded_to_different_lengths_share_their_ids(toy: Toy, text: Path, tmp_path: Path) -> None:
+    teacher = toy("llama", vocab_size=104, hidden_size=66, seed=5)
+    shutil.copyfile(toy("llama") / "tokenizer.json", teacher / "tokenizer.json")
+    outcome = train(options(toy("llama"), text, tmp_path / "out", teacher, steps=2))
+    assert outcome.progress.last is not None
+
+
+def test_a_step_that_is_not_finite_stops_by_name_and_keeps_the_good_weights(
+    toy: Toy, text: Path, tmp_path: Path
+) -> None:
+    # A rate this high throws the weights far enough for float32 to overflow within a few steps.
+    line = options(toy("llama"), text, tmp_path / "out", lr=1e18, warmup=0, grad_clip=float("inf"), weight_decay=0.0)
+    with pytest.raises(MinitronError, match=r"not finite in step \d+ \(rows \d+ to \d+ of the data order\)") as caught:
+        train(line)
+    step = int(re.search(r"in step (\d+)", caught.value.message)[1])  # type: ignore[index]
+    saved = state.checkpoints(tmp_path / "out" / "run")[-1]
+    assert saved.name == f"step-{step - 1:07d}"
+
+
+def test_tensorboard_is_named_where_it_is_missing(toy: Toy, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    try:
+        import tensorboard  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(MinitronError, match="needs the tensorboard package"):
+            train(options(toy("llama"), text, tmp_path / "out", tensorboard=True))
