@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.data.mixture import counts, exact_weights, sequence
 from minitron_cli.data.permutation import derive, permute
+from minitron_cli.data.schedule import Phase, Schedule
 from minitron_cli.data.tokens import TokenFile, require_one_tokenizer
 from minitron_cli.errors import MinitronError
-
-Phase = tuple[int, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,21 +30,21 @@ class Order:
     global_batch: int
     seed: int
     phases: tuple[Phase, ...] = ()
-    _spans: tuple[tuple[int, int | None, tuple[int, ...], np.ndarray], ...] = field(init=False, repr=False)
+    _schedule: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        assert self.global_batch > 0, "a step without rows"
         assert self.seq_len > 1, "a row of one token predicts nothing"
+        if len(self.weights) != len(self.files):
+            raise MinitronError(
+                f"{len(self.weights)} weights for {len(self.files)} sources", "give one weight per source"
+            )
         require_one_tokenizer(self.files)
         _require_windows(self.files, self.seq_len)
-        object.__setattr__(self, "_spans", self._phase_spans())
+        object.__setattr__(self, "_schedule", Schedule(self.weights, self.global_batch, self.phases))
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """File and window of every row of `step`: two (global_batch,) int64."""
-        first_step, _, weights, used = next(s for s in reversed(self._spans) if s[0] <= step)
-        start = (step - first_step) * self.global_batch
-        domains, numbers = sequence(weights, start, start + self.global_batch)
-        numbers = numbers + used[domains]
+        domains, numbers = self._schedule.numbers(step)
         windows = np.empty_like(numbers)
         for domain in np.unique(domains):
             mine = domains == domain
@@ -76,19 +74,15 @@ class Order:
 
     def epochs(self, step: int) -> np.ndarray:
         """How often each file has been read when `step` begins: (file,) float64."""
-        first_step, _, weights, used = next(s for s in reversed(self._spans) if s[0] <= step)
-        read = used + counts(weights, (step - first_step) * self.global_batch)
-        return read / np.array([file.num_windows(self.seq_len) for file in self.files])
+        return self._schedule.used(step) / np.array([file.num_windows(self.seq_len) for file in self.files])
 
     def identity(self) -> dict[str, Any]:
         """What the sequence of rows depends on, for run options and manifests (JSON)."""
         return {
             "seed": self.seed,
             "seq_len": self.seq_len,
-            "global_batch": self.global_batch,
             "tokens_sha256": [file.header.tokens_sha256 for file in self.files],
-            "weights": list(self.weights),
-            "phases": [[until, list(weights)] for until, weights in self.phases],
+            **self._schedule.identity(),
         }
 
     def _windows(self, domain: int, numbers: np.ndarray) -> np.ndarray:
@@ -100,25 +94,6 @@ class Order:
             mine = epochs == epoch
             windows[mine] = permute(places[mine], count, derive(self.seed, domain, int(epoch)))
         return windows
-
-    def _phase_spans(self) -> tuple[tuple[int, int | None, tuple[int, ...], np.ndarray], ...]:
-        """(first step, step past the last, weights, rows that each domain has given before) per phase."""
-        untils = [until for until, _ in self.phases]
-        if untils != sorted(set(untils)) or any(until <= 0 for until in untils):
-            raise MinitronError(f"phases end at steps {untils}", "give them in ascending order, each above 0")
-        spans: list[tuple[int, int | None, tuple[int, ...], np.ndarray]] = []
-        first, used = 0, np.zeros(len(self.files), np.int64)
-        for until, shares in (*self.phases, (None, self.weights)):
-            if len(shares) != len(self.files):
-                raise MinitronError(
-                    f"{len(shares)} weights for {len(self.files)} sources", "give one weight per source"
-                )
-            weights = exact_weights(shares)
-            spans.append((first, until, weights, used))
-            if until is not None:
-                used = used + counts(weights, (until - first) * self.global_batch)
-                first = until
-        return tuple(spans)
 
 
 def mixture_weights(given: tuple[float | None, ...], files: tuple[TokenFile, ...], seq_len: int) -> tuple[float, ...]:
