@@ -1,0 +1,45 @@
+"""Results of finished evaluation rows, kept by what they depend on: a second run finds them, and an interrupted one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import atomic_file
+
+FORMAT = 1
+
+
+def default_cache() -> Path:
+    """$MINITRON_CACHE/eval, else ~/.cache/minitron/eval."""
+    return Path(os.environ.get("MINITRON_CACHE") or "~/.cache/minitron").expanduser() / "eval"
+
+
+def cached(directory: Path | None, identity: Mapping[str, Any], make: Callable[[], Any]) -> tuple[Any, bool]:
+    """`(result, found)`: the JSON result of an equal `identity`, or that of `make()`, which is then kept.
+
+    `directory` None keeps nothing. A file that can not be read counts as absent and is written again.
+    """
+    if directory is None:
+        return make(), False
+    key = hashlib.sha256(json.dumps({"format": FORMAT, **identity}, sort_keys=True).encode()).hexdigest()[:40]
+    file = directory / f"{key}.json"
+    found = _read(file)
+    if found is not None:
+        return found["result"], True
+    result = make()
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps({"identity": identity, "result": result}), encoding="utf-8")
+    return result, False
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "result" in found else None

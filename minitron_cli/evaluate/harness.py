@@ -1,0 +1,202 @@
+"""Run lm-eval tasks on a loaded model through the harness's own Python API, and keep what a comparison needs.
+
+Prompts, requests, metrics and aggregation are the harness's; equal settings give its figures to the digit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import numbers
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate.model import LoadedModel, max_context
+from minitron_cli.evaluate.tasks import Tasks
+
+# Tokens x vocabulary of one batch of logits (float32): 128 Mi values are 512 MiB.
+_LOGIT_BUDGET = 1 << 27
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row of an evaluation: a task (or group) and how to run it. None leaves the task's own setting."""
+
+    task: str
+    shots: int | None = None
+    metrics: tuple[str, ...] = ()  # "metric" or "metric,filter"; empty: all of the task's
+    limit: float | None = None
+    generation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one task: the harness's value and standard error, and each sample's value where it is a number."""
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    higher_is_better: bool
+    shots: int | None
+    version: str
+    num_samples: int
+    samples: Mapping[str, float]  # "<leaf task>/<document>" -> value
+
+    @property
+    def key(self) -> str:
+        """How a row names its metric: the filter only where it says something."""
+        return self.metric if self.filter == "none" else f"{self.metric},{self.filter}"
+
+
+def make_lm(loaded: LoadedModel, batch_size: int | None = None) -> Any:
+    """The harness's HFLM around a model that is in memory already; the batch size is found if it is not given."""
+    from lm_eval.models.huggingface import HFLM
+
+    with quiet():
+        return HFLM(
+            pretrained=loaded.model,
+            tokenizer=loaded.tokenizer,
+            backend="causal",
+            batch_size=batch_size or find_batch_size(loaded),
+            max_batch_size=256,
+            max_length=max_context(loaded),
+            device=str(loaded.device),
+        )
+
+
+def find_batch_size(loaded: LoadedModel) -> int | str:
+    """On a GPU the harness tries out what fits; on a CPU as much as the logits of full-length inputs leave room for."""
+    if loaded.device.type == "cuda":
+        return "auto"
+    config: Any = loaded.model.config
+    per_row = (max_context(loaded) or 2048) * config.get_text_config().vocab_size
+    return max(1, min(64, _LOGIT_BUDGET // per_row))
+
+
+def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = False, seed: int = 1234) -> list[Score]:
+    """Evaluate one request; the scores of a group are the group's own, with the samples of all its tasks."""
+    import lm_eval
+
+    _check_unsafe(tasks, request.task, unsafe_code)
+    with quiet():
+        found = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[request.task],
+            num_fewshot=request.shots,
+            limit=request.limit,
+            gen_kwargs=dict(request.generation) if request.generation else None,
+            task_manager=tasks.manager,
+            bootstrap_iters=1000,
+            log_samples=True,
+            fewshot_random_seed=seed,
+            confirm_run_unsafe_code=unsafe_code,
+        )
+    assert found is not None, "only rank 0 evaluates"
+    wanted = _named(tasks, request.task, found)
+    scores = [score for name in wanted for score in _scores(name, tasks, found)]
+    return _select(scores, request)
+
+
+def _named(tasks: Tasks, name: str, found: Mapping[str, Any]) -> list[str]:
+    """The result rows of a request: its own; a group that aggregates nothing, and a tag, show their tasks instead."""
+    own = found["results"].get(name, {})
+    if any("," in key for key in own):
+        return [name]
+    return [leaf for leaf in tasks.leaves(name) if leaf in found["results"]]
+
+
+def _scores(name: str, tasks: Tasks, found: Mapping[str, Any]) -> list[Score]:
+    row = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
+    leaves = [leaf for leaf in tasks.leaves(name) if leaf in found["samples"]] or [name]
+    better = found["higher_is_better"].get(name) or found["higher_is_better"].get(leaves[0]) or {}
+    scores = []
+    for key, value in row.items():
+        metric, comma, chosen_filter = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, numbers.Real):
+            continue
+        stderr = row.get(f"{metric}_stderr,{chosen_filter}")
+        scores.append(
+            Score(
+                task=name,
+                metric=metric,
+                filter=chosen_filter,
+                value=float(value),
+                stderr=float(stderr) if isinstance(stderr, numbers.Real) and not math.isnan(stderr) else None,
+                higher_is_better=better.get(metric) is not False,
+                shots=found["n-shot"].get(leaves[0]),
+                version=str(found["versions"].get(name, found["versions"].get(leaves[0]))),
+                num_samples=sum(found["n-samples"][leaf]["effective"] for leaf in leaves),
+                samples=_samples(metric, chosen_filter, leaves, found["samples"]),
+            )
+        )
+    return scores
+
+
+def _samples(metric: str, chosen_filter: str, leaves: list[str], logged: Mapping[str, Any]) -> dict[str, float]:
+    """Each sample's own value; empty where the metric has none (corpus scores, pairs that are aggregated later)."""
+    found: dict[str, float] = {}
+    for leaf in leaves:
+        for sample in logged[leaf]:
+            value = sample.get(metric)
+            if sample["filter"] != chosen_filter:
+                continue
+            if not isinstance(value, numbers.Real):
+                return {}
+            found[f"{leaf}/{sample['doc_id']}"] = float(value)
+    return found
+
+
+def _select(scores: list[Score], request: Request) -> list[Score]:
+    if not request.metrics:
+        return scores
+    chosen = [score for wanted in request.metrics for score in scores if wanted in (score.key, score.metric)]
+    if not chosen:
+        raise MinitronError(
+            f"{request.task} has no metric {', '.join(request.metrics)}",
+            f"it has {', '.join(score.key for score in scores)}",
+        )
+    return chosen
+
+
+def _check_unsafe(tasks: Tasks, name: str, allowed: bool) -> None:
+    """Code that a model writes is run only when the user has said so."""
+    unsafe = [leaf for leaf in tasks.leaves(name) if (tasks.index[leaf].cfg or {}).get("unsafe_code")]
+    if unsafe and not allowed:
+        raise MinitronError(
+            f"{', '.join(unsafe)} runs code that the model writes",
+            "add --confirm-run-unsafe-code where such code may run (a container, say), or leave the task out",
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """stdout is for data: what the harness prints is dropped, its log is kept to errors, and a progress bar is drawn
+    on a terminal only.
+    """
+    from tqdm import tqdm
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "evaluate")]
+    levels = [logger.level for logger in loggers]
+    begin: Any = tqdm.__init__
+
+    def hidden(self: Any, *args: Any, **settings: Any) -> None:
+        begin(self, *args, **{**settings, "disable": True})
+
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        setattr(tqdm, "__init__", hidden)  # noqa: B010 - the harness has no switch for its bars
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        setattr(tqdm, "__init__", begin)  # noqa: B010
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

@@ -1,0 +1,90 @@
+"""Perplexity of one model on `--data`: sources in, figures by domain out, kept like the other results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import Source
+from minitron_cli.data.tokenizer import tokenizer_hash
+from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate.cache import cached
+from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
+from minitron_cli.evaluate.perplexity import Loss, add, perplexity
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class LossOptions:
+    """What text, and how it is cut. `seq_len` None: the model's context, at most 2048; `windows` None: all of them."""
+
+    sources: tuple[Source, ...]
+    seq_len: int | None = None
+    windows: int | None = None
+    separator: str = "auto"
+    text_field: str | None = None
+    against_reference: bool = False
+
+
+def measure_losses(
+    loaded: LoadedModel,
+    digest: str,
+    reference: Path,
+    options: LossOptions,
+    cache: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """`domain -> figures`, and the token-weighted whole as `all`; KL and agreement where a reference is asked for."""
+    seq_len = options.seq_len or min(max_context(loaded) or 2048, 2048)
+    context = max_context(loaded)
+    if context and seq_len > context:
+        raise MinitronError(f"--seq-len {seq_len} is more than the context of {loaded.name}, {context}", "shorten it")
+    files = token_files(options.sources, loaded.path, options.separator, options.text_field)
+    other = _reference(loaded, reference) if options.against_reference else None
+
+    def run() -> dict[str, dict[str, Any]]:
+        parts: dict[str, list[Loss]] = {}
+        for file in files:
+            found = perplexity(
+                loaded.model,
+                file,
+                seq_len=seq_len,
+                max_windows=options.windows,
+                reference=other.model if other else None,
+            )
+            for domain, loss in found.items():
+                parts.setdefault(domain, []).append(loss)
+        sums = {domain: add(losses) for domain, losses in parts.items()}
+        return {domain: loss.to_json() for domain, loss in {**sums, ALL: add(list(sums.values()))}.items()}
+
+    identity = {
+        "model": digest,
+        "reference": str(other.path) if other else None,
+        "tokens": [file.header.tokens_sha256 for file in files],
+        "seq_len": seq_len,
+        "windows": options.windows,
+        "dtype": loaded.dtype,
+        "device": loaded.device.type,
+    }
+    # A reference model is not part of a key by its weights: with one, measure again.
+    figures, known = cached(cache if other is None else None, identity, run)
+    whole = figures[ALL]
+    say(
+        f"{loaded.name}: {whole['nats_per_token']:.4f} nats per token, {whole['bits_per_byte']:.4f} bits per byte"
+        f" on {whole['tokens']:,} tokens{' (kept from before)' if known else ''}"
+    )
+    return figures
+
+
+def _reference(loaded: LoadedModel, path: Path) -> LoadedModel:
+    """The model to be close to; KL needs one tokenizer."""
+    if tokenizer_hash(loaded.path) != tokenizer_hash(path):
+        raise MinitronError(
+            f"{loaded.name} and the reference {path} have different tokenizers, so KL between them has no meaning",
+            "leave --against-reference out; bits per byte compares them",
+        )
+    return load_model(path, device=str(loaded.device), dtype=loaded.dtype)

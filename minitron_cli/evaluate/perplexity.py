@@ -1,0 +1,158 @@
+"""Language-model loss on token files: nats per token, bits per byte, per domain; and closeness to a reference model.
+
+Windows of `seq_len` tokens are cut end to end, as training reads them; in each the first token is given and the others
+are predicted. Everything is weighted by token, never by window, document or domain. The bytes of a document are shared
+out over its own tokens, so that bits per byte compares models whose tokenizers differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minitron_cli.data.tokens import TokenFile
+from minitron_cli.errors import MinitronError
+
+# Logits held at a time, in elements (tokens x vocabulary) per model: 64 Mi float32 values are 256 MiB.
+_LOGIT_BUDGET = 1 << 26
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Sums over the predicted tokens of one domain; the means derive from them."""
+
+    tokens: int
+    nats: float
+    bytes: float
+    kl: float | None = None
+    agreements: int | None = None
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """What a table shows; `kl` in nats per token, `top1_agreement` a share, both only against a reference."""
+        shown = {
+            "tokens": self.tokens,
+            "nats_per_token": self.nats_per_token,
+            "perplexity": math.exp(min(self.nats_per_token, 700.0)),
+            "bits_per_byte": self.nats / math.log(2) / self.bytes if self.bytes else None,
+        }
+        if self.kl is not None and self.agreements is not None:
+            shown |= {"kl": self.kl / self.tokens, "top1_agreement": self.agreements / self.tokens}
+        return shown
+
+
+def add(losses: Sequence[Loss]) -> Loss:
+    """The sums of several domains together."""
+    against = all(loss.kl is not None for loss in losses)
+    return Loss(
+        sum(loss.tokens for loss in losses),
+        math.fsum(loss.nats for loss in losses),
+        math.fsum(loss.bytes for loss in losses),
+        math.fsum(loss.kl or 0.0 for loss in losses) if against else None,
+        sum(loss.agreements or 0 for loss in losses) if against else None,
+    )
+
+
+def perplexity(
+    model: nn.Module,
+    file: TokenFile,
+    *,
+    seq_len: int,
+    max_windows: int | None = None,
+    batch_size: int | None = None,
+    reference: nn.Module | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Loss]:
+    """Loss of `model` on the first `max_windows` windows of `file` (default all), by domain.
+
+    With `reference`, a model of the same vocabulary on the same device, also KL(reference || model) and how often
+    both prefer the same next token.
+    """
+    windows = _count(file, seq_len, max_windows)
+    batch_size = batch_size or max(1, 4096 // seq_len)
+    domains = file.header.domains
+    sums = np.zeros((5, len(domains)))  # tokens, nats, bytes, kl, agreements
+    device = next(model.parameters()).device
+    for first in range(0, windows, batch_size):
+        indices = np.arange(first, min(first + batch_size, windows))
+        ids = torch.from_numpy(file.windows(indices, seq_len)).to(device)
+        values = token_losses(model, ids, reference)
+        of = file.domain_numbers(indices, seq_len)[:, 1:].ravel()
+        rows = [np.ones(of.size), values[0], _bytes(file, indices, seq_len)[:, 1:].ravel(), *values[1:]]
+        for i, row in enumerate(rows):
+            sums[i] += np.bincount(of, weights=np.asarray(row, np.float64).ravel(), minlength=len(domains))
+        progress(int(indices[-1]) + 1, windows)
+    return {
+        domain: Loss(
+            int(sums[0, i]),
+            float(sums[1, i]),
+            float(sums[2, i]),
+            float(sums[3, i]) if reference is not None else None,
+            int(sums[4, i]) if reference is not None else None,
+        )
+        for i, domain in enumerate(domains)
+        if sums[0, i]
+    }
+
+
+@torch.inference_mode()
+def token_losses(model: nn.Module, ids: Tensor, reference: nn.Module | None = None) -> tuple[np.ndarray, ...]:
+    """ids (row, seq) -> nats (row, seq - 1); with `reference` also KL and agreement (0 or 1), of the same shape.
+
+    Logits exist for a few rows at a time only.
+    """
+    rows = max(1, _LOGIT_BUDGET // (ids.shape[1] * _vocab(model)))
+    parts: list[tuple[np.ndarray, ...]] = []
+    for chunk in ids.split(rows):
+        logits = _logits(model, chunk)
+        targets = chunk[:, 1:]
+        log_probs = logits.log_softmax(-1)
+        found = [-log_probs.gather(-1, targets[..., None])[..., 0]]
+        if reference is not None:
+            other = _logits(reference, chunk)
+            if other.shape[-1] != logits.shape[-1]:
+                width = min(other.shape[-1], logits.shape[-1])  # a padded vocabulary: compare the common ids
+                other, log_probs = other[..., :width], logits[..., :width].log_softmax(-1)
+            kl = (other.log_softmax(-1).exp() * (other.log_softmax(-1) - log_probs)).sum(-1)
+            found += [kl, (other.argmax(-1) == log_probs.argmax(-1)).float()]
+        parts.append(tuple(value.double().cpu().numpy() for value in found))
+    return tuple(np.concatenate(columns) for columns in zip(*parts))
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """(row, seq) -> float32 logits of every token but the last one's successor: (row, seq - 1, vocab)."""
+    return model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+
+
+def _vocab(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.get_text_config().vocab_size)
+
+
+def _count(file: TokenFile, seq_len: int, max_windows: int | None) -> int:
+    windows = file.num_windows(seq_len)
+    if not windows:
+        raise MinitronError(
+            f"{file.path} holds {file.header.num_tokens:,} tokens, less than one window of {seq_len}",
+            "give more text, or a shorter --seq-len",
+        )
+    return min(windows, max_windows or windows)
+
+
+def _bytes(file: TokenFile, indices: np.ndarray, seq_len: int) -> np.ndarray:
+    """Bytes of text that each token of the windows stands for: a document's bytes in equal shares to its tokens."""
+    documents = file.document_numbers(indices, seq_len)
+    ends, byte_ends = (file.documents[name].astype(np.int64) for name in ("end", "byte_end"))
+    tokens = np.diff(ends, prepend=0)
+    sizes = np.diff(byte_ends, prepend=0)
+    return (sizes / tokens)[documents]

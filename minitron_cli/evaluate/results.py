@@ -1,0 +1,187 @@
+"""From what was measured to what is shown: comparison rows, the results object, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from minitron_cli.evaluate.compare import compare
+from minitron_cli.evaluate.harness import Score
+from minitron_cli.evaluate.side_by_side import Measured
+
+FORMAT = 1
+COLUMNS = ("task", "metric", "shots", "n", "model", "value", "stderr", "kept", "p", "test")
+
+
+def results(measured: Sequence[Measured], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The results object of an evaluation: settings, models, and one row per task, metric and model."""
+    reference = measured[0]
+    return {
+        "format": FORMAT,
+        "reference": reference.name,
+        "settings": dict(settings),
+        "models": [_model(found) for found in measured],
+        "rows": [_row(score, found, reference) for found in measured for score in found.scores],
+    }
+
+
+def _model(found: Measured) -> dict[str, Any]:
+    """`loss` is nats per token over all the data, `accuracy` the plain mean of the tasks' main metrics."""
+    whole = found.losses.get("all", {})
+    return {
+        "name": found.name,
+        "path": found.path,
+        "digest": found.digest,
+        "parameters": found.parameters,
+        "tokens_per_second": found.tokens_per_second,
+        "loss": whole.get("nats_per_token"),
+        "bits_per_byte": whole.get("bits_per_byte"),
+        "accuracy": mean_accuracy(found.scores),
+        "losses": dict(found.losses),
+        "error": found.error,
+    }
+
+
+def mean_accuracy(scores: Sequence[Score]) -> float | None:
+    """The mean over tasks of each one's main metric (its last accuracy: acc_norm where a task has both)."""
+    mains = {score.task: score.value for score in scores if score.metric.startswith(("acc", "exact_match", "pass"))}
+    return statistics.fmean(mains.values()) if mains else None
+
+
+def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:
+    base = next((other for other in reference.scores if (other.task, other.key) == (score.task, score.key)), None)
+    row = {key: value for key, value in asdict(score).items() if key != "samples"}
+    row |= {"model": found.name, "metric": score.key, "kept": None, "comparison": None}
+    if base is None or found is reference:
+        return row
+    paired = compare(score.samples, base.samples)
+    kept = score.value / base.value if base.value else None
+    return row | {"kept": kept, "comparison": asdict(paired) if paired else None}
+
+
+def gate_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`model -> {"task.metric": value}` for gates; losses as `DOMAIN.nats_per_token`, parameters as `model.parameters`."""
+    values: dict[str, dict[str, float]] = {}
+    for model in found["models"]:
+        if model["error"]:
+            continue
+        own = values.setdefault(model["name"], {})
+        own |= {f"model.{key}": model[key] for key in ("parameters", "tokens_per_second") if model[key] is not None}
+        for domain, figures in model["losses"].items():
+            own |= {f"{domain}.{key}": value for key, value in figures.items() if value is not None}
+    for row in found["rows"]:
+        values[row["model"]][f"{row['task']}.{row['metric']}"] = row["value"]
+    return values
+
+
+def task_table(found: Mapping[str, Any]) -> list[list[str]]:
+    """One line per task, metric and model, the models of a task next to each other: cells for `COLUMNS`."""
+    order = list(dict.fromkeys((row["task"], row["metric"]) for row in found["rows"]))
+    rows = sorted(found["rows"], key=lambda row: order.index((row["task"], row["metric"])))
+    return [_cells(row) for row in rows]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    paired = row["comparison"]
+    arrow = "" if row["higher_is_better"] else " (lower is better)"
+    return [
+        row["task"],
+        row["metric"] + arrow,
+        "" if row["shots"] is None else str(row["shots"]),
+        str(row["num_samples"]),
+        row["model"],
+        f"{row['value']:.4f}",
+        "" if row["stderr"] is None else f"{row['stderr']:.4f}",
+        "" if row["kept"] is None else f"{row['kept']:.1%}",
+        "" if paired is None else p_text(paired["p_value"]),
+        "" if paired is None else paired["test"],
+    ]
+
+
+def p_text(p: float) -> str:
+    """A p-value without false precision."""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def model_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the models themselves."""
+    columns = ["model", "parameters", "nats/token", "bits/byte", "mean accuracy", "tokens/s"]
+    rows = []
+    for model in found["models"]:
+        if model["error"]:
+            rows.append([model["name"], "not evaluated", "", "", "", ""])
+            continue
+        speed = model["tokens_per_second"]
+        rows.append(
+            [
+                model["name"],
+                f"{model['parameters']:,}",
+                _figure(model["loss"], ".4f"),
+                _figure(model["bits_per_byte"], ".4f"),
+                _figure(model["accuracy"], ".4f"),
+                _figure(speed, ",.0f"),
+            ]
+        )
+    return columns, rows
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def domain_table(found: Mapping[str, Any]) -> list[list[str]]:
+    """One line per domain and model: domain, model, tokens, nats per token, bits per byte, KL, top-1 agreement."""
+    domains = list(dict.fromkeys(domain for model in found["models"] for domain in model["losses"]))
+    return [
+        [
+            domain,
+            model["name"],
+            f"{figures['tokens']:,}",
+            f"{figures['nats_per_token']:.4f}",
+            _figure(figures["bits_per_byte"], ".4f"),
+            _figure(figures.get("kl"), ".4f"),
+            _figure(figures.get("top1_agreement"), ".1%"),
+        ]
+        for domain in domains
+        for model in found["models"]
+        if (figures := model["losses"].get(domain))
+    ]
+
+
+DOMAIN_COLUMNS = ("domain", "model", "tokens", "nats/token", "bits/byte", "KL", "top-1 agreement")
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables as GitHub Markdown."""
+    columns, models = model_table(found)
+    blocks = [_markdown_table(columns, models)]
+    if found["rows"]:
+        blocks.append(_markdown_table(COLUMNS, task_table(found)))
+    if any(model["losses"] for model in found["models"]):
+        blocks.append(_markdown_table(DOMAIN_COLUMNS, domain_table(found)))
+    return "\n\n".join(blocks)
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def to_csv(found: Mapping[str, Any]) -> str:
+    """Every figure in long form: model, task or data, metric, value, standard error, kept, p."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "task", "metric", "value", "stderr", "kept", "p"])
+    for model in found["models"]:
+        for domain, figures in model["losses"].items():
+            writer.writerows([model["name"], domain, key, value, "", "", ""] for key, value in figures.items())
+    for row in found["rows"]:
+        p = row["comparison"]["p_value"] if row["comparison"] else ""
+        kept = "" if row["kept"] is None else row["kept"]
+        stderr = "" if row["stderr"] is None else row["stderr"]
+        writer.writerow([row["model"], row["task"], row["metric"], row["value"], stderr, kept, p])
+    return out.getvalue()

@@ -1,0 +1,124 @@
+"""Evaluate several models on the same rows, one model in memory at a time; the first one is the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.provenance import model_digest
+from minitron_cli.checkpoint.reader import resolve_model
+from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate.cache import cached
+from minitron_cli.evaluate.harness import Request, Score, make_lm, run_request
+from minitron_cli.evaluate.losses import LossOptions, measure_losses
+from minitron_cli.evaluate.model import LoadedModel, load_model
+from minitron_cli.evaluate.tasks import Tasks
+from minitron_cli.evaluate.throughput import forward_rate
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is measured, and how. `losses` None: no perplexity; `requests` empty: no tasks."""
+
+    requests: tuple[Request, ...] = ()
+    losses: LossOptions | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    unsafe_code: bool = False
+    trust_remote_code: bool = False
+    throughput: bool = True
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One model's figures; `error` says why it has none (or lacks some)."""
+
+    name: str
+    path: str
+    parameters: int | None
+    tokens_per_second: float | None
+    digest: str | None
+    losses: Mapping[str, Any]  # domain -> figures, and "all"
+    scores: tuple[Score, ...]
+    error: str | None = None
+
+
+def evaluate(models: Sequence[str], options: Options, tasks: Tasks | None, say: Say) -> list[Measured]:
+    """Measure every model in turn. One that can not be loaded or measured is noted, and the others go on."""
+    names = distinct_names(models)
+    found = []
+    for model, name in zip(models, names):
+        try:
+            found.append(_measure(model, name, models[0], options, tasks, say))
+        except MinitronError as error:
+            say(f"error: {name}: {error.message}")
+            found.append(Measured(name, model, None, None, None, {}, (), error.message))
+    return found
+
+
+def distinct_names(models: Sequence[str]) -> list[str]:
+    """The shortest tail of each path that tells it from the others: a/x b/x -> a/x b/x, a/x a/y -> x y."""
+    parts = [Path(model).parts for model in models]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(set(map(str, map(Path, models)))):
+            return names
+    return list(models)
+
+
+def _measure(model: str, name: str, reference: str, options: Options, tasks: Tasks | None, say: Say) -> Measured:
+    path = resolve_model(model)
+    loaded = load_model(
+        path, device=options.device, dtype=options.dtype, name=name, trust_remote_code=options.trust_remote_code
+    )
+    digest = model_digest(path)
+    say(f"{name}: {loaded.num_parameters:,} parameters, {loaded.dtype} on {loaded.device}")
+    losses: Mapping[str, Any] = {}
+    if options.losses is not None:
+        losses = measure_losses(loaded, digest, Path(reference), options.losses, options.cache, say)
+    scores: list[Score] = []
+    if options.requests:
+        assert tasks is not None, "requests come with their tasks"
+        scores = _run_tasks(loaded, digest, options, tasks, say)
+    rate = forward_rate(loaded.model) if options.throughput else None
+    return Measured(name, model, loaded.num_parameters, rate, digest, losses, tuple(scores))
+
+
+def _run_tasks(loaded: LoadedModel, digest: str, options: Options, tasks: Tasks, say: Say) -> list[Score]:
+    """Every request in turn; each is kept as it is done, so that an interrupted evaluation goes on behind it."""
+    lm: Any = None
+    scores: list[Score] = []
+    for request in options.requests:
+
+        def run(request: Request = request) -> list[dict[str, Any]]:
+            nonlocal lm
+            lm = lm or make_lm(loaded, options.batch_size)
+            return [asdict(score) for score in run_request(lm, tasks, request, unsafe_code=options.unsafe_code)]
+
+        identity = {
+            "model": digest,
+            "request": asdict(request),
+            "task": tasks.identity(request.task),
+            "batch_size": options.batch_size,
+            **environment(loaded),
+        }
+        rows, known = cached(options.cache, identity, run)
+        found = [Score(**row) for row in rows]
+        scores += found
+        shown = ", ".join(f"{score.task} {score.key} {score.value:.4f}" for score in found)
+        say(f"{loaded.name}: {shown}{' (kept from before)' if known else ''}")
+    return scores
+
+
+def environment(loaded: LoadedModel) -> dict[str, str]:
+    """What else a figure depends on."""
+    from importlib.metadata import version
+
+    packages = {name: version(name) for name in ("torch", "transformers", "lm-eval")}
+    return {"dtype": loaded.dtype, "device": loaded.device.type, **packages}
