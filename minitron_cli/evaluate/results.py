@@ -64,7 +64,7 @@ def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:
 
 
 def gate_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """`model -> {"task.metric": value}` for gates; losses as `DOMAIN.nats_per_token`, parameters as `model.parameters`."""
+    """`model -> {"task.metric": value}` for gates; losses are `DOMAIN.nats_per_token`, counts `model.parameters`."""
     values: dict[str, dict[str, float]] = {}
     for model in found["models"]:
         if model["error"]:
