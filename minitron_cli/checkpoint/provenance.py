@@ -16,6 +16,7 @@ import numpy as np
 
 from minitron_cli import __version__
 from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.checkpoint.reader import weight_files
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.plan import Plan, plan_problems
 from minitron_cli.spec.shape import Shape
@@ -39,7 +40,7 @@ def digests(files: Iterable[Path]) -> dict[str, str]:
 
 def model_files(path: Path) -> list[Path]:
     """What makes a model the model it is: its weights and its config."""
-    return [*sorted(path.glob("model*.safetensors")), path / "config.json"]
+    return [*weight_files(path), path / "config.json"]
 
 
 def combined_digest(parts: Mapping[str, str]) -> str:
@@ -76,20 +77,22 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def write_manifest(
     directory: Path, *, verb: str, options: Mapping[str, Any], inputs: Mapping[str, Any], parent: Path | None = None,
-    **facts: Any,
+    known: Mapping[str, str] | None = None, **facts: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Write minitron.json over everything that lies in `directory`, which must be complete but for it.
 
     `inputs` name what was read, by digest; `parent` is the model this one descends from, whose own lineage is carried
-    along. Call it last: a directory that has the manifest is a finished one.
+    along. Digests of files that were taken while they were written are `known`. Call it last: a directory that has the
+    manifest is a finished one.
     """
+    files = [f for f in directory.iterdir() if f.is_file() and f.name not in (MANIFEST, *(known or {}))]
     manifest = {
         "format": 1,
         "verb": verb,
         "options": dict(options),
         "inputs": dict(inputs),
         **facts,
-        "files": digests(f for f in directory.iterdir() if f.is_file() and f.name != MANIFEST),
+        "files": dict(sorted({**digests(files), **(known or {})}.items())),
         "versions": versions(),
         "lineage": lineage(parent) if parent else [],
     }
@@ -103,8 +106,8 @@ def lineage(parent: Path) -> list[dict[str, Any]]:
     """The steps from the root model down to `parent`, oldest first; a model we did not make is a root."""
     manifest = read_manifest(parent)
     if manifest is None:
-        return [{"model": parent.name, "verb": None}]
-    step = {"model": parent.name, "verb": manifest["verb"], "options": manifest["options"]}
+        return [{"model": parent.resolve().name, "verb": None}]
+    step = {"model": parent.resolve().name, "verb": manifest["verb"], "options": manifest["options"]}
     return [*manifest["lineage"], step]
 
 

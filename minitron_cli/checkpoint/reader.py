@@ -85,22 +85,25 @@ def load_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def list_tensors(path: Path) -> dict[str, TensorInfo]:
-    """All tensors of a directory, from model.safetensors or from the shards its index names."""
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model directory: model.safetensors, or the shards its index names."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
-        files = _shards(path, index)
-    elif single.is_file():
-        files = [single]
-    elif found := sorted(f.name for pattern in _PICKLES for f in path.glob(pattern)):
+        return _shards(path, index)
+    if single.is_file():
+        return [single]
+    if found := sorted(f.name for pattern in _PICKLES for f in path.glob(pattern)):
         raise MinitronError(
             f"{path} holds pickled weights ({', '.join(found[:3])}), which can run code when read and are refused",
             "convert them to safetensors first, e.g. with save_pretrained(..., safe_serialization=True)",
         )
-    else:
-        raise MinitronError(f"{path} holds no weights (model.safetensors or its index)", "is the download complete?")
+    raise MinitronError(f"{path} holds no weights (model.safetensors or its index)", "is the download complete?")
+
+
+def list_tensors(path: Path) -> dict[str, TensorInfo]:
+    """All tensors of a directory by name, from the headers alone."""
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
+    for file in weight_files(path):
         header = read_header(file)
         if twice := sorted(tensors.keys() & header.keys()):
             raise MinitronError(

@@ -4,7 +4,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.prune.trim import BLOCK_BYTES
+from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
 from minitron_cli.spec.shape import num_parameters as count
 
@@ -30,7 +30,7 @@ def preflight(source: Checkpoint, target: Shape) -> dict[str, Any]:
         "bytes": [num_bytes(s) for s in pair],
         "kv_bytes_per_token": [kv_bytes_per_token(s) for s in pair],
         "flops_per_token": [flops_per_token(weights, s, 4096) for s in pair],
-        "peak_memory": 16 * BLOCK_BYTES,
+        "peak_memory": PEAK_BYTES,
         "warnings": _warnings(source, target),
     }
 

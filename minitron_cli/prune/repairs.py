@@ -33,8 +33,8 @@ class Repair:
         Computed in float32 at least, rounded to nearest even once.
         """
         values = from_bits(raw, dtype)
-        wide = np.float64 if dtype == "F64" else np.float32
-        return to_bits(wide(self.factor) * (values.astype(wide) + wide(self.offset)) - wide(self.offset), dtype)
+        values = values.astype(np.float64 if dtype == "F64" else np.float32)
+        return to_bits((values + self.offset) * self.factor - self.offset, dtype)
 
 
 def repair_of(family: Family, config: Mapping[str, Any], plan: Plan, weight: Weight) -> Repair | None:
@@ -70,4 +70,4 @@ def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
         rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
         # Rounding may carry a NaN's payload into infinity; keep it a NaN.
         return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-    return values.astype(_DTYPES[dtype]).view(f"u{_DTYPES[dtype]().itemsize}")
+    return values.astype(_DTYPES[dtype]).view(f"u{np.dtype(_DTYPES[dtype]).itemsize}")

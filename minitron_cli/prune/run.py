@@ -2,18 +2,18 @@
 
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir, need_space
 from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
-from minitron_cli.checkpoint.provenance import combined_digest, digests, model_files, write_manifest, write_plan
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.provenance import combined_digest, digests, write_manifest, write_plan
+from minitron_cli.checkpoint.reader import Checkpoint, weight_files
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.target import layer_list
-from minitron_cli.prune.trim import cuts, write_model
+from minitron_cli.prune.trim import write_model
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
 
@@ -42,24 +42,25 @@ def write_pruned(
     validate_config(config)
     cut = cuts(checkpoint, plan)
     need_space(output, sum(c.out.num_bytes for c in cut))
-    with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
-        source_files = pool.submit(digests, model_files(checkpoint.path))
-        write_model(temporary, cut, max_shard_bytes)
+    with atomic_dir(output, overwrite) as temporary:
+        streamed = write_model(temporary, weight_files(checkpoint.path), cut, max_shard_bytes)
+        source_files = {**streamed.source, **digests([checkpoint.path / "config.json"])}
+        digest = combined_digest(source_files)
+        if scores is not None and not force:
+            check_scores(scores, digest)
         write_config(temporary, config)
         carry(checkpoint.path, temporary)
         write_plan(temporary, plan)
-        digest = combined_digest(source_files.result())
-        if scores is not None and not force:
-            check_scores(scores, digest)
         return write_manifest(
             temporary,
             verb="prune",
             options=options or {},
             inputs={
-                "model": {"name": str(checkpoint.path), "digest": digest, "files": source_files.result()},
+                "model": {"name": str(checkpoint.path), "digest": digest, "files": source_files},
                 "scores": dict(scores.provenance) if scores else None,
             },
             parent=checkpoint.path,
+            known=streamed.target,
             shape={"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)},
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
         )

@@ -1,149 +1,136 @@
-"""Trimming: the tensors that a plan leaves, gathered from the source's bytes block by block.
+"""Trimming: the source's bytes pass by once, front to back; what stays is gathered and written, front to back.
 
-Nothing here knows a dtype beyond its width, so bf16 and fp8 pass through bit for bit, and nothing is held but the
-blocks in flight: peak memory does not grow with the model.
+Nothing here knows a dtype beyond its width (but for repairs), so bf16 and fp8 pass through bit for bit, and nothing is
+held but the blocks in flight: peak memory does not grow with the model. Three stages overlap - read and hash the
+source, gather, hash and write the target - each in a thread of its own; all of their work lets go of the interpreter
+lock.
 """
 
+import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
-from math import prod
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.repairs import Repair, repair_of
-from minitron_cli.spec.axes import positions, size
-from minitron_cli.spec.family import Match
-from minitron_cli.spec.plan import Plan
+from minitron_cli.prune.cuts import Cut, Read, reads
 
-BLOCK_BYTES = 16 << 20
-_IN_FLIGHT = 4  # blocks read ahead of the writer
+BLOCK_BYTES = 8 << 20
+AHEAD = 4  # blocks that a stage may run ahead of the next
+PEAK_BYTES = 2 * (AHEAD + 2) * 2 * BLOCK_BYTES  # both stages' blocks, each with a gathered copy
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """One output tensor: where it comes from, and the positions kept along each dimension (None: all of them)."""
+class Digests:
+    """sha256 by file name, of what was read and of what was written."""
 
-    out: TensorOut
-    source: TensorInfo
-    keep: tuple[np.ndarray | None, ...]
-    repair: Repair | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    target: dict[str, str] = field(default_factory=dict)
 
 
-def cuts(checkpoint: Checkpoint, plan: Plan) -> list[Cut]:
-    """Every tensor of the target in the source's order, layers and experts renumbered."""
-    found = []
-    for match in checkpoint.matches.values():
-        layer = None if match.layer is None else plan.target_layer(match.layer)
-        if match.weight.junk or (match.layer is not None and layer is None):
-            continue
-        expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
-        if match.expert is None or expert is not None:
-            found.append(_cut(checkpoint, plan, match, layer, expert))
-    return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
-
-
-def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, expert: int | None) -> Cut:
-    info, weight = checkpoint.tensors[match.name], match.weight
-    kept = plan.resolve(layer, expert)
-    shape = tuple(size(dim, plan.target.sizes) for dim in weight.dims)
-    place = {axis: i for axis, i in (("layer", layer), ("expert", expert)) if i is not None}
-    keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
-    repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
-    return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, keep, repair)
-
-
-def write_model(directory: Path, cut: Sequence[Cut], max_shard_bytes: int) -> None:
-    """Write all cuts as model.safetensors, or as shards with their index."""
-    by_name = {c.out.name: c for c in cut}
+def write_model(directory: Path, files: Sequence[Path], cut: Sequence[Cut], max_shard_bytes: int) -> Digests:
+    """Write all cuts as model.safetensors, or as shards with their index; every byte of `files` is read once."""
+    digests = Digests()
+    sizes = {file: file.stat().st_size for file in files}
     parts = shards([c.out for c in cut], max_shard_bytes)
+    source = _read_all(reads(sizes, cut, BLOCK_BYTES), digests.source)
+    blocks = ahead(_gather_all(ahead(source)))
     for name, part in zip(shard_names(len(parts)), parts):
-        with (directory / name).open("wb", buffering=0) as stream:
-            _write_all(stream.fileno(), header_bytes(part))
-            for block in _read_ahead(block for out in part for block in _blocks(by_name[out.name])):
-                _write_all(stream.fileno(), block)
+        digests.target[name] = _write_shard(directory / name, part, blocks)
+    rest = next(blocks, None)  # runs the reading to its end: files behind the last kept tensor are hashed too
+    assert rest is None, "bytes were gathered that no tensor asked for"
     write_index(directory, parts)
+    return digests
 
 
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(descriptor, view) :]
+def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
+    """Run an iterator in a thread of its own, at most `depth` items ahead; its errors are raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, items, None) for _ in range(depth))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
+            yield item
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Rows `begin..end` of a source tensor, of which `rows` (offsets into them) stay."""
-
-    cut: Cut
-    begin: int
-    end: int
-    rows: np.ndarray | None
-
-
-def _blocks(cut: Cut) -> Iterator[Block]:
-    """Split a tensor into runs of source rows of about BLOCK_BYTES, over the range that is kept at all."""
-    num_rows = cut.source.shape[0] if cut.source.shape else 1
-    row_bytes = max(1, cut.source.num_bytes // max(1, num_rows))
-    step = max(1, BLOCK_BYTES // row_bytes)
-    rows = cut.keep[0] if cut.keep else None
-    if rows is None:
-        for begin in range(0, num_rows, step):
-            yield Block(cut, begin, min(begin + step, num_rows), None)
-        return
-    # Positions ascend except across repeated kept blocks of a concatenation, which ascend too: one sorted run.
-    place = 0
-    while place < len(rows):
-        begin = int(rows[place])
-        stop = int(np.searchsorted(rows, begin + step))
-        yield Block(cut, begin, int(rows[stop - 1]) + 1, rows[place:stop] - begin)
-        place = stop
+def _write_shard(file: Path, part: Sequence[TensorOut], blocks: Iterator[memoryview]) -> str:
+    left = sum(tensor.num_bytes for tensor in part)
+    digest = hashlib.sha256()
+    with file.open("wb", buffering=0) as stream:
+        header = memoryview(header_bytes(part))
+        for block in chain([header], blocks) if left else [header]:
+            _write_block(stream.fileno(), block)
+            digest.update(block)
+            left -= len(block) if block is not header else 0
+            if left <= 0:
+                break
+    assert left == 0, f"{file}: {left} bytes are missing"
+    return digest.hexdigest()
 
 
-def _read_ahead(blocks: Iterable[Block]) -> Iterator[memoryview]:
-    """Gather blocks in worker threads, a few ahead of the writer, in order."""
-    blocks = iter(blocks)
-    with ThreadPoolExecutor(2) as pool:
-        queue = [pool.submit(_gather, block) for block in islice(blocks, _IN_FLIGHT)]
-        while queue:
-            done = queue.pop(0).result()
-            queue.extend(pool.submit(_gather, block) for block in islice(blocks, 1))
-            yield done
+def _write_block(descriptor: int, block: memoryview) -> None:
+    while block:
+        block = block[os.write(descriptor, block) :]
 
 
-def _gather(block: Block) -> memoryview:
-    """Read a block's source rows and keep what survives, as contiguous bytes."""
-    source = block.cut.source
-    item = np.dtype(f"u{ITEM_BYTES[source.dtype]}")
-    tail = source.shape[1:]
-    row_items = prod(tail)
-    data = np.empty((block.end - block.begin, *tail), dtype=item)
-    _read_into(source.file, source.begin + block.begin * row_items * item.itemsize, data)
-    if block.rows is not None:
-        data = data[block.rows]
-    for dim, keep in enumerate(block.cut.keep[1:], start=1):
-        if keep is not None:
-            data = np.take(data, keep, axis=dim)
-    if block.cut.repair is not None:
-        data = block.cut.repair.apply(data, source.dtype)
-    return memoryview(np.ascontiguousarray(data)).cast("B")
-
-
-def _read_into(file: Path, offset: int, data: np.ndarray) -> None:
-    view = memoryview(data).cast("B") if data.size else memoryview(b"")
-    descriptor = os.open(file, os.O_RDONLY)
+def _read_all(program: Iterable[Read], digests: dict[str, str]) -> Iterator[tuple[Read, np.ndarray]]:
+    """Carry out the reads in order; yields those that something is kept of, with their bytes: (read, uint8 (n,))."""
+    file, descriptor, digest = None, -1, hashlib.sha256()
     try:
-        while view:
-            count = os.preadv(descriptor, [view], offset)
-            if count == 0:
-                raise MinitronError(f"{file} ended while it was read", "is it being written? fetch it again")
-            view, offset = view[count:], offset + count
+        for read in program:
+            if read.file != file:
+                if file is not None:
+                    digests[file.name] = digest.hexdigest()
+                    os.close(descriptor)
+                file, digest = read.file, hashlib.sha256()
+                descriptor = os.open(file, os.O_RDONLY)
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            data = np.empty(read.num_bytes, dtype=np.uint8)
+            _read_into(descriptor, read, data)
+            digest.update(data.data)
+            if read.cut is not None:
+                yield read, data
+        if file is not None:
+            digests[file.name] = digest.hexdigest()
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _read_into(descriptor: int, read: Read, data: np.ndarray) -> None:
+    view, offset = data.data, read.begin
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise MinitronError(f"{read.file} ended while it was read", "is it being written? fetch it again")
+        view, offset = view[count:], offset + count
+
+
+def _gather_all(blocks: Iterable[tuple[Read, np.ndarray]]) -> Iterator[memoryview]:
+    return (gather(read, data) for read, data in blocks)
+
+
+def gather(read: Read, data: np.ndarray) -> memoryview:
+    """What stays of a block: its bytes (n,) -> the kept rows and columns, repaired, as contiguous bytes."""
+    assert read.cut is not None
+    assert read.piece is not None
+    item = np.dtype(f"u{ITEM_BYTES[read.cut.source.dtype]}")
+    kept = data.view(item).reshape(-1, *read.piece.shape[1:])
+    if read.rows is not None:
+        kept = np.take(kept, read.rows, axis=0)
+    for dim, keep in enumerate(read.piece.keep[1:], start=1):
+        if keep is not None:
+            kept = np.take(kept, keep, axis=dim)
+    if read.cut.repair is not None:
+        kept = read.cut.repair.apply(kept, read.cut.source.dtype)
+    return np.ascontiguousarray(kept).reshape(-1).view(np.uint8).data

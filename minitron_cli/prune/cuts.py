@@ -1,0 +1,128 @@
+"""The geometry of trimming: which rows and columns of which bytes of the source make each tensor of the target."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.writer import TensorOut
+from minitron_cli.prune.repairs import Repair, repair_of
+from minitron_cli.spec.axes import axes_of, positions, size
+from minitron_cli.spec.family import Match
+from minitron_cli.spec.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of a source tensor that is cut as one; `begin` is its absolute byte offset, `shape` its own.
+
+    `keep` holds the positions kept along each of its dimensions (None: all of them). A tensor is one piece, but fused
+    experts are one piece each: every expert keeps neurons of its own.
+    """
+
+    begin: int
+    shape: tuple[int, ...]
+    keep: tuple[np.ndarray | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One output tensor: the pieces of the source tensor it is gathered from, in their order on disk."""
+
+    out: TensorOut
+    source: TensorInfo
+    pieces: tuple[Piece, ...]
+    repair: Repair | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A run of source bytes; where `cut` is given, whole rows of a piece, of which `rows` (offsets, None: all) stay."""
+
+    file: Path
+    begin: int
+    num_bytes: int
+    cut: Cut | None = None
+    piece: Piece | None = None
+    rows: np.ndarray | None = None
+
+
+def cuts(checkpoint: Checkpoint, plan: Plan) -> list[Cut]:
+    """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
+    found = []
+    for match in checkpoint.matches.values():
+        layer = None if match.layer is None else plan.target_layer(match.layer)
+        if match.weight.junk or (match.layer is not None and layer is None):
+            continue
+        expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
+        if match.expert is None or expert is not None:
+            found.append(_cut(checkpoint, plan, match, layer, expert))
+    return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
+
+
+def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, expert: int | None) -> Cut:
+    info, weight = checkpoint.tensors[match.name], match.weight
+    shape = tuple(size(dim, plan.target.sizes) for dim in weight.dims)
+    place = {axis: i for axis, i in (("layer", layer), ("expert", expert)) if i is not None}
+    if len(weight.dims) > 2 and axes_of(weight.dims[0]) == ("expert",):
+        pieces = tuple(_expert_pieces(info, match, plan, layer))
+    else:
+        kept = plan.resolve(layer, expert)
+        keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
+        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,)),)
+    repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
+    return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
+
+
+def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:
+    """One piece for each kept expert of a fused tensor (expert, ..)."""
+    assert layer is not None, f"{info.name}: experts outside a layer"
+    shape = info.shape[1:]
+    stride = prod(shape) * ITEM_BYTES[info.dtype]
+    for new in range(plan.target["expert"]):
+        kept = plan.resolve(layer, new)
+        keep = tuple(positions(dim, plan.source.sizes, kept) for dim in match.weight.dims[1:])
+        yield Piece(info.begin + plan.source_expert(layer, new) * stride, shape, keep)
+
+
+def reads(files: Mapping[Path, int], cut: Iterable[Cut], block_bytes: int) -> Iterator[Read]:
+    """Every byte of every file once, front to back, in runs of about `block_bytes` that never split a row.
+
+    `files` maps each file to its size; headers and tensors that go are read too, because they are hashed.
+    """
+    by_file: dict[Path, list[tuple[Cut, Piece]]] = {file: [] for file in files}
+    for one in cut:
+        by_file[one.source.file] += [(one, piece) for piece in one.pieces]
+    for file, num_bytes in files.items():
+        at = 0
+        for one, piece in by_file[file]:
+            yield from _skipped(file, at, piece.begin, block_bytes)
+            yield from _rows(one, piece, block_bytes)
+            at = piece.begin + prod(piece.shape) * ITEM_BYTES[one.source.dtype]
+        yield from _skipped(file, at, num_bytes, block_bytes)
+
+
+def _skipped(file: Path, begin: int, end: int, block_bytes: int) -> Iterator[Read]:
+    for at in range(begin, end, block_bytes):
+        yield Read(file, at, min(block_bytes, end - at))
+
+
+def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
+    row_bytes = prod(piece.shape[1:]) * ITEM_BYTES[cut.source.dtype]
+    step = max(1, block_bytes // max(1, row_bytes))
+    kept = piece.keep[0]
+    for first in range(0, piece.shape[0], step):
+        last = min(first + step, piece.shape[0])
+        begin, num_bytes = piece.begin + first * row_bytes, (last - first) * row_bytes
+        if kept is None:
+            yield Read(cut.source.file, begin, num_bytes, cut, piece)
+            continue
+        inside = kept[np.searchsorted(kept, first) : np.searchsorted(kept, last)] - first
+        if len(inside):
+            yield Read(cut.source.file, begin, num_bytes, cut, piece, inside if len(inside) < last - first else None)
+        else:
+            yield Read(cut.source.file, begin, num_bytes)
