@@ -8,7 +8,7 @@ from minitron_cli.data.source import HubName
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 _ROWS_PER_READ = 1024
 
@@ -16,12 +16,21 @@ _ROWS_PER_READ = 1024
 @lru_cache(maxsize=4)
 def load_hub(hub: HubName) -> "Dataset":
     """The split, downloaded and prepared in the cache of `datasets`."""
+    return _load(hub, streaming=False)
+
+
+def stream_hub(hub: HubName) -> "IterableDataset":
+    """The split, read from where it lies as it is iterated; its `state_dict` resumes at the next row."""
+    return _load(hub, streaming=True)
+
+
+def _load(hub: HubName, streaming: bool) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(hub.name, hub.config, split=hub.split)
+        return datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=streaming)
     except (DatasetsError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MinitronError(

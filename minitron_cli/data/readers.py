@@ -134,10 +134,11 @@ def read_piece(piece: Piece, fields: Fields) -> Iterator[Document]:
         rows = _records(piece.where, piece.start, piece.stop)
     assert fields.text is not None, "only .txt files have no columns"
     for place, record in rows:
-        yield _document(place, record, fields.text, fields.domain)
+        yield to_document(place, record, fields.text, fields.domain)
 
 
-def _document(place: str, record: dict[str, Any], text_field: str, domain_field: str | None) -> Document:
+def to_document(place: str, record: dict[str, Any], text_field: str, domain_field: str | None) -> Document:
+    """The document of a record; `place` is where it stands, for messages."""
     if text_field not in record:
         raise MinitronError(
             f"{place}: no field {text_field!r}", f"its fields: {', '.join(record)}; name another with --text-field"
