@@ -39,6 +39,9 @@ class Job:
     world: World
 
 
+# Steps in a row that the spike guard may leave out; then a large norm is the new normal, and a non-finite one stops.
+_PATIENCE = 10
+
 # Called after each update with the new progress and what was measured in it: logs, evaluates and saves when due.
 AfterStep = Callable[[Progress, Mapping[str, float]], None]
 
@@ -54,7 +57,7 @@ def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> 
         seed_step(job.seed, progress.step, job.world.rank)
         terms = accumulate(job, share, tokens)
         values = _read(terms, clip(job.optimizer, job.grad_clip), job.world)
-        skip = is_spike(values["grad_norm"], progress.norms, job.spike_guard)
+        skip = _skips(values["grad_norm"], progress, job.spike_guard)
         lr = learning_rate(job.schedule, progress.step)
         if not skip:
             _check_finite(values, progress.step, share, job)
@@ -84,6 +87,10 @@ def _read(terms: Mapping[str, Tensor], norm: Tensor, world: World) -> dict[str, 
     return {**dict(zip(terms, values)), "grad_norm": grad_norm}
 
 
+def _skips(norm: float, progress: Progress, factor: float | None) -> bool:
+    return is_spike(norm, progress.norms, factor) and progress.skipped_in_a_row < _PATIENCE
+
+
 def _check_finite(values: Mapping[str, float], step: int, share: Share, job: Job) -> None:
     """Stop before a bad gradient reaches the weights; they are still those of the last good step."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -109,4 +116,5 @@ def _advance(progress: Progress, job: Job, values: Mapping[str, float], skip: bo
         last=losses,
         norms=norms,
         skipped=progress.skipped + skip,
+        skipped_in_a_row=progress.skipped_in_a_row + 1 if skip else 0,
     )

@@ -33,7 +33,8 @@ class Progress:
     """How far a run is: finished updates, tokens read, model FLOPs, seconds of training.
 
     `first` and `last` are the loss terms of the first and the latest step, `norms` the accepted gradient norms that the
-    spike guard compares with, newest last; `skipped` counts the updates that it left out.
+    spike guard compares with, newest last; `skipped` counts the updates that it left out,
+    `skipped_in_a_row` those since the last good one.
     """
 
     step: int = 0
@@ -44,6 +45,7 @@ class Progress:
     last: dict[str, float] | None = None
     norms: tuple[float, ...] = ()
     skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
