@@ -9,7 +9,6 @@ directory depends on when, where or by how many processes it was made, so equal 
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,6 +20,8 @@ FORMAT_VERSION = 1
 TOKENS, DOCUMENTS, HEADER = "tokens.bin", "documents.npy", "header.json"
 # Ends are cumulative, so that the document of a token is one binary search in a memory map.
 DOCUMENT = np.dtype([("end", "<u8"), ("byte_end", "<u8"), ("domain", "<u2")])
+
+_SCAN = 1 << 24  # tokens looked at in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,16 @@ def require_one_tokenizer(files: tuple[TokenFile, ...]) -> str:
     return first
 
 
-def iterate_tokens(file: TokenFile, chunk: int = 1 << 24) -> Iterator[np.ndarray]:
-    """The tokens of `file` in blocks of at most `chunk`, as stored."""
-    for start in range(0, file.header.num_tokens, chunk):
-        yield file.tokens[start : start + chunk]
+def require_ids_below(files: tuple[TokenFile, ...], vocab: int, model: Path) -> None:
+    """Refuse files with an id that a model of `vocab` embeddings does not have. A tokenizer may know more ids than the
+    text ever uses, so where it does the tokens themselves are looked at."""
+    for file in files:
+        if file.header.vocab_size <= vocab:
+            continue
+        blocks = range(0, file.header.num_tokens, _SCAN)
+        largest = max(int(file.tokens[start : start + _SCAN].max()) for start in blocks)
+        if largest >= vocab:
+            raise MinitronError(
+                f"{file.path} holds token id {largest:,}, {model} has {vocab:,} embeddings",
+                "tokenise the text with the tokenizer of this model",
+            )

@@ -10,7 +10,7 @@ import pytest
 
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
-from minitron_cli.data.tokens import TokenFile
+from minitron_cli.data.tokens import TokenFile, require_ids_below
 from minitron_cli.errors import MinitronError
 from tests.data.corpora import byte_level, documents, sentencepiece_like, word_level, write_jsonl
 
@@ -91,6 +91,15 @@ def test_document_and_domain_numbers_follow_the_index(make_file: MakeFile) -> No
     for document, start, stop in zip((0, 7, 29), starts, stops):
         assert (expected[start:stop] == document).all()
         assert (expected == document).sum() == stop - start
+
+
+def test_ids_that_a_model_does_not_have_are_refused(make_file: MakeFile, tmp_path: Path) -> None:
+    file = make_file("a", 10)
+    largest = int(np.asarray(file.tokens).max())
+    require_ids_below((file,), file.header.vocab_size, tmp_path)
+    require_ids_below((file,), largest + 1, tmp_path)  # ids that the tokenizer knows and the text does not use
+    with pytest.raises(MinitronError, match=f"holds token id {largest}, .* has {largest} embeddings"):
+        require_ids_below((file,), largest, tmp_path)
 
 
 def damaged(make_file: MakeFile, tmp_path: Path, damage: Callable[[Path], object]) -> Path:
