@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.target import layer_list
-from minitron_cli.prune.trim import write_model
+from minitron_cli.prune.trim import prefetch, write_model
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
 
@@ -38,12 +38,14 @@ def write_pruned(
     The source's digest is taken while its tensors stream by; scores of another model are refused before the output
     takes its name, so nothing is left of it.
     """
+    files = weight_files(checkpoint.path)
+    prefetch(files)  # importing transformers, for its say on the config, takes seconds that the disk can use
     config = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
     validate_config(config)
     cut = cuts(checkpoint, plan)
     need_space(output, sum(c.out.num_bytes for c in cut))
     with atomic_dir(output, overwrite) as temporary:
-        streamed = write_model(temporary, weight_files(checkpoint.path), cut, max_shard_bytes)
+        streamed = write_model(temporary, files, cut, max_shard_bytes)
         source_files = {**streamed.source, **digests([checkpoint.path / "config.json"])}
         digest = combined_digest(source_files)
         if scores is not None and not force:

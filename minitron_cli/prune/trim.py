@@ -27,6 +27,8 @@ BLOCK_BYTES = 8 << 20
 AHEAD = 4  # blocks that a stage may run ahead of the next
 PEAK_BYTES = 2 * (AHEAD + 2) * 2 * BLOCK_BYTES  # both stages' blocks, each with a gathered copy
 
+PREFETCH_BYTES = 1 << 30
+
 T = TypeVar("T")
 
 
@@ -51,6 +53,13 @@ def write_model(directory: Path, files: Sequence[Path], cut: Sequence[Cut], max_
     assert rest is None, "bytes were gathered that no tensor asked for"
     write_index(directory, parts)
     return digests
+
+
+def prefetch(files: Sequence[Path]) -> None:
+    """Have the kernel fetch the first file, so that the disk works while the processor has other things to do."""
+    if hasattr(os, "posix_fadvise") and files:
+        with files[0].open("rb", buffering=0) as stream:
+            os.posix_fadvise(stream.fileno(), 0, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:

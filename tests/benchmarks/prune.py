@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.prune [--size 1.2b|8b] [--rounds 3] [--warm] [--directory DIR]
 
-Writes a Llama-shaped checkpoint of random bf16 weights, then takes turns: floor, prune, floor, prune. Before each, dirty
-pages are written out and the source is dropped from the page cache (`--warm`: read into it). The prune is the whole
-command in a process of its own, start-up and hashes included; its peak memory is set against that of an idle
-interpreter. Three floors' worth of numbers are printed, one line of JSON a round, then the medians.
+Writes a Llama-shaped checkpoint of random bf16 weights, then takes turns: prune, floor, prune, floor. Before each,
+dirty pages are written out and the source is dropped from the page cache (`--warm`: read into it). The prune is the
+whole command in a process of its own, start-up and hashes included; its peak memory is set against that of an idle
+interpreter. One line of JSON a round, then the medians.
 """
 
 import argparse
