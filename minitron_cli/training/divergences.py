@@ -1,7 +1,8 @@
 """Divergences between a teacher's and a student's next-token distribution, with their closed-form slopes.
 
-Notation: q teacher, p student, u = logits / T, r rows of a block. A divergence returns its value per row (r,) and its
-slope by the student's u (r, V) or None. Blocks are a few megabytes, so that their dozen passes stay in the cache.
+Notation: q teacher, p student, u = logits / T, r rows of a block. A divergence returns its value per row (r,) and fills
+its slope by the student's u (r, V) where there is room for one. Blocks are a few megabytes, so that their dozen passes
+stay in the cache.
 """
 
 from dataclasses import dataclass
@@ -71,15 +72,20 @@ def softmax(logits: Tensor, temperature: float = 1.0) -> Softmax:
     return Softmax(u, probs, u.amax(-1), probs.amax(-1).log())
 
 
-def divergence(div: Divergence, student: Softmax, teacher: Softmax, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Value (r,) times T^2, and slope (r, V) by u, over the whole vocabulary; the caller applies T^2 du/dz = T."""
+def divergence(div: Divergence, student: Softmax, teacher: Softmax, slope: Tensor | None) -> Tensor:
+    """Value (r,) times T^2 over all ids; fills slope (r, V) by u, to which the caller applies T^2 du/dz = T.
+
+    `slope` may be the memory of the student's u, which is then lost: it is written last.
+    """
     if div.kind == "forward_kl":
         value = _forward_kl(student, teacher)
-        slope = torch.sub(student.probs, teacher.probs) if with_slope else None
+        if slope is not None:
+            torch.sub(student.probs, teacher.probs, out=slope)
     else:
         value, pull = on_buckets(div, student.probs, student.log_probs(), teacher.probs, teacher.log_probs())
-        slope = pull.addcmul_(student.probs, pull.sum(-1, keepdim=True), value=-1) if with_slope else None
-    return value * div.temperature**2, slope
+        if slope is not None:
+            torch.addcmul(pull, student.probs, pull.sum(-1, keepdim=True), value=-1, out=slope)
+    return value * div.temperature**2
 
 
 def _forward_kl(student: Softmax, teacher: Softmax) -> Tensor:

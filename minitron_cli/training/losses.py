@@ -6,6 +6,7 @@ micro-batches and ranks is the mean over the global batch, however it was cut.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,15 +56,13 @@ def fused_distillation(
     def teacher_logits(tokens: Tensor, out: Tensor) -> None:
         mix_logits(teachers, tokens, div.temperature, out)
 
-    def pointwise(z_s: Tensor, z_t: Tensor | None, tokens: Tensor, with_slope: bool) -> Block:
+    def pointwise(z_s: Tensor, z_t: Tensor | None, tokens: Tensor, slope: Tensor | None) -> Block:
         assert z_t is not None
         student = softmax(z_s, div.temperature)
-        kd, slope = divergence(div, student, softmax(z_t, div.temperature), with_slope)
-        if slope is not None and (factor := kd_weight * div.temperature) != 1.0:
-            slope.mul_(factor)
+        labels = None if targets is None else Labels.of(z_s, student, div.temperature, targets[tokens])
         agree = (z_s.argmax(-1) == z_t.argmax(-1)).to(z_s.dtype) if agreement else None
-        plain = student if div.temperature == 1.0 else None
-        return Block(kd, cross_entropy(z_s, plain, targets, tokens, ce_weight, slope), agree, slope)
+        kd = divergence(div, student, softmax(z_t, div.temperature), slope)
+        return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight), agree)
 
     job = Job(
         head.scale,
@@ -92,10 +91,9 @@ def fused_cross_entropy(
 ) -> LossSums:
     """sum_i w_i CE(target_i, student_i), the arm without a teacher: hidden (N, H), targets (N,), weights (N,)."""
 
-    def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, with_slope: bool) -> Block:
-        student = softmax(z_s)
-        slope = torch.zeros_like(z_s) if with_slope else None
-        return Block(None, cross_entropy(z_s, student, targets, tokens, 1.0, slope), None, slope)
+    def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, slope: Tensor | None) -> Block:
+        labels = Labels.of(z_s, softmax(z_s), 1.0, targets[tokens])
+        return Block(None, mix_labels(slope, 0.0, labels, 1.0))
 
     vocab = shared_vocab([head], vocab)
     job = Job(head.scale, head.softcap, weights, vocab, pointwise, None, 0.0, 1.0, chunk_tokens, retain_graph)
@@ -123,13 +121,11 @@ def fused_topk_distillation(
     """
     assert targets is not None or ce_weight == 0, "cross-entropy needs targets"
 
-    def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, with_slope: bool) -> Block:
+    def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, slope: Tensor | None) -> Block:
         student = softmax(z_s, div.temperature)
-        kd, slope = topk.divergence(div, student, cache.at(tokens), with_slope)
-        if slope is not None and (factor := kd_weight * div.temperature) != 1.0:
-            slope.mul_(factor)
-        plain = student if div.temperature == 1.0 else None
-        return Block(kd, cross_entropy(z_s, plain, targets, tokens, ce_weight, slope), None, slope)
+        labels = None if targets is None else Labels.of(z_s, student, div.temperature, targets[tokens])
+        kd = topk.divergence(div, student, cache.at(tokens), slope)
+        return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight))
 
     vocab = shared_vocab([head], vocab)
     job = Job(
@@ -138,18 +134,30 @@ def fused_topk_distillation(
     return fused.run(hidden, head, job)
 
 
-def cross_entropy(
-    z_s: Tensor, student: Softmax | None, targets: Tensor | None, tokens: Tensor, ce_weight: float, slope: Tensor | None
-) -> Tensor | None:
-    """CE (r,) at temperature 1 of logits (r, V); adds ce_weight times its slope to `slope`. None without targets."""
-    if targets is None:
-        return None
-    student = softmax(z_s) if student is None else student
-    target = targets[tokens][:, None]
-    if slope is not None and ce_weight != 0:
-        slope.add_(student.probs, alpha=ce_weight)
-        slope.scatter_add_(1, target, torch.full_like(target, -ce_weight, dtype=slope.dtype))
-    return -student.log_prob(target)[:, 0]
+class Labels(NamedTuple):
+    """Hard labels of a block: ids (r, 1), the student's probabilities at temperature 1 (r, V), cross-entropy (r,)."""
+
+    ids: Tensor
+    probs: Tensor
+    loss: Tensor
+
+    @staticmethod
+    def of(z_s: Tensor, student: Softmax, temperature: float, ids: Tensor) -> "Labels":
+        """From logits (r, V), and their softmax at some temperature, which is used again where that is 1."""
+        student = student if temperature == 1.0 else softmax(z_s)
+        return Labels(ids[:, None], student.probs, -student.log_prob(ids[:, None])[:, 0])
+
+
+def mix_labels(slope: Tensor | None, factor: float, labels: Labels | None, ce_weight: float) -> Tensor | None:
+    """slope <- factor * slope + ce_weight * (probs - one-hot); factor 0 overwrites. Returns the cross-entropy (r,)."""
+    if slope is not None and factor == 0:
+        slope.zero_()
+    elif slope is not None and factor != 1:
+        slope.mul_(factor)
+    if labels is not None and slope is not None and ce_weight != 0:
+        slope.add_(labels.probs, alpha=ce_weight)
+        slope.scatter_add_(1, labels.ids, torch.full_like(labels.ids, -ce_weight, dtype=slope.dtype))
+    return None if labels is None else labels.loss
 
 
 def mix_logits(teachers: Sequence[Teacher], tokens: Tensor, temperature: float, out: Tensor) -> None:

@@ -25,6 +25,8 @@ class KDStep(nn.Module):
     stay in eval mode, and may be on another device. Without a teacher and a recorded one this is plain training.
     """
 
+    alpha: Tensor
+
     def __init__(
         self,
         student: nn.Module,

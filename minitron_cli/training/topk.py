@@ -50,8 +50,8 @@ def _record(z: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tens
     return ids, log_probs, rest.log()
 
 
-def divergence(div: Divergence, student: Softmax, teacher: TopK, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Value (r,) and slope (r, V) of a divergence over k + 1 buckets."""
+def divergence(div: Divergence, student: Softmax, teacher: TopK, slope: Tensor | None) -> Tensor:
+    """`divergences.divergence` over k + 1 buckets: value (r,), and slope (r, V) where there is room for one."""
     probs = student.probs.clone()
     top = probs.gather(1, teacher.ids)
     rest = probs.scatter_(1, teacher.ids, 0.0).sum(-1, keepdim=True)
@@ -60,12 +60,11 @@ def divergence(div: Divergence, student: Softmax, teacher: TopK, with_slope: boo
     log_p.clamp_min_(_floor(p.dtype))
     log_q = teacher.buckets(p.dtype)
     value, pull = on_buckets(div, p, log_p, log_q.exp(), log_q)
-    if not with_slope:
-        return value * div.temperature**2, None
-    total = pull.sum(-1, keepdim=True)
-    slope = probs.mul_(pull[:, -1:] / rest.clamp_min(torch.finfo(p.dtype).tiny) - total)
-    slope.scatter_(1, teacher.ids, pull[:, :-1] - p[:, :-1] * total)
-    return value * div.temperature**2, slope
+    if slope is not None:
+        total = pull.sum(-1, keepdim=True)
+        torch.mul(probs, pull[:, -1:] / rest.clamp_min(torch.finfo(p.dtype).tiny) - total, out=slope)
+        slope.scatter_(1, teacher.ids, pull[:, :-1] - p[:, :-1] * total)
+    return value * div.temperature**2
 
 
 def _floor(dtype: torch.dtype) -> float:

@@ -1,0 +1,64 @@
+"""Peak memory and paired times, for CPU (Linux) and CUDA."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+
+import torch
+
+Run = Callable[[], None]
+
+
+def peak_bytes(run: Run, device: torch.device) -> int:
+    """Memory the call adds at its highest, over what is held before it. In a fresh process: nothing is warmed up."""
+    if device.type == "cuda":
+        run()  # workspaces of the libraries stay; they are not the loss's
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no {key} in /proc/self/status")
+
+
+def paired_seconds(
+    runs: Mapping[str, Run], rounds: int, device: torch.device, cpu_time: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round, the runs taking turns, so that load from elsewhere meets all of them.
+
+    `cpu_time` counts the seconds this process was running: for a machine whose cores are shared, with one thread (more
+    would count their waiting for one another).
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            _wait(device)
+            started = clock()
+            run()
+            _wait(device)
+            if number:  # the first round warms up
+                seconds[name].append(clock() - started)
+    return seconds
+
+
+def paired_ratio(of: list[float], to: list[float]) -> float:
+    """Median over the rounds of of / to."""
+    return median(a / b for a, b in zip(of, to))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,123 @@
+"""The whole distillation step, forward and backward, against its bare limit.
+
+    python -m tests.benchmarks.step [--tokens 2048] [--device cuda --dtype bfloat16 --shapes llama-8b-4b]
+
+The bare limit is what no step can do without: the teacher's backbone forward, the student's backbone forward and
+backward, and the four head GEMMs, on the same batch with the same kernels; no loss, no optimizer. Prints
+t_bare / t_step (1 is the limit) for the fused loss, the naive one, and the fused one with intermediate and embedding losses. On a busy
+machine: OMP_NUM_THREADS=1 and --cpu-time.
+"""
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minitron_cli.training.objectives import LOGITS_ONLY, Objective, build_objective
+from minitron_cli.training.step import KDStep
+from tests.benchmarks.measure import paired_ratio, paired_seconds
+
+# (hidden, ffn, blocks, heads, kv heads, vocab) of teacher and student.
+SHAPES = {
+    "small": ((512, 1536, 8, 8, 4, 32000), (384, 1152, 8, 8, 4, 32000)),
+    "medium": ((768, 2304, 12, 12, 4, 32000), (576, 1536, 12, 12, 4, 32000)),
+    "llama-8b-4b": ((4096, 14336, 32, 32, 8, 128256), (3072, 9216, 32, 32, 8, 128256)),
+}
+CHUNK = 512
+
+
+def build(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A random Llama; head_dim is the teacher's, 64 or 128."""
+    hidden, ffn, blocks, heads, kv, vocab = shape
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=128 if hidden > 1024 else 64,
+        tie_word_embeddings=False,
+    )
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(dtype)
+
+
+def bare(student: nn.Module, teacher: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """The limit: the same backbones, GEMMs of the same shapes on chunks of tokens, nothing in between."""
+
+    def run() -> None:
+        with torch.no_grad():
+            taught = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        states = student.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states.backward(_head_gemms(states.detach().flatten(0, 1), taught, student, teacher).view_as(states))
+        student.zero_grad()
+
+    return run
+
+
+@torch.no_grad()
+def _head_gemms(states: Tensor, taught: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
+    """Teacher logits, student logits, dH and dW; returns dH (N, H), the rest is dropped."""
+    heads = student.lm_head.weight, teacher.lm_head.weight
+    out = torch.empty(2, CHUNK, len(heads[0]), dtype=states.dtype, device=states.device)
+    back, total = torch.empty_like(states), torch.zeros_like(heads[0])
+    for start in range(0, len(states), CHUNK):
+        rows = slice(start, start + CHUNK)
+        z_s, z_t = out[0, : len(states[rows])], out[1, : len(states[rows])]
+        torch.mm(taught[rows], heads[1].t(), out=z_t)
+        torch.mm(states[rows], heads[0].t(), out=z_s)
+        torch.mm(z_s, heads[0], out=back[rows])
+        total.addmm_(z_s.t(), states[rows])
+    return back
+
+
+def whole(student: nn.Module, teacher: nn.Module, ids: Tensor, objective: Objective) -> Callable[[], None]:
+    """The step as the loop runs it."""
+    step = KDStep(student, teacher, objective)
+    weights = torch.full(ids.shape, 1 / (ids.numel() - len(ids)), device=ids.device)
+    weights[:, -1] = 0
+
+    def run() -> None:
+        step(ids, weights)["loss"].backward()
+        step.zero_grad()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", choices=SHAPES, default="small")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of this process, not of the clock")
+    parser.add_argument("--only", nargs="*", help="rows to run besides the bare limit")
+    args = parser.parse_args()
+    teacher, student = (build(shape, args.device, getattr(torch, args.dtype)) for shape in SHAPES[args.shapes])
+    ids = torch.randint(0, SHAPES[args.shapes][0][-1], (args.tokens // args.seq_len, args.seq_len), device=args.device)
+    blocks = len(student.model.layers)
+    objectives = {
+        "fused": LOGITS_ONLY,
+        "fused, all losses": build_objective("logits+hidden+embedding", blocks, len(teacher.model.layers)),
+        "naive": Objective(implementation="naive"),
+    }
+    chosen = {name: value for name, value in objectives.items() if args.only is None or name in args.only}
+    runs = {"bare limit": bare(student, teacher, ids)}
+    runs |= {name: whole(student, teacher, ids, objective) for name, objective in chosen.items()}
+    seconds = paired_seconds(runs, args.rounds, args.device, args.cpu_time)
+    sizes = " -> ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.0f}M" for m in (teacher, student))
+    print(f"{sizes}, {args.tokens} tokens, {args.dtype} {args.device}, {torch.get_num_threads()} threads")
+    print(f"{'':20}{'seconds':>10}{'tokens/s':>10}{'t_bare / t_step':>18}")
+    for name, times in seconds.items():
+        ratio = paired_ratio(seconds["bare limit"], times)
+        print(f"{name:20}{median(times):10.3f}{args.tokens / median(times):10.0f}{ratio:18.3f}")
+
+
+if __name__ == "__main__":
+    main()
