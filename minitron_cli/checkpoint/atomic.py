@@ -1,8 +1,10 @@
 """Outputs appear whole or not at all: written under a temporary name beside the target, then renamed."""
 
 import errno
+import fcntl
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,29 +29,52 @@ def check_output(path: Path, overwrite: bool = False) -> None:
 def atomic_dir(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place when the block ends without an exception."""
     check_output(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.minitron-{os.getpid()}")
-    temporary.mkdir()
-    try:
-        with disk_full_is_an_error(path):
-            yield temporary
+    with _temporary_beside(path) as temporary:
+        yield temporary
         _replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name beside `path`, renamed onto it at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.minitron-{os.getpid()}")
+    """Yield a temporary file name, renamed onto `path` at the end."""
+    with _temporary_beside(path) as directory:
+        yield directory / path.name
+        (directory / path.name).replace(path)
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """A directory beside `path`, gone at the end whatever happens; what killed runs have left is removed first.
+
+    It is locked while its process lives, so that a stale one is known for what it is, by any process on this system.
+    """
+    path = Path(os.path.abspath(path))
+    temporary = path.with_name(f".{path.name}.minitron-{secrets.token_hex(4)}")
+    with _problems_of_the_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(descriptor)
+
+
+@contextmanager
+def _problems_of_the_disk(path: Path) -> Iterator[None]:
+    """Turn a place that can not be written to, and a disk that is full, into the user's errors."""
     try:
         with disk_full_is_an_error(path):
-            yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            yield
+    except (PermissionError, NotADirectoryError) as error:
+        raise MinitronError(f"{path} can not be written: {error}", "choose another output with -o") from error
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise MinitronError(f"{path} lies on a read-only disk", "choose another output with -o") from error
 
 
 @contextmanager
@@ -79,29 +104,27 @@ def need_space(path: Path, num_bytes: int) -> None:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    if path.exists():
-        old = path.with_name(f".{path.name}.minitron-old-{os.getpid()}")
-        path.rename(old)
+    """Put the finished directory in its place; what it replaces is moved into a stale name first, then removed."""
+    if not path.exists():
         temporary.rename(path)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(path)
+        return
+    old = path.with_name(temporary.name + "-old")
+    path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old)
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what a killed run of a process that no longer lives has left beside `path`."""
-    pattern = re.compile(re.escape(f".{path.name}.minitron-") + r"(?:old-)?(\d+)")
+    """Remove what a killed run has left beside `path`: directories of our naming that no process holds locked."""
+    pattern = re.compile(re.escape(f".{path.name}.minitron-") + r"[0-9a-f]{8}(-old)?")
     for sibling in path.parent.iterdir():
-        found = pattern.fullmatch(sibling.name)
-        if found and not _alive(int(found.group(1))):
+        if not pattern.fullmatch(sibling.name) or not sibling.is_dir():
+            continue
+        descriptor = os.open(sibling, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        except BlockingIOError:
+            continue  # another run of the same line is at work; the last to finish wins
+        finally:
+            os.close(descriptor)

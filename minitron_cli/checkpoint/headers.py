@@ -3,10 +3,9 @@
 import json
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from minitron_cli.errors import MinitronError
 
@@ -15,7 +14,7 @@ ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8,
     "F32": 4, "I32": 4, "U32": 4,
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 
@@ -46,40 +45,61 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise MinitronError(f"{file} is not a safetensors file (its header says {length} bytes)", _HINT)
         raw = stream.read(length)
-    try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise MinitronError(f"{file} has an unreadable header: {error}", _HINT) from error
-    if not isinstance(header, dict):
-        raise MinitronError(f"{file} has a header that is no JSON object", _HINT)
-    header.pop("__metadata__", None)
+    header = _parse(file, raw)
     data = 8 + length
-    tensors = {name: _entry(file, name, entry, data, size) for name, entry in header.items()}
-    _check_overlap(file, tensors)
+    tensors = {name: _entry(file, name, entry, data, size) for name, entry in header.items() if name != "__metadata__"}
+    _check_layout(file, tensors, data, size)
     return tensors
 
 
-def _entry(file: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
+def _parse(file: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands twice")
+        return found
+
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise MinitronError(f"{file}: the header entry of {name!r} is malformed", _HINT) from error
+        header = json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise MinitronError(f"{file} has an unreadable header: {error}", _HINT) from error
+    if not isinstance(header, dict):
+        raise MinitronError(f"{file} has a header that is no JSON object", _HINT)
+    return header
+
+
+def _entry(file: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise MinitronError(f"{file}: the header entry of {name!r} is malformed", _HINT)
     if dtype not in ITEM_BYTES:
         raise MinitronError(
             f"{file}: {name!r} is stored as {dtype}, which can not be sliced",
             f"convert the checkpoint to one of {', '.join(ITEM_BYTES)}",
         )
-    info = TensorInfo(name, dtype, shape, file, data + begin)
-    if min((0, *shape)) < 0 or begin < 0 or end - begin != info.num_bytes:
+    begin, end = offsets
+    info = TensorInfo(name, dtype, tuple(shape), file, data + begin)
+    if end - begin != info.num_bytes:
         raise MinitronError(f"{file}: {name!r} claims bytes {begin}..{end} for {dtype} {list(shape)}", _HINT)
     if data + end > size:
         raise MinitronError(f"{file} is truncated: {name!r} ends at byte {data + end}, the file at {size}", _HINT)
     return info
 
 
-def _check_overlap(file: Path, tensors: dict[str, TensorInfo]) -> None:
-    ordered = sorted(tensors.values(), key=lambda t: (t.begin, t.num_bytes))
-    for left, right in pairwise(ordered):
-        if left.begin + left.num_bytes > right.begin:
-            raise MinitronError(f"{file}: {left.name!r} and {right.name!r} share bytes", _HINT)
+def _counts(values: Any) -> TypeGuard[list[int]]:
+    """Whether this is a list of whole numbers, none of them negative."""
+    return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
+
+
+def _check_layout(file: Path, tensors: dict[str, TensorInfo], data: int, size: int) -> None:
+    """The format leaves no byte unclaimed and none claimed twice."""
+    at, last = data, "the header"
+    for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.num_bytes)):
+        if tensor.begin < at:
+            raise MinitronError(f"{file}: {last!r} and {tensor.name!r} share bytes", _HINT)
+        if tensor.begin > at:
+            raise MinitronError(f"{file}: {tensor.begin - at} bytes before {tensor.name!r} belong to no tensor", _HINT)
+        at, last = tensor.begin + tensor.num_bytes, tensor.name
+    if at != size:
+        raise MinitronError(f"{file}: {size - at} bytes at its end belong to no tensor", _HINT)

@@ -45,6 +45,12 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config = load_config(path)
     family = family_of(str(config.get("model_type")))
     shape = shape_of(family, config)
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+        raise MinitronError(
+            f"{path} is quantised with {method}: packed weights and their scales can not be sliced",
+            "give the unquantised checkpoint (or dequantise it: from_pretrained, model.dequantize(), save_pretrained)",
+        )
     tensors = list_tensors(path)
     return Checkpoint(path, config, family, shape, tensors, _explain(family, config, shape, tensors, path))
 
@@ -78,7 +84,7 @@ def load_config(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MinitronError(f"{file} is not valid JSON: {error}", "fetch the file again") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise MinitronError(f"{file} names no model_type", "give a Hugging Face model directory")
@@ -117,7 +123,7 @@ def list_tensors(path: Path) -> dict[str, TensorInfo]:
 def _shards(path: Path, index: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise MinitronError(f"{index} is not a safetensors index: {error}", "fetch the file again") from error
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if outside:
