@@ -76,10 +76,6 @@ _CONTROL = ("model", "output", "nproc", "preset", "export_step", "preflight", "o
 def launch(verb: str, given: Mapping[str, Any]) -> int:
     """Carry out a training command from its parameters by name; returns the exit code."""
     control = {name: given[name] for name in _CONTROL}
-    if control["nproc"] > 1 and "WORLD_SIZE" not in os.environ and not control["dry_run"]:
-        from minitron_cli.training.distributed import relaunch
-
-        relaunch(control["nproc"], sys.argv[1:])
     options = _options(verb, control, {k: v for k, v in given.items() if k not in _CONTROL})
     if control["dry_run"]:
         from minitron_cli.training.preflight import describe
@@ -87,6 +83,15 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         facts = describe(options, control["nproc"])
         emit(facts, control["as_json"], lambda: _show_plan(facts))
         return 0
+    if control["export_step"] is not None:
+        return _export(options, control)
+    if control["nproc"] > 1 and "WORLD_SIZE" not in os.environ:
+        from minitron_cli.training.distributed import World, choose_device, launch_workers
+        from minitron_cli.training.run import prepare
+
+        # What is wrong with the request is said once, here, and the data is tokenised before any worker waits for it.
+        prepare(options, World(0, control["nproc"], choose_device(options.device)))
+        return launch_workers(control["nproc"], sys.argv[1:])
     return _run(options, control)
 
 
@@ -104,20 +109,21 @@ def _options(verb: str, control: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 def _run(options: Any, control: Mapping[str, Any]) -> int:
-    from minitron_cli.training.run import export_step, train
+    from minitron_cli.training.run import train
 
-    if control["export_step"] is not None:
-        directory = export_step(options, control["export_step"], overwrite=control["overwrite"])
-        emit(
-            {"output": str(directory)},
-            control["as_json"],
-            lambda: print(f"{directory}: the model after step {control['export_step']}"),
-        )
-        return 0
     outcome = train(options, overwrite=control["overwrite"], preflight=control["preflight"], say=say)
     if os.environ.get("RANK", "0") == "0":
         emit(facts_of(outcome), control["as_json"], lambda: _show(outcome))
     return outcome.stopped_by
+
+
+def _export(options: Any, control: Mapping[str, Any]) -> int:
+    from minitron_cli.training.run import export_step
+
+    step = control["export_step"]
+    directory = export_step(options, step, overwrite=control["overwrite"])
+    emit({"output": str(directory)}, control["as_json"], lambda: print(f"{directory}: the model after step {step}"))
+    return 0
 
 
 def _show_plan(facts: Mapping[str, Any]) -> None:

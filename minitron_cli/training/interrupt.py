@@ -1,17 +1,22 @@
 """Stopping on request: a signal sets a flag that the loop reads once a step, so that all ranks stop at the same."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+# A terminal and a launcher both pass on one key press: what comes this soon after the first is its echo.
+_ECHO_SECONDS = 1.0
+
 
 @dataclass(slots=True)
 class StopFlag:
-    """`signal` is the number of the first signal received, or 0."""
+    """`signal` is the number of the first signal received, or 0; `received` when, by the monotonic clock."""
 
     signal: int = 0
+    received: float = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -25,9 +30,11 @@ def stop_on_signal() -> Iterator[StopFlag]:
     flag = StopFlag()
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if flag.signal and number == signal.SIGINT:
+        now = time.monotonic()
+        if not flag.signal:
+            flag.signal, flag.received = number, now
+        elif number == signal.SIGINT and now - flag.received > _ECHO_SECONDS:
             raise KeyboardInterrupt
-        flag.signal = flag.signal or number
 
     watched = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, receive) for number in watched}

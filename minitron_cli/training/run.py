@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from minitron_cli.checkpoint.atomic import atomic_dir
 from minitron_cli.data.order import Order
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, loop, rundir, state
 from minitron_cli.training.announce import announce
-from minitron_cli.training.assemble import Assembly, assemble, plan_steps
-from minitron_cli.training.distributed import agree, barrier, join
+from minitron_cli.training.assemble import Assembly, StepPlan, assemble, plan_steps
+from minitron_cli.training.distributed import World, agree, barrier, join
 from minitron_cli.training.inputs import Models, digests, find_models, open_files, open_order
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.metrics import MetricsLog, read_metrics
@@ -37,44 +39,55 @@ class Outcome:
     was_done: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that has been found possible: settled options, what it reads, how its steps go. No model is loaded yet."""
+
+    options: Options
+    models: Models
+    order: Order
+    plan: StepPlan
+    dtype: torch.dtype
+
+
+def prepare(options: Options, world: World) -> Prepared:
+    """Check the options, find the models, open the data, and turn every "decide for me" into a number."""
+    check(options)
+    models = find_models(options)
+    options = settle_length(options, [models.student, *models.teachers])
+    order = open_order(options, models)
+    options = settle_cadence(settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files)))
+    dtype = export.export_dtype(models.student, options.export_dtype)
+    return Prepared(options, models, order, plan_steps(options, order, world), dtype)
+
+
 def train(
     options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None
 ) -> Outcome:
     """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal."""
-    check(options)
     output = Path(options.output)
     with join(options.device) as world, stop_on_signal() as stop:
-        models = find_models(options)
-        options, order = settle(options, models)
-        dtype = export.export_dtype(models.student, options.export_dtype)
-        plan = plan_steps(options, order, world)
-        inputs = digests(models, order, options.from_scratch) if world.rank == 0 else {}
+        ready = prepare(options, world)
+        options, models = ready.options, ready.models
+        inputs = digests(models, ready.order, options.from_scratch) if world.rank == 0 else {}
         if world.rank == 0 and overwrite:
             rundir.remove(output)
         done = world.rank == 0 and rundir.examine(output, options, inputs)
         if agree(world, 0, done)[1]:
             return _outcome(output, options, _latest(output / "run"), was_done=True)
         if world.rank == 0:
-            announce(options, models, order, world, plan.micro_batch, check=preflight, say=say)
+            announce(options, models, ready.order, world, ready.plan.micro_batch, check=preflight, say=say)
             rundir.create(output, options, inputs)
         barrier(world)
-        assembly = assemble(options, models, order, world, plan)
+        assembly = assemble(options, models, ready.order, world, ready.plan)
         progress = follow(options, models, assembly, output / "run", stop)
-        if progress.step < plan.schedule.steps:
+        if progress.step < ready.plan.schedule.steps:
             return _outcome(output, options, progress, stopped_by=stop.exit_code)
-        tensors = export.gather(assembly.job.step, dtype, world.rank)
+        tensors = export.gather(assembly.job.step, ready.dtype, world.rank)
         if world.rank == 0:
             facts = manifest(options, models, progress, inputs)
-            export.export(output, models.student, tensors, dtype, tokenizer=models.tokenizer, manifest=facts)
+            export.export(output, models.student, tensors, ready.dtype, tokenizer=models.tokenizer, manifest=facts)
         return _outcome(output, options, progress)
-
-
-def settle(options: Options, models: Models) -> tuple[Options, Order]:
-    """Open the data and turn every "decide for me" that decides the result into a number."""
-    options = settle_length(options, [models.student, *models.teachers])
-    order = open_order(options, models)
-    windows = sum(f.num_windows(order.seq_len) for f in order.files)
-    return settle_cadence(settle_steps(options, windows)), order
 
 
 def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop: StopFlag) -> Progress:
