@@ -178,10 +178,12 @@ def _check_unsafe(tasks: Tasks, name: str, allowed: bool) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """stdout is for data: what the harness prints is dropped, its log is kept to errors, and a progress bar is drawn
-    on a terminal only.
+    on a terminal only. Everything is put back at the end.
     """
+    from lm_eval import evaluator
     from tqdm import tqdm
 
+    collect = evaluator.add_env_info
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "evaluate")]
     levels = [logger.level for logger in loggers]
     begin: Any = tqdm.__init__
@@ -191,6 +193,8 @@ def quiet() -> Iterator[None]:
 
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    # It runs pip, git and the driver's tool for a version list, at every call: longer than a small model's task.
+    setattr(evaluator, "add_env_info", lambda storage: None)  # noqa: B010
     if not sys.stderr.isatty():
         setattr(tqdm, "__init__", hidden)  # noqa: B010 - the harness has no switch for its bars
     try:
@@ -198,5 +202,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         setattr(tqdm, "__init__", begin)  # noqa: B010
+        setattr(evaluator, "add_env_info", collect)  # noqa: B010
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -32,6 +32,7 @@ class Tasks:
 
     manager: TaskManager
     index: dict[str, Any]
+    homes: dict[str, Path]  # the directory of each one's YAML
 
     def leaves(self, name: str) -> tuple[str, ...]:
         """The tasks that `name` (a task, group or tag) stands for, each once, in order."""
@@ -51,12 +52,20 @@ class Tasks:
                 yield from self._leaves(child_name)
 
     def identity(self, name: str) -> str:
-        """A digest of the configs behind `name` and of the local data they read: it changes when a task does."""
+        """A digest of the configs behind `name`, their code and the local data they read: it changes when a task does.
+
+        Where the files lie does not count.
+        """
         parts = []
         for leaf in (name, *self.leaves(name)):
-            config = self.index[leaf].cfg or {}
-            files = [_sha(Path(file)) for file in _flat(_data_files(config)) if Path(file).is_file()]
-            parts.append([leaf, json.dumps(config, sort_keys=True, default=_stable), files])
+            config, home = dict(self.index[leaf].cfg or {}), self.homes.get(leaf)
+            data = _data_files(config)
+            files = [Path(file) for file in _flat(data) if Path(file).is_file()]
+            files += sorted(home.glob("*.py")) if home else []
+            if data:
+                config["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": None}
+            text = json.dumps(config, sort_keys=True, default=_stable)
+            parts.append([leaf, text.replace(str(home), "") if home else text, [_sha(file) for file in files]])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -106,10 +115,11 @@ def _build(paths: list[Path], include_defaults: bool) -> Tasks:
 
     manager = TaskManager(include_path=[str(path) for path in paths], include_defaults=include_defaults)
     index = manager.task_index
+    homes = {name: entry.yaml_path.resolve().parent for name, entry in index.items() if entry.yaml_path}
     for name, entry in list(index.items()):
         if entry.yaml_path and any(path.resolve() in entry.yaml_path.resolve().parents for path in paths):
             index[name] = _beside_yaml(entry)
-    return Tasks(manager, index)
+    return Tasks(manager, index, homes)
 
 
 def _beside_yaml(entry: Any) -> Any:
