@@ -8,13 +8,15 @@ part-00000.json   its counts; written last, so that a part with this file is com
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -94,9 +96,8 @@ def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory:
     numbers: dict[str, int] = {}
     ends, sizes, domains = [], [], []
     num_tokens = num_empty = 0
-    final = part_path(directory, task.index, "bin")
     with _room_for_parts(directory):
-        with final.open("wb") as stream:
+        with _whole(part_path(directory, task.index, "bin")) as stream:
             for batch in _batches(read_piece(task.piece, task.fields)):
                 kept = [document for document in batch if document.text]
                 num_empty += len(batch) - len(kept)
@@ -151,16 +152,25 @@ def _utf8_bytes(document: Document) -> int:
         ) from error
 
 
+@contextmanager
+def _whole(file: Path) -> Iterator[BinaryIO]:
+    """Write `file` whole or not at all, whoever else may be writing the same."""
+    temporary = file.with_name(f"{file.name}-{os.getpid()}")
+    with temporary.open("wb") as stream:
+        yield stream
+    temporary.replace(file)
+
+
 def _write_index(file: Path, ends: list[int], sizes: list[int], domains: list[int]) -> None:
     index = np.zeros(len(ends), DOCUMENT)
     index["end"], index["byte_end"], index["domain"] = ends, np.cumsum(sizes, dtype=np.uint64), domains
-    np.save(file, index)
+    with _whole(file) as stream:
+        np.save(stream, index)
 
 
 def _write_marker(file: Path, part: Part) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(part)), encoding="utf-8")
-    temporary.replace(file)
+    with _whole(file) as stream:
+        stream.write(json.dumps(asdict(part)).encode())
 
 
 def _here(tasks: list[Task], how: Encoding, tokenizer: TextTokenizer, directory: Path) -> Iterator[tuple[Task, Part]]:
@@ -195,7 +205,16 @@ _worker_tokenizer: TextTokenizer | None = None
 def _start_worker(tokenizer: Path) -> None:
     global _worker_tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_tokenizer = load_tokenizer(tokenizer)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever: it holds both ends of the queue."""
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
 
 
 def _work(task: Task, how: Encoding, directory: Path) -> Part:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,43 @@ def test_killed_and_typed_again(tokenizer_dir: Path, tmp_path: Path) -> None:
     for file in out.iterdir():
         assert file.read_bytes() == (tmp_path / "straight" / file.name).read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_processes_do_not_outlive_a_killed_run(tokenizer_dir: Path, tmp_path: Path) -> None:
+    for index in range(4):
+        write_jsonl(tmp_path / f"part-{index}.jsonl", TEXTS)
+    killer = (
+        "import multiprocessing, os, signal, sys\n"
+        "from minitron_cli.__main__ import main\n"
+        "from minitron_cli.data import prepare\n"
+        "encode = prepare.encode_all\n"
+        "def die(done, total, tokens):\n"
+        "    if done:\n"
+        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare.encode_all = lambda *arguments: encode(*arguments[:-1], die)\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    (tmp_path / "killer.py").write_text(killer)
+    line = ["data", "tokenize", str(tmp_path / "part-*.jsonl"), "--tokenizer", str(tokenizer_dir), "--workers", "2"]
+    command = [sys.executable, str(tmp_path / "killer.py"), *line, "-o", str(tmp_path / "tokens")]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    children = [int(pid) for pid in killed.stdout.split()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 30
+    while any(map(_runs, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_runs, children))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_full_disk_is_an_error(
