@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from minitron_cli.cli.common import argument, emit, examples, option, require_model, say, table
+from minitron_cli.cli.common import argument, emit, examples, option, parse_count, require_model, say, table
 
 NAME = "importance"
 EXAMPLES = examples(
     "minitron importance Llama-3.1-8B --data wikitext:wikitext-2-raw-v1:train -o scores.safetensors",
-    "minitron importance runs/small --data stories.jsonl --separator bos --samples 512 --seq-len 128",
+    "minitron importance runs/small --data stories.jsonl --separator bos --seq-len 128 --depth-block 1 --depth-block 2",
 )
 
 
@@ -18,7 +18,7 @@ def command(
     output: Annotated[
         Path | None, option("-o", "--output", help="scores file [default: MODEL.scores.safetensors]")
     ] = None,
-    samples: Annotated[int, option("--samples", help="calibration samples")] = 1024,
+    samples: Annotated[int, option("--samples", help="calibration samples", parser=parse_count)] = 1024,
     seq_len: Annotated[
         int | None, option("--seq-len", help="tokens a sample [default: the context, up to 4096]")
     ] = None,
@@ -27,13 +27,29 @@ def command(
     seq_agg: Annotated[str, option("--seq-agg", help="over a sample's tokens: mean (of |x|), l2 or var")] = "mean",
     metric: Annotated[str, option("--metric", help="activation, wanda, magnitude or random")] = "activation",
     seed: Annotated[int, option("--seed", help="draws the samples (and the random metric)")] = 0,
+    depth_block: Annotated[
+        list[int] | None, option("--depth-block", help="drop each block of N layers; repeatable")
+    ] = None,
+    depth_metric: Annotated[str, option("--depth-metric", help="of a dropped block: loss, kl or mse")] = "loss",
+    depth_greedy: Annotated[int, option("--depth-greedy", help="drop N layers one by one, measuring anew")] = 0,
+    depth_samples: Annotated[int, option("--depth-samples", help="samples of those for the depth sweeps")] = 256,
+    layer_score: Annotated[
+        str, option("--layer-score", help="what ranks layers: influence, loss, kl, mse")
+    ] = "influence",
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
+    device_map: Annotated[str | None, option("--device-map", help="auto: let accelerate place the model")] = None,
+    mode: Annotated[str, option("--mode", help="auto, resident, or stream: one layer at a time")] = "auto",
+    memory: Annotated[
+        int | None, option("--memory", help="bytes that may be used, e.g. 8G", parser=parse_count)
+    ] = None,
     separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
     text_field: Annotated[str | None, option("--text-field", help="column that holds the text")] = None,
     allow_fewer: Annotated[bool, option("--allow-fewer", help="go on with fewer samples than asked for")] = False,
     padded: Annotated[bool, option("--padded", help="one document a sample, padded and masked, not packed")] = False,
+    trust_remote_code: Annotated[bool, option("--trust-remote-code", help="run code that comes with a model")] = False,
     force: Annotated[bool, option("--force", help="measure again and replace scores made otherwise")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Score hidden channels, neurons, heads, layers and experts in one forward-only pass over calibration samples."""
@@ -46,11 +62,17 @@ def command(
     options = Options(
         data=tuple(data or ()), samples=samples, seq_len=seq_len, batch_size=batch_size, batch_agg=batch_agg,
         seq_agg=seq_agg, metric=metric, seed=seed, dtype=dtype, device=device, separator=separator,
-        text_field=text_field, allow_fewer=allow_fewer, padded=padded, force=force,
+        text_field=text_field, allow_fewer=allow_fewer, padded=padded, force=force, mode=mode, device_map=device_map,
+        memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_greedy=depth_greedy,
+        depth_samples=depth_samples, layer_score=layer_score, trust_remote_code=trust_remote_code,
     )  # fmt: skip
+    if dry_run:
+        _dry_run(path, options, output, as_json)
+        return
     result = run(path, options, output, say=say, show=_Progress())
-    facts = _facts(result)
-    emit(facts, as_json, lambda: _show(facts, path))
+    if _is_main_process():
+        facts = _facts(result)
+        emit(facts, as_json, lambda: _show(facts, path))
 
 
 def measure(model: str, data: list[str], output: Path, *, samples: int = 1024, seq_len: int | None = None) -> None:
@@ -62,32 +84,68 @@ def measure(model: str, data: list[str], output: Path, *, samples: int = 1024, s
 
 
 class _Progress:
-    """A line every few seconds on stderr: samples done, rate and time left."""
+    """A line every few seconds on stderr: how far, how fast, and the time left."""
 
     def __init__(self) -> None:
-        self._shown = 0.0
-
-    def __call__(self, done: int, total: int, rate: float) -> None:
         import time
 
-        now = time.monotonic()
-        if now - self._shown >= 5.0:
+        self._now = time.monotonic
+        self._began = self._shown = time.monotonic()
+
+    def __call__(self, fraction: float, rate: float) -> None:
+        now = self._now()
+        if now - self._shown >= 5.0 and fraction > 0:
             self._shown = now
-            say(f"sample {done:,}/{total:,}  {rate:,.0f} tokens/s")
+            left = (now - self._began) / fraction * (1 - fraction)
+            say(f"{fraction:6.1%}" + (f"  {rate:,.0f} tokens/s" if rate else "") + f"  {left:,.0f} s left")
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:
+    """What would be measured, from config and headers alone."""
+    from minitron_cli.checkpoint.reader import open_checkpoint
+    from minitron_cli.importance.forecast import forecast
+
+    facts = forecast(open_checkpoint(model), options) | {"output": str(output), "exists": output.exists()}
+
+    def show() -> None:
+        table(["", ""], [[name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)]
+                         for name, value in facts.items()])  # fmt: skip
+        print(f"would write {output}" + " (there already: it is checked, and kept if it fits)" * output.exists())
+
+    emit(facts, as_json, show)
 
 
 def _facts(result: Any) -> dict[str, Any]:
-    provenance = result.scores.provenance
     return {
         "output": str(result.output),
         "made": result.made,
         "seconds": round(result.seconds, 3),
         "axes": {axis: list(array.shape) for axis, array in result.scores.values.items()},
-        "provenance": dict(provenance),
+        **{key: value for key, value in result.scores.provenance.items() if key != "rows"},
     }
 
 
 def _show(facts: dict[str, Any], model: Path) -> None:
-    table(["axis", "scores"], [[axis, " x ".join(map(str, shape))] for axis, shape in facts["axes"].items()])
+    stable = facts.get("stability", {})
+    rows = []
+    for axis, shape in facts["axes"].items():
+        found = stable.get(axis)
+        agreement = ["", "", ""]
+        if found:
+            agreement = [f"{found['spearman']:.3f}", f"{found['worst']:.3f}", f"{found['overlap']['0.5']:.1%}"]
+        rows.append([axis, " x ".join(map(str, shape)), *agreement])
+    table(["axis", "scores", "halves: Spearman", "worst layer", "same kept of half"], rows)
+    for name, fact in facts.get("depth", {}).items():
+        if "order" in fact:
+            print(f"depth {name}: drop {', '.join(map(str, fact['order']))} in this order")
+        else:
+            print(f"depth {name}: least harm by dropping {fact['best']['layers']}: "
+                  f"{fact['full']:.4f} -> {fact['best']['value']:.4f}")  # fmt: skip
     print(f"{facts['output']}: {facts['made']} in {facts['seconds']:.1f} s")
     print(f"next: minitron prune {model} --target width --scores {facts['output']} --hidden N --ffn M -o OUT")

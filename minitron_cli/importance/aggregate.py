@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.readers import COUNT, EXPERT_USAGE, LAYER, MOMENTS, SEQ, layout
+from minitron_cli.importance.readers import COUNT, EXPERT_USAGE, LAYER, MOMENTS, SEQ, Row, Rows, layout
 from minitron_cli.spec.axes import SCOPE, Dim
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.scores import score_shape
@@ -58,7 +58,7 @@ def over_unit(channels: np.ndarray, dim: Dim, axis: str, sizes: Mapping[str, int
 
 def to_scores(
     raw: Mapping[str, np.ndarray],
-    rows: Mapping[str, Sequence[int]],
+    rows: Rows,
     family: Family,
     shape: Shape,
     how: Aggregation = Aggregation(),
@@ -66,7 +66,7 @@ def to_scores(
 ) -> dict[str, np.ndarray]:
     """Scores of every axis in `raw`, float64, shaped as Scores wants them; of one half of the samples if asked.
 
-    `rows[axis]` is the layer of each recorded row; a layer without the axis keeps zeros.
+    `rows[axis]` says in which layer each recorded row stands; a layer without the axis keeps zeros.
     """
     count = int(raw[COUNT].sum() if half is None else raw[COUNT][half])
     values = {}
@@ -79,12 +79,12 @@ def to_scores(
             continue
         channels = over_samples(sums[:, SEQ.index(how.seq)], count, how.batch)
         units = over_unit(channels, layout(family, axis), axis, shape.sizes)
-        values[axis] = units.sum(0) if axis == "hidden" else _per_layer(units, rows[axis], score_shape(axis, shape))
+        values[axis] = units.sum(0) if axis == "hidden" else per_layer(units, rows[axis], score_shape(axis, shape))
     return values
 
 
-def _per_layer(units: np.ndarray, layers: Sequence[int], size: tuple[int, ...]) -> np.ndarray:
+def per_layer(units: np.ndarray, rows: Sequence[Row], size: tuple[int, ...]) -> np.ndarray:
     """Rows at their layers: (row, unit) -> (layer, unit). A layer heard at several places sums them."""
     result = np.zeros(size)
-    np.add.at(result, np.asarray(layers), units)
+    np.add.at(result, [row.layer for row in rows], units)
     return result

@@ -20,7 +20,7 @@ from minitron_cli.importance.estimate import forward
 from minitron_cli.importance.load import base_model
 from minitron_cli.importance.statistics import Batch
 
-METRICS = ("loss", "kl", "mse")
+Total = Callable[[np.ndarray], np.ndarray]
 Tick = Callable[[Batch, int], None]  # a candidate of a batch is done; its number
 
 
@@ -72,10 +72,12 @@ def sweep(
     metric: str = "loss",
     dropped: Sequence[int] = (),
     tick: Tick = lambda batch, candidate: None,
+    total: Total = lambda sums: sums,
 ) -> Sweep:
-    """Measure every candidate on every batch; `dropped` layers are left out throughout (greedy search)."""
-    if metric not in METRICS:
-        raise MinitronError(f"--depth-metric {metric!r} is unknown", f"one of {', '.join(METRICS)}")
+    """Measure every candidate on every batch; `dropped` layers are left out throughout (greedy search).
+
+    `total` adds up the sums of several processes that each have some of the batches.
+    """
     decoder, as_tuple = base_model(model), answers_with_tuple(model, blocks)
     sums = np.zeros(len(candidates) + 1)
     tokens = 0
@@ -92,8 +94,9 @@ def sweep(
                     final = forward(decoder, batch).last_hidden_state
                 sums[number + 1] += _measure(model, final, full, targets, metric)
                 tick(batch, number)
-    mean = sums / tokens
-    return Sweep(metric, tuple(candidates), mean[1:], float(mean[0]), tokens)
+    totals = total(np.array([*sums, tokens]))
+    mean = totals[:-1] / totals[-1]
+    return Sweep(metric, tuple(candidates), mean[1:], float(mean[0]), int(totals[-1]))
 
 
 def _targets(batch: Batch) -> Tensor:
@@ -134,11 +137,12 @@ def greedy(
     steps: int,
     metric: str = "loss",
     tick: Tick = lambda batch, candidate: None,
+    total: Total = lambda sums: sums,
 ) -> list[Sweep]:
     """Drop the single layer that hurts least, measure again without it, and so on: one sweep per step."""
     left, sweeps = list(range(len(blocks))), []
     for _ in range(steps):
         gone = [layer for layer in range(len(blocks)) if layer not in left]
-        sweeps.append(sweep(model, blocks, batches(), contiguous(left, 1), metric, gone, tick))
+        sweeps.append(sweep(model, blocks, batches(), contiguous(left, 1), metric, gone, tick, total))
         left.remove(sweeps[-1].candidates[sweeps[-1].best][0])
     return sweeps

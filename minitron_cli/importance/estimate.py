@@ -12,8 +12,6 @@ from minitron_cli.importance.record import Recorder, recording
 from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import Batch, Span
 
-Progress = Callable[[int, int], None]  # samples done, of how many
-
 
 @dataclass(frozen=True, slots=True)
 class Samples:
@@ -39,13 +37,17 @@ class Samples:
             yield Batch(ids, None if self.spans is None else self.spans[first:last], first)
 
 
-def forward(decoder: Any, batch: Batch) -> Any:
-    """One pass of the decoder over a batch. Positions count valid tokens, so that padding moves nothing."""
+def forward(decoder: Any, batch: Batch, embedded: torch.Tensor | None = None) -> Any:
+    """One pass of the decoder over a batch, given its ids or, in their place, (batch, token, hidden) states.
+
+    Positions count valid tokens, so that padding moves nothing.
+    """
+    given = {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
     mask = batch.attention_mask
     if mask is None:
-        return decoder(input_ids=batch.ids, use_cache=False)
+        return decoder(**given, use_cache=False)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    return decoder(input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return decoder(**given, attention_mask=mask, position_ids=positions, use_cache=False)
 
 
 def run(

@@ -25,6 +25,17 @@ def pass_identity(model: Path, data: Mapping[str, Any], dtype: str) -> dict[str,
     }
 
 
+def weights_identity(model: Path, metric: str, seed: int) -> dict[str, Any]:
+    """All that decides scores that need no data."""
+    return {
+        "model": {"name": str(model), "digest": model_digest(model)},
+        "metric": metric,
+        "seed": seed if metric == "random" else None,
+        "format": RAW_FORMAT,
+        "versions": versions(),
+    }
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Each way in which two identities differ, in words: `samples: 512 there, 1024 here`. Names and versions may."""
     found = []
@@ -33,7 +44,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} here")
     if there.get("model", {}).get("digest") != here["model"]["digest"]:
         found.append(f"model: {there.get('model', {}).get('name', 'unnamed')} there, {here['model']['name']} here")
-    mine, theirs = here["data"], there.get("data", {})
+    if "data" not in here or "data" not in there:
+        if there.get("metric") != here.get("metric", "activation"):
+            found.append(f"metric: {there.get('metric')} there, {here.get('metric', 'activation')} here")
+        return found
+    mine, theirs = here["data"], there["data"]
     keys = sorted((mine.keys() | theirs.keys()) - {"samples", "seq_len", "seed", "tokenizer_hash"})
     found += [f"data {key}: {_short(theirs.get(key))} there, {_short(mine.get(key))} here" for key in keys
               if theirs.get(key) != mine.get(key)]  # fmt: skip

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.importance.parallel import local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU."""
+    """`auto` is this process's GPU where there is one, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -37,15 +38,22 @@ def choose_dtype(name: str, device: torch.device) -> str:
     return name
 
 
-def load_model(path: Path, dtype: str, device: torch.device, trust_remote_code: bool = False) -> Any:
-    """The causal LM of a directory in evaluation mode, without a cache, on one device."""
+def load_model(
+    path: Path, dtype: str, device: torch.device, device_map: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The causal LM of a directory in evaluation mode, without a cache: on one device, or placed by accelerate."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+        path,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **({"device_map": device_map} if device_map else {}),
     )
     model.config.use_cache = False
-    return model.to(device).eval().requires_grad_(False)
+    model = model if device_map else model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:

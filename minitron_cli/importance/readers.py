@@ -6,6 +6,8 @@ the paper's formula is written before it), the output projection's input for hea
 of every per-layer weight that reads them: the norm outputs, in pre-norm models. The final norm is not listened to.
 """
 
+from dataclasses import dataclass
+
 from minitron_cli.spec.axes import Dim, Weight, axes_of
 from minitron_cli.spec.family import Family
 
@@ -18,6 +20,17 @@ MOMENTS = ("sum", "square")  # running sums over samples: of s and of s^2
 HALVES = 2  # even and odd samples apart, for the stability report
 COUNT = "count"  # samples seen, per half
 LAYER = "layer"  # block influence
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One recorded input of an axis: the layer it stands in, and the weights (disk names) that read it."""
+
+    layer: int
+    readers: tuple[str, ...] = ()
+
+
+Rows = dict[str, list[Row]]  # axis -> its rows, in the order of the running sums
 
 
 def read_axis(weight: Weight) -> str | None:

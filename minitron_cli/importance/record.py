@@ -12,7 +12,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.importance.bypass import replaced
 from minitron_cli.importance.experts import join_parts, part_statistics, routed
 from minitron_cli.importance.load import block_input, hidden_states
-from minitron_cli.importance.readers import COUNT, EXPERT, EXPERT_FFN, EXPERT_USAGE, HALVES, LAYER, MOMENTS
+from minitron_cli.importance.readers import COUNT, EXPERT, EXPERT_FFN, EXPERT_USAGE, HALVES, LAYER, MOMENTS, Row, Rows
 from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import (
     Batch,
@@ -31,22 +31,27 @@ class Recorder:
     the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer).
     """
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site] = (), rows: Rows | None = None) -> None:
         self.sums: dict[tuple[str, int], Tensor] = {}
         self.count = np.zeros(HALVES, np.int64)
         self.batch: Batch | None = None
-        self.rows: dict[str, list[int]] = {}
+        self.rows: Rows = {axis: list(found) for axis, found in (rows or {}).items()}
         self._row_of: dict[Site, int] = {}
+        self.register(sites)
+
+    def register(self, sites: Sequence[Site]) -> None:
+        """Give every site its row, in layer order."""
         for site in sorted(sites, key=lambda s: s.layer):
             for axis in EXPERT_AXES if site.axis == EXPERT_FFN else (site.axis,):
                 rows = self.rows.setdefault(axis, [])
                 self._row_of[site] = len(rows)
-                rows.append(site.layer)
+                rows.append(Row(site.layer, site.readers if axis == site.axis else ()))
 
-    def start(self, batch: Batch) -> None:
-        """Name the batch that the coming forward pass is about."""
+    def start(self, batch: Batch, *, first: bool = True) -> None:
+        """Name the batch that the coming forward pass is about; it is counted the `first` time it comes by."""
         self.batch = batch
-        self.count += [batch.count(half) for half in range(HALVES)]
+        if first:
+            self.count += [batch.count(half) for half in range(HALVES)]
 
     def hear(self, site: Site, x: Tensor) -> None:
         """Take in one site's input: x (batch, token, channel), or with batch and token flattened."""
@@ -90,7 +95,7 @@ class Recorder:
                     self.sums[axis, row] = torch.from_numpy(sums.copy())
 
 
-def check_finite(raw: Mapping[str, np.ndarray], rows: Mapping[str, Sequence[int]]) -> None:
+def check_finite(raw: Mapping[str, np.ndarray], rows: Rows) -> None:
     """Raise a MinitronError that names the first layer with NaN or infinite activations, and the axes that show it."""
     bad: dict[int, set[str]] = {}
     for axis, array in raw.items():
@@ -99,7 +104,7 @@ def check_finite(raw: Mapping[str, np.ndarray], rows: Mapping[str, Sequence[int]
         per_row = array if axis == LAYER else array.sum(-1)
         finite = np.isfinite(per_row).reshape(-1, per_row.shape[-1]).all(0)
         for row in np.flatnonzero(~finite).tolist():
-            bad.setdefault(rows[axis][row] if axis in rows else row, set()).add(axis)
+            bad.setdefault(rows[axis][row].layer if axis in rows else row, set()).add(axis)
     if bad:
         first = min(bad)
         raise MinitronError(

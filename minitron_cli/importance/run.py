@@ -1,8 +1,9 @@
-"""The verb: a model and data in, a scores file out; found again, re-aggregated or resumed where that is possible."""
+"""The verb: a model and data in, a scores file out; found again, aggregated anew or resumed where that is possible."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,21 @@ import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores, write_scores
+from minitron_cli.importance import curves, stability
 from minitron_cli.importance.aggregate import to_scores
-from minitron_cli.importance.identity import pass_identity, require_same
+from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
+from minitron_cli.importance.identity import differences, require_same, weights_identity
+from minitron_cli.importance.job import Say, Show
 from minitron_cli.importance.options import Options
+from minitron_cli.importance.parallel import World, join
+from minitron_cli.importance.readers import COUNT, LAYER, Rows
+from minitron_cli.importance.snapshot import rows_from_json, rows_to_json
 from minitron_cli.spec.scores import Scores
-
-SNAPSHOT_SECONDS = 60.0
-Say = Callable[[str], None]
-Show = Callable[[int, int, float], None]  # samples done, of how many, tokens per second
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was made, and how: `made` is "measured", "resumed", "re-aggregated" or "found"."""
+    """What was made, and how: `made` is "measured", "aggregated" (from sums that were there) or "found"."""
 
     scores: Scores
     output: Path
@@ -31,12 +34,13 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """The outcome of the forward passes: running sums, the layer of each of their rows, and their identity."""
+class Known:
+    """What is known of a model: running sums, their rows, depth curves and what is said about those."""
 
-    raw: Mapping[str, np.ndarray]
-    rows: Mapping[str, list[int]]
-    identity: Mapping[str, Any]
+    raw: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    depth: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure(
@@ -44,69 +48,103 @@ def measure(
     options: Options,
     output: Path,
     say: Say = lambda text: None,
-    show: Show = lambda done, total, rate: None,
+    show: Show = lambda fraction, rate: None,
 ) -> Result:
     """Score every axis of `model` and write the scores to `output`."""
     began = time.monotonic()
     checkpoint = open_checkpoint(model)
-    done, made = _pass(checkpoint, options, output, say, show)
-    values = to_scores(done.raw, done.rows, checkpoint.family, checkpoint.shape, options.aggregation)
-    provenance = {
-        **done.identity,
-        "rows": dict(done.rows),
-        "metric": options.metric,
-        "aggregation": {"batch": options.batch_agg, "seq": options.seq_agg},
-    }
-    scores = Scores(values, provenance)
-    if made != "found":
-        write_scores(output, scores, done.raw)
+    with join() as world:
+        if world.rank:
+            say, show = (lambda text: None), (lambda fraction, rate: None)
+        if options.needs_data:
+            scores, raw, made = _from_passes(checkpoint, options, output, world, say, show)
+        else:
+            scores, raw, made = _from_weights(checkpoint, options, output)
+        if made != "found" and world.rank == 0:
+            write_scores(output, scores, raw)
+        world.total(np.zeros(1))  # nobody leaves before the file is there
     return Result(scores, output, made, time.monotonic() - began)
 
 
-def _pass(checkpoint: Checkpoint, options: Options, output: Path, say: Say, show: Show) -> tuple[Pass, str]:
-    """Find, resume or make the forward passes."""
-    from minitron_cli.importance.load import choose_device, choose_dtype
-    from minitron_cli.importance.samples import draw
-
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
-    samples, data = draw(checkpoint, options)
-    identity = pass_identity(checkpoint.path, data, dtype)
+def _from_weights(
+    checkpoint: Checkpoint, options: Options, output: Path
+) -> tuple[Scores, Mapping[str, np.ndarray], str]:
+    """The metrics that need no forward pass."""
+    provenance = weights_identity(checkpoint.path, options.metric, options.seed)
     if output.exists() and not options.force:
         stored, raw = read_scores(output)
-        require_same(stored.provenance, identity, output)
-        asked = {"metric": options.metric, "aggregation": {"batch": options.batch_agg, "seq": options.seq_agg}}
-        same = all(stored.provenance.get(key) == value for key, value in asked.items())
-        rows = stored.provenance["rows"]
-        return Pass(raw, rows, identity), "found" if same else "re-aggregated"
-    raw, rows = _resident(checkpoint, options, samples, device, dtype, say, show)
-    return Pass(raw, rows, identity), "measured"
+        require_same(stored.provenance, provenance, output)
+        return stored, raw, "found"
+    values = random_scores(checkpoint, options.seed) if options.metric == "random" else magnitude_scores(checkpoint)
+    return Scores(values, provenance), {}, "measured"
 
 
-def _resident(
-    checkpoint: Checkpoint, options: Options, samples: Any, device: Any, dtype: str, say: Say, show: Show
-) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    from minitron_cli.importance import estimate
-    from minitron_cli.importance.load import load_model
-    from minitron_cli.importance.record import Recorder, check_finite
-    from minitron_cli.importance.sites import find_sites
+def _from_passes(
+    checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
+) -> tuple[Scores, Mapping[str, np.ndarray], str]:
+    """Activation and Wanda scores: what is known is kept, what is missing is measured."""
+    from minitron_cli.importance.work import load, prepare, run_pass
 
-    size = options.batch_size or max(1, 4096 // samples.rows.shape[1])
-    say(
-        f"measuring {checkpoint.path} on {device} in {dtype}: {len(samples):,} samples, "
-        f"{samples.num_tokens:,} tokens, batches of {size}"
-    )
-    model = load_model(checkpoint.path, dtype, device)
-    sites = find_sites(checkpoint, model)
-    recorder = Recorder(sites)
-    began = time.monotonic()
+    job, mode, identity = prepare(checkpoint, options, output, world, say, show)
+    known, stored, forced = _known(output, identity, options)
+    model = cache(lambda: load(job, options))
+    made = "aggregated"
+    if not known.raw:
+        progress = run_pass(job, mode, model)
+        known = Known(world.totals(progress.raw), progress.rows)
+        made = "measured"
+    names = curves.missing(options, known.depth, min(options.depth_samples, len(job.samples)))
+    if names:
+        arrays, facts = curves.run(job, model(), options, names)
+        known = Known(known.raw, known.rows, {**known.arrays, **arrays}, {**known.depth, **facts})
+        made = "measured"
+    job.snapshot.remove()
+    scores = _scores(checkpoint, options, known, identity, forced)
+    if stored is not None and made == "aggregated" and dict(stored.provenance) == dict(scores.provenance):
+        made = "found"
+    return scores, {**known.raw, **known.arrays}, made
 
-    def after(batch: Any) -> None:
-        done = batch.first + len(batch.ids)
-        rate = done * samples.rows.shape[1] / max(time.monotonic() - began, 1e-9)
-        show(done, len(samples), rate)
 
-    estimate.run(model, sites, samples.batches(size, device), recorder, after)
-    raw = recorder.raw()
-    check_finite(raw, recorder.rows)
-    return raw, recorder.rows
+def _known(output: Path, identity: Mapping[str, Any], options: Options) -> tuple[Known, Scores | None, list[str]]:
+    """What an existing output holds; differences that `--force` has overridden are returned to be recorded."""
+    if not output.exists():
+        return Known(), None, []
+    if options.force:
+        stored, _ = read_scores(output)
+        return Known(), None, differences(stored.provenance, identity)
+    stored, found = read_scores(output)
+    require_same(stored.provenance, identity, output)
+    raw = {name: array for name, array in found.items() if not name.startswith(curves.PREFIX)}
+    arrays = {name: array for name, array in found.items() if name.startswith(curves.PREFIX)}
+    rows = rows_from_json(stored.provenance["rows"])
+    return Known(raw, rows, arrays, stored.provenance.get("depth", {})), stored, []
+
+
+def _scores(
+    checkpoint: Checkpoint, options: Options, known: Known, identity: Mapping[str, Any], forced: list[str]
+) -> Scores:
+    how, family, shape = options.aggregation, checkpoint.family, checkpoint.shape
+    values = to_scores(known.raw, known.rows, family, shape, how)
+    if options.metric == "wanda":
+        values |= wanda_scores(checkpoint, known.raw, known.rows, how)
+    if options.layer_score != "influence":
+        values[LAYER] = curves.layer_scores(known.arrays, known.depth, options.layer_score)
+    provenance = {
+        **identity,
+        "metric": options.metric,
+        "aggregation": {"batch": how.batch, "seq": how.seq},
+        "layer_score": options.layer_score,
+        "rows": rows_to_json(known.rows),
+        "depth": dict(known.depth),
+        "stability": stability.report(known.raw, known.rows, family, shape, how),
+        "samples_seen": int(known.raw[COUNT].sum()),
+        **({"forced": forced} if forced else {}),
+    }
+    return Scores(values, _plain(provenance))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back, so that what is stored and what is computed can be compared."""
+    import json
+
+    return json.loads(json.dumps(value))

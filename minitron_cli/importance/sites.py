@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Site:
     layer: int
     module: str
     dim: Dim
+    readers: tuple[str, ...] = ()  # disk names of the weights that read this input
 
 
 def candidates(checkpoint: Checkpoint, model: Any, layers: Iterable[int]) -> list[Site]:
@@ -33,11 +34,12 @@ def candidates(checkpoint: Checkpoint, model: Any, layers: Iterable[int]) -> lis
     wanted = set(layers)
     readers = [m for m in checkpoint.matches.values() if read_axis(m.weight) and m.layer in wanted]
     modules = module_names(model, [m.name for m in readers])
-    sites = [
-        Site(str(read_axis(m.weight)), int(m.layer or 0), modules[m.name], m.weight.dims[-1])
-        for m in sorted(readers, key=lambda m: (m.layer, m.name))
-    ]
-    return list(dict.fromkeys(sites))  # the experts of a layer are one module in memory
+    found: dict[str, Site] = {}
+    for m in sorted(readers, key=lambda m: (m.layer, m.name)):
+        module = modules[m.name]  # one for all the experts of a layer
+        before = found[module].readers if module in found else ()
+        found[module] = Site(str(read_axis(m.weight)), int(m.layer or 0), module, m.weight.dims[-1], (*before, m.name))
+    return list(found.values())
 
 
 def find_sites(checkpoint: Checkpoint, model: Any) -> list[Site]:
@@ -73,11 +75,9 @@ def distinct(sites: Iterable[Site], inputs: Mapping[str, Tensor]) -> list[Site]:
             f"the model's forward pass never uses {', '.join(silent[:3])}" + " ..." * (len(silent) > 3),
             "this transformers version computes the model in a way that can not be listened to; report it",
         )
-    seen, kept = set(), []
+    kept: dict[tuple[str, int, int, int], Site] = {}
     for site in sites:
         tensor = inputs[site.module]
         key = (site.axis, site.layer, tensor.data_ptr(), tensor.numel())
-        if key not in seen:
-            seen.add(key)
-            kept.append(site)
-    return kept
+        kept[key] = replace(kept[key], readers=kept[key].readers + site.readers) if key in kept else site
+    return list(kept.values())

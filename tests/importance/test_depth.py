@@ -10,6 +10,7 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance import depth
 from minitron_cli.importance.estimate import Samples
+from minitron_cli.importance.options import DEPTH_METRICS
 from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from tests.toys import toy_ids
@@ -59,7 +60,7 @@ def test_curve_is_that_of_checkpoints_without_the_layers(toy, family, tmp_path):
         full = model(input_ids=torch.from_numpy(ids)).logits.double()
     for size in (1, 2):
         candidates = depth.contiguous(range(len(blocks)), size)
-        found = {m: depth.sweep(model, blocks, batches(ids), candidates, m) for m in depth.METRICS}
+        found = {m: depth.sweep(model, blocks, batches(ids), candidates, m) for m in DEPTH_METRICS}
         for number, dropped in enumerate(candidates):
             logits = logits_without(path, dropped, ids, tmp_path / f"{size}-{number}")
             for metric, swept in found.items():

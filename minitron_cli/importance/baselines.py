@@ -1,0 +1,110 @@
+"""What activations are compared with: chance, the weights alone, and weights times activations."""
+
+from collections.abc import Iterator, Mapping
+from zlib import crc32
+
+import numpy as np
+
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
+from minitron_cli.importance.readers import AXES, COUNT, EXPERT_FFN, SEQ, Rows, layout
+from minitron_cli.spec.axes import SCOPE, Dim, axes_of
+from minitron_cli.spec.family import Match
+from minitron_cli.spec.scores import score_shape
+
+SCORED = ("hidden", "ffn", "shared_ffn", "head", "layer", "expert", "expert_ffn")
+
+
+def scored_axes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return tuple(axis for axis in SCORED if axis in checkpoint.shape)
+
+
+def random_scores(checkpoint: Checkpoint, seed: int) -> dict[str, np.ndarray]:
+    """Uniform noise in the shape of every axis; an axis' draw does not depend on which others there are."""
+    return {
+        axis: np.random.default_rng([seed, crc32(axis.encode())]).random(score_shape(axis, checkpoint.shape))
+        for axis in scored_axes(checkpoint)
+    }
+
+
+def magnitude_scores(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """l2 norm of all matrix entries of a unit, readers and writers alike; norm weights and biases are left out."""
+    energy = {axis: np.zeros(score_shape(axis, checkpoint.shape)) for axis in scored_axes(checkpoint)}
+    for match, tensor in _matrices(checkpoint):
+        square = np.square(tensor)
+        for axis in energy:
+            _add_energy(energy[axis], axis, match, square, checkpoint)
+    return {axis: np.sqrt(found) for axis, found in energy.items()}
+
+
+def _add_energy(energy: np.ndarray, axis: str, match: Match, square: np.ndarray, checkpoint: Checkpoint) -> None:
+    """Add one tensor's squares to the units of `axis` that they belong to."""
+    at = {"layer": match.layer, "expert": match.expert}
+    if axis in match.weight.name_axes:
+        if None not in (place := tuple(at[a] for a in (*SCOPE.get(axis, ()), axis))):
+            energy[place] += square.sum()
+        return
+    along = [i for i, dim in enumerate(match.weight.dims) if axis in axes_of(dim)]
+    if not along:
+        return
+    scope = [a for a in SCOPE.get(axis, ()) if at[a] is None]  # the expert of a fused tensor is one of its dimensions
+    kept = [*(i for a in scope for i, dim in enumerate(match.weight.dims) if axes_of(dim) == (a,)), along[0]]
+    others = tuple(i for i in range(square.ndim) if i not in kept)
+    per_position = square.sum(axis=others)
+    units = _unit_of(match.weight.dims[along[0]], axis, checkpoint.shape.sizes)
+    place = tuple(at[a] for a in SCOPE.get(axis, ()) if at[a] is not None)
+    target = energy[place]  # a view: what is added stays
+    for unit in range(checkpoint.shape[axis]):
+        target[..., unit] += per_position[..., units == unit].sum(-1)
+
+
+def _unit_of(dim: Dim, axis: str, sizes: Mapping[str, int]) -> np.ndarray:
+    """Which unit of `axis` each position along a dimension belongs to: (size,), -1 where to none."""
+    parts = []
+    for product in dim:
+        lengths = [f if isinstance(f, int) else sizes[f] for f in product]
+        index = np.indices(lengths).reshape(len(lengths), -1)
+        parts.append(index[product.index(axis)] if axis in product else np.full(index.shape[1], -1))
+    return np.concatenate(parts)
+
+
+def wanda_scores(
+    checkpoint: Checkpoint, raw: Mapping[str, np.ndarray], rows: Rows, how: Aggregation
+) -> dict[str, np.ndarray]:
+    """|weight| summed over outputs times the activation of its input (Wanda, arXiv 2306.11695, summed to units).
+
+    The activation's norm is whatever `how` says; Wanda's own is (l2, l2). Axes that no weight reads (layers, whole
+    experts) keep their activation score.
+    """
+    count, shape, values = int(raw[COUNT].sum()), checkpoint.shape, {}
+    for axis in (*AXES, EXPERT_FFN):
+        if axis not in raw:
+            continue
+        activation = over_samples(raw[axis].sum(0)[:, SEQ.index(how.seq)], count, how.batch)
+        columns = np.stack([_column_sums(checkpoint, row.readers) for row in rows[axis]])
+        units = over_unit(activation * columns, layout(checkpoint.family, axis), axis, shape.sizes)
+        values[axis] = units.sum(0) if axis == "hidden" else per_layer(units, rows[axis], score_shape(axis, shape))
+    return values
+
+
+def _column_sums(checkpoint: Checkpoint, readers: tuple[str, ...]) -> np.ndarray:
+    """Sum of |w| over outputs of the weights that read one input: (channel,). Experts stand side by side."""
+    found = [checkpoint.matches[name] for name in readers]
+    sums = [(m, np.abs(_read(checkpoint, m)).sum(-2)) for m in found]
+    if found[0].expert is not None:
+        return np.concatenate([s for m, s in sorted(sums, key=lambda pair: pair[0].expert or 0)])
+    return np.sum([s.reshape(-1) for _, s in sums], axis=0)
+
+
+def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Match, np.ndarray]]:
+    for match in checkpoint.matches.values():
+        if not match.weight.junk and len(match.weight.dims) > 1:
+            yield match, _read(checkpoint, match)
+
+
+def _read(checkpoint: Checkpoint, match: Match) -> np.ndarray:
+    """One tensor in float64, read from its file alone."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.tensors[match.name].file, framework="pt") as stream:
+        return stream.get_tensor(match.name).double().numpy()

@@ -1,0 +1,121 @@
+"""One decoder block at a time, as a model of its own: the checkpoint cut to a single layer, loaded by transformers.
+
+Nothing here knows a family: the config is the one that pruning to this layer would write, and transformers' own loader
+renames and fuses what has to be. The embedding and the head are left out (a few dummy rows stand in for them).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from minitron_cli.checkpoint.hfconfig import pruned_config
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.importance.load import base_model, block_names
+from minitron_cli.importance.sites import Site, find_sites
+from minitron_cli.spec.axes import axes_of
+from minitron_cli.spec.family import Match
+from minitron_cli.spec.plan import Plan
+
+DUMMY_VOCAB = 8
+_NO_IDS = {"vocab_size": DUMMY_VOCAB, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Layer `layer` of the source as a one-layer causal LM: its decoder, the block in it, its sites (real layer)."""
+
+    layer: int
+    model: Any
+    decoder: Any
+    module: Any
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What one layer's model is loaded from: tensors under the names of layer 0, and their lines."""
+
+    layer: int
+    vocab: bool  # whether the embedding is among them
+    tensors: dict[str, torch.Tensor]
+    matches: dict[str, Match]
+
+
+def build_block(checkpoint: Checkpoint, read: Tensors, dtype: torch.dtype, device: torch.device) -> Block:
+    """Build the one-layer model around tensors that `read_layer` has read."""
+    config = _config(checkpoint, read.layer, read.vocab)
+    model_class = _class_for(config)
+    with _quiet():
+        model = model_class.from_pretrained(None, config=config, state_dict=read.tensors, dtype=dtype)
+    model = model.to(device).eval().requires_grad_(False)
+    alone = replace(checkpoint, shape=checkpoint.shape.with_(layer=1), matches=read.matches)
+    sites = find_sites(alone, model)
+    module = model.get_submodule(block_names((site.module, 0) for site in sites)[0])
+    real = tuple(replace(site, layer=read.layer, readers=_real_names(site, read)) for site in sites)
+    return Block(read.layer, model, base_model(model), module, real)
+
+
+def _config(checkpoint: Checkpoint, layer: int, vocab: bool) -> Any:
+    from transformers import AutoConfig
+
+    target = checkpoint.shape.with_(layer=1)
+    plan = Plan(checkpoint.shape, target, {"layer": np.array([layer])} if checkpoint.shape["layer"] > 1 else {})
+    values = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
+    values = {**values, "tie_word_embeddings": True, **({} if vocab else _NO_IDS)}
+    model_type = values.pop("model_type")
+    return AutoConfig.for_model(model_type, **values)
+
+
+def _class_for(config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def read_layer(checkpoint: Checkpoint, layer: int, *, vocab: bool) -> Tensors:
+    """Read a layer's tensors and those outside the layers; of the embedding and the head only with `vocab`."""
+    from safetensors import safe_open
+
+    wanted: dict[Any, list[tuple[str, Match]]] = {}
+    for match in checkpoint.matches.values():
+        is_vocab = any("vocab" in axes_of(dim) for dim in match.weight.dims)
+        if not match.weight.junk and match.layer in (None, layer) and (vocab or not is_vocab):
+            name = _name(match, None if match.layer is None else 0)
+            wanted.setdefault(checkpoint.tensors[match.name].file, []).append((name, match))
+    tensors, matches = {}, {}
+    for file, found in wanted.items():
+        with safe_open(file, framework="pt") as stream:
+            for name, match in found:
+                tensors[name] = stream.get_tensor(match.name)
+                if match.layer is not None:
+                    matches[name] = replace(match, name=name, layer=0)
+    return Tensors(layer, vocab, tensors, matches)
+
+
+def _name(match: Match, layer: int | None) -> str:
+    places = {"layer": layer, "expert": match.expert}
+    return match.weight.format(**{axis: place for axis, place in places.items() if place is not None})
+
+
+def _real_names(site: Site, read: Tensors) -> tuple[str, ...]:
+    return tuple(_name(read.matches[name], read.layer) for name in site.readers)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no word about the embedding that was left out on purpose."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,137 @@
+"""Models larger than memory: one block is loaded, all samples go through it, their hidden states wait for the next.
+
+The weights are read once, and what is held is one block (two while the next is read ahead), one batch, and the hidden
+states of all samples: in memory, or mapped from two files on disk, of which one holds what went into a layer and the
+other what comes out. A run that was killed goes on at the layer it was in.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minitron_cli.importance.block import Block, build_block, read_layer
+from minitron_cli.importance.estimate import forward
+from minitron_cli.importance.job import Job
+from minitron_cli.importance.load import hidden_states
+from minitron_cli.importance.record import Recorder, check_finite, recording
+from minitron_cli.importance.snapshot import Progress
+from minitron_cli.importance.statistics import Batch
+
+
+class States:
+    """Hidden states of this process's samples: what went into the current layer, and where its output goes."""
+
+    def __init__(self, job: Job, on_disk: bool) -> None:
+        begin, end = job.share
+        self._begin = begin
+        self._shape = (end - begin, job.samples.rows.shape[1], job.checkpoint.shape["hidden"])
+        self._dtype, self._folder = job.torch_dtype, job.scratch if on_disk else None
+        self._memory = None if on_disk else torch.empty(self._shape, dtype=self._dtype)
+
+    def at(self, layer: int) -> Tensor:
+        """The hidden states that enter `layer`: (sample, token, hidden). In memory all layers share one place."""
+        if self._memory is not None:
+            return self._memory
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        count = self._shape[0] * self._shape[1] * self._shape[2]
+        file = self._folder / f"states-{layer % 2}"
+        return torch.from_file(str(file), shared=True, size=count, dtype=self._dtype).view(self._shape)
+
+    def rows(self, batch: Batch) -> slice:
+        first = batch.first - self._begin
+        return slice(first, first + len(batch.ids))
+
+
+def run(job: Job, on_disk: bool) -> Progress:
+    """Send this process's share of the samples through the model, layer by layer."""
+    num_layers = job.checkpoint.shape["layer"]
+    states, earlier = States(job, on_disk), job.snapshot.load() if on_disk else None
+    recorder, first = Recorder(rows=earlier.rows if earlier else None), 0
+    if earlier is not None:
+        recorder.restore(earlier.raw)
+        first = earlier.done
+        job.say(f"going on at layer {first} of an interrupted run")
+    for block in _blocks(job, first):
+        recorder.register(block.sites)
+        _through(job, block, recorder, states)
+        done = block.layer + 1
+        raw = recorder.raw()
+        check_finite(raw, recorder.rows)
+        if on_disk and done < num_layers:
+            job.snapshot.save(Progress(raw, recorder.rows, done))
+    if on_disk:
+        shutil.rmtree(job.scratch, ignore_errors=True)
+    return Progress(recorder.raw(), recorder.rows, num_layers)
+
+
+def _blocks(job: Job, first: int) -> Iterator[Block]:
+    """Every block from `first` on; the tensors of the next are read while the current one is at work."""
+    num_layers = job.checkpoint.shape["layer"]
+    with ThreadPoolExecutor(1) as pool:
+        # Only reading is done ahead: building a model changes torch's default dtype for the whole process.
+        coming = pool.submit(read_layer, job.checkpoint, first, vocab=first == 0)
+        for layer in range(first, num_layers):
+            block = build_block(job.checkpoint, coming.result(), job.torch_dtype, job.device)
+            if layer + 1 < num_layers:
+                coming = pool.submit(read_layer, job.checkpoint, layer + 1, vocab=False)
+            yield block
+            del block
+
+
+def _through(job: Job, block: Block, recorder: Recorder, states: States) -> None:
+    """All samples through one block: states in, statistics and states out."""
+    names = {id(module): name for name, module in block.model.named_modules()}
+    begin, end = job.share
+    began, num_layers = time.monotonic(), job.checkpoint.shape["layer"]
+    before, after = states.at(block.layer), states.at(block.layer + 1)
+    blocks = {block.layer: names[id(block.module)]}
+    with recording(block.model, recorder, block.sites, blocks), torch.inference_mode():
+        for batch in job.samples.batches(job.batch_size, job.device, begin, end):
+            recorder.start(batch, first=block.layer == 0)
+            rows = states.rows(batch)
+            given = None if block.layer == 0 else before[rows].to(job.device)
+            after[rows] = _step(block, batch, given).to(after.device)
+            done = (batch.first + len(batch.ids) - begin) / (end - begin)
+            rate = (batch.first + len(batch.ids) - begin) * batch.ids.shape[1] / max(time.monotonic() - began, 1e-9)
+            job.show((block.layer + done) / num_layers, rate / num_layers)
+
+
+def _step(block: Block, batch: Batch, given: Tensor | None) -> Tensor:
+    """One batch through the block: (batch, token, hidden). Without `given` states the batch's ids are embedded."""
+    found: list[Tensor] = []
+    with _hooks(block, given, found):
+        forward(block.decoder, batch, given)
+    return found[0]
+
+
+@contextmanager
+def _hooks(block: Block, given: Tensor | None, found: list[Tensor]) -> Iterator[None]:
+    """Put `given` in the place of what the embedding stage made (some families scale it), and catch the output."""
+
+    def enter(module: Any, args: Any, kwargs: Any) -> Any:
+        if given is None:
+            return None
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+
+    handles = [
+        block.module.register_forward_pre_hook(enter, with_kwargs=True),
+        block.module.register_forward_hook(lambda module, args, output: found.append(hidden_states(output))),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def scratch_of(output: Path, rank: int) -> Path:
+    """Where the hidden states of a streamed run lie: beside its output."""
+    return output.with_name(f".{output.name}.states-{rank}")

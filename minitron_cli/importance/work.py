@@ -1,0 +1,71 @@
+"""Set up a pass and run it in the mode that fits; the one place that knows both ways."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance import resident, stream
+from minitron_cli.importance.identity import pass_identity
+from minitron_cli.importance.job import Job, Say, Show
+from minitron_cli.importance.load import choose_device, choose_dtype, load_model
+from minitron_cli.importance.modes import Mode, batch_size, choose, needs
+from minitron_cli.importance.options import Options
+from minitron_cli.importance.parallel import World
+from minitron_cli.importance.samples import draw
+from minitron_cli.importance.snapshot import Progress, Snapshot
+from minitron_cli.spec.shape import flops_per_token
+
+
+def prepare(
+    checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
+) -> tuple[Job, Mode, Mapping[str, Any]]:
+    """Draw the samples, choose device, dtype and mode, and say what will be done."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    samples, data = draw(checkpoint, options)
+    identity = pass_identity(checkpoint.path, data, dtype)
+    size = batch_size(options.batch_size, samples.rows.shape[1], device)
+    begin, end = world.share(len(samples))
+    seq_len, item = samples.rows.shape[1], 4 if dtype == "float32" else 2
+    need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item)
+    mode = choose(options.mode if not options.device_map else "resident", need, device, options.memory)
+    if mode.name == "stream" and options.wants_depth:
+        raise MinitronError(
+            f"depth curves need the whole model in memory, and the pass would stream ({mode.reason})",
+            "leave --depth-block and --depth-greedy out, or use --mode resident or --device-map auto",
+        )
+    work = f"{mode.name} rank {world.rank} of {world.size}, batches of {size}"
+    snapshot = Snapshot(output.with_name(f".{output.name}.partial-{world.rank}"), {**identity, "work": work})
+    scratch = stream.scratch_of(output, world.rank)
+    job = Job(checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show)
+    return job, mode, identity
+
+
+def announce(job: Job, mode: Mode) -> None:
+    """One line each for what is done and how: samples, arithmetic, memory."""
+    weights = {m.weight.name: m.weight for m in job.checkpoint.matches.values() if not m.weight.junk}.values()
+    work = flops_per_token(weights, job.checkpoint.shape, job.samples.rows.shape[1]) * job.samples.num_tokens
+    processes = f" in {job.world.size} processes" if job.world.size > 1 else ""
+    job.say(
+        f"measuring {job.checkpoint.path} on {job.device} in {job.dtype}{processes}: {len(job.samples):,} samples, "
+        f"{job.samples.num_tokens:,} tokens, batches of {job.batch_size}"
+    )
+    where = " with hidden states on disk" if mode.on_disk else ""
+    job.say(f"{mode.name}{where} ({mode.reason}): about {mode.memory / 1e9:.2f} GB, {work / 1e12:,.1f} TFLOP to do")
+
+
+def run_pass(job: Job, mode: Mode, model: Callable[[], Any]) -> Progress:
+    """All of this process's samples through the model."""
+    announce(job, mode)
+    if mode.name == "stream":
+        return stream.run(job, mode.on_disk)
+    return resident.run(job, model())
+
+
+def load(job: Job, options: Options) -> Any:
+    """The resident model."""
+    return load_model(
+        job.checkpoint.path, job.dtype, job.device, options.device_map, trust_remote_code=options.trust_remote_code
+    )

@@ -1,0 +1,147 @@
+"""Resident, streamed, streamed from disk, interrupted and resumed, in two processes: the same scores."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance import resident, stream
+from minitron_cli.importance.estimate import Samples
+from minitron_cli.importance.job import Job
+from minitron_cli.importance.load import load_model
+from minitron_cli.importance.modes import choose, needs
+from minitron_cli.importance.parallel import World
+from minitron_cli.importance.snapshot import Snapshot
+from tests.toys import TOY_CONFIGS, toy_ids
+
+CPU = torch.device("cpu")
+
+
+def job_for(path, tmp_path, samples=None, batch_size=2):
+    samples = samples or Samples(toy_ids(5, 9).numpy())
+    identity = {"model": {"digest": "x"}, "data": {}, "work": "test"}
+    return Job(
+        open_checkpoint(path), samples, CPU, "float32", batch_size, World(),
+        Snapshot(tmp_path / "partial", identity), tmp_path / "states", lambda text: None, lambda fraction, rate: None,
+    )  # fmt: skip
+
+
+def resident_sums(job):
+    return resident.run(job, load_model(job.checkpoint.path, job.dtype, CPU))
+
+
+def same(one, other):
+    assert one.rows == other.rows
+    assert one.raw.keys() == other.raw.keys()
+    for axis, sums in one.raw.items():
+        np.testing.assert_array_equal(sums, other.raw[axis], err_msg=axis)
+
+
+@pytest.mark.parametrize("family", TOY_CONFIGS)
+def test_streamed_is_resident(toy, family, tmp_path):
+    job = job_for(toy(family), tmp_path)
+    same(resident_sums(job), stream.run(job, on_disk=False))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
+def test_streamed_from_disk_with_padding_is_resident(toy, family, tmp_path):
+    samples = Samples(toy_ids(3, 9).numpy(), ((0, 9), (2, 9), (0, 4)))
+    job = job_for(toy(family), tmp_path, samples)
+    same(resident_sums(job), stream.run(job, on_disk=True))
+    assert not job.scratch.exists()
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_stream_goes_on_at_its_layer(toy, tmp_path):
+    job = job_for(toy("llama"), tmp_path)
+    whole = resident_sums(job)
+
+    def die(fraction, rate):
+        if fraction > 0.5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        stream.run(replace(job, show=die), on_disk=True)
+    assert job.snapshot.load().done == 1
+    said = []
+    same(whole, stream.run(replace(job, say=said.append), on_disk=True))
+    assert said == ["going on at layer 1 of an interrupted run"]
+
+
+def test_a_killed_resident_pass_goes_on_at_its_sample(toy, tmp_path, monkeypatch):
+    job = job_for(toy("llama"), tmp_path, batch_size=2)
+    whole = resident_sums(job)
+    monkeypatch.setattr(resident, "SECONDS", 0.0)
+
+    def die(fraction, rate):
+        if fraction > 0.7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        resident_sums(replace(job, show=die))
+    assert job.snapshot.load().done == 2
+    said = []
+    same(whole, resident_sums(replace(job, say=said.append)))
+    assert said == ["going on after sample 2 of an interrupted run"]
+
+
+def test_a_snapshot_of_other_work_is_not_used(toy, tmp_path, monkeypatch):
+    job = job_for(toy("llama"), tmp_path)
+    monkeypatch.setattr(resident, "SECONDS", 0.0)
+    resident_sums(job)
+    assert job.snapshot.load() is not None
+    other = replace(job.snapshot, identity={**job.snapshot.identity, "samples": 7})
+    assert other.load() is None
+
+
+def test_the_mode_follows_the_memory(toy, tmp_path):
+    job = job_for(toy("llama"), tmp_path)
+    need = needs(job.checkpoint, 18, 45, 4)
+    tensors = job.checkpoint.num_bytes
+    assert need.model == tensors
+    assert choose("auto", need, CPU).name == "resident"
+    wide = replace(need, model=10**9, block=10**6, batch=10**5, states=10**3)
+    assert choose("auto", wide, CPU, limit=10**8).name == "stream"
+    assert choose("auto", replace(wide, states=9 * 10**7), CPU, limit=10**8).on_disk
+    with pytest.raises(MinitronError, match="even one block at a time"):
+        choose("auto", wide, CPU, limit=10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["resident", "stream"])
+def test_two_processes_are_one(toy, tmp_path, mode):
+    """torchrun's environment, set by hand: two gloo ranks share the samples and write one file."""
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(f'{{"text": "{"the cat sat on mat number " + str(i)} "}}\n' for i in range(40)))
+    line = [sys.executable, "-m", "minitron_cli", "importance", str(toy("llama")), "--data", str(data),
+            "--samples", "7", "--seq-len", "16", "--separator", "none", "--batch-size", "2", "--mode", mode]  # fmt: skip
+    line += ["--depth-block", "1"] if mode == "resident" else []
+    subprocess.run([*line, "-o", str(tmp_path / "one")], check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    line += ["-o", str(tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(line, stdout=subprocess.PIPE, env={**os.environ, **place, "RANK": rank}) for rank in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert printed[0]
+    assert not printed[1]
+    (one, raw_one), (two, raw_two) = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
+    for axis in one.values:
+        np.testing.assert_allclose(one.values[axis], two.values[axis], rtol=1e-6)
+    for name in raw_one:
+        np.testing.assert_allclose(raw_one[name], raw_two[name], rtol=1e-5, atol=1e-9)
