@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.head import Head
 from minitron_cli.training.losses import Teacher, fused_distillation
 from tests.benchmarks.measure import paired_ratio, paired_seconds, peak_bytes
@@ -58,7 +59,7 @@ def make_inputs(args: argparse.Namespace) -> Inputs:
 
 def gemms(x: Inputs) -> None:
     """The four head GEMMs over chunks: teacher logits, student logits, dH, dW."""
-    size = 512
+    size = chunk_size(len(x.hidden), len(x.head), x.hidden.device.type, None)
     out = torch.empty(2, size, len(x.head), dtype=x.head.dtype, device=x.head.device)
     total = torch.zeros_like(x.head)
     with torch.no_grad():

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.step [--tokens 2048] [--device cuda --dtype bfloat16 --shapes llama-8b-4b]
 
 The bare limit is what no step can do without: the teacher's backbone forward, the student's backbone forward and
-backward, and the four head GEMMs, on the same batch with the same kernels; no loss, no optimizer. Prints
-t_bare / t_step (1 is the limit) for the fused loss, the naive one, and the fused one with intermediate and embedding losses. On a busy
-machine: OMP_NUM_THREADS=1 and --cpu-time.
+backward, and the four head GEMMs, on the same batch with the same kernels; no loss, no optimizer. The column shows
+t_bare / t_step, 1 is the limit, for the fused loss, the naive one, and the fused one with intermediate and embedding
+losses. On a busy machine: OMP_NUM_THREADS=1 and --cpu-time.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective, build_objective
 from minitron_cli.training.step import KDStep
 from tests.benchmarks.measure import paired_ratio, paired_seconds
@@ -26,7 +27,6 @@ SHAPES = {
     "medium": ((768, 2304, 12, 12, 4, 32000), (576, 1536, 12, 12, 4, 32000)),
     "llama-8b-4b": ((4096, 14336, 32, 32, 8, 128256), (3072, 9216, 32, 32, 8, 128256)),
 }
-CHUNK = 512
 
 
 def build(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
@@ -47,32 +47,33 @@ def build(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> L
 
 
 def bare(student: nn.Module, teacher: nn.Module, ids: Tensor) -> Callable[[], None]:
-    """The limit: the same backbones, GEMMs of the same shapes on chunks of tokens, nothing in between."""
+    """The limit: the same backbones, GEMMs of the same shapes and chunks, nothing in between, nothing allocated."""
+    heads = student.lm_head.weight.detach(), teacher.lm_head.weight.detach()
+    size = chunk_size(ids.numel(), len(heads[0]), ids.device.type, None)
+    buffers = [torch.empty(size, len(head), dtype=head.dtype, device=head.device) for head in heads]
+    total = torch.zeros_like(heads[0])
+
+    @torch.no_grad()
+    def head_gemms(states: Tensor, taught: Tensor) -> Tensor:
+        """Teacher logits, student logits, dH, dW: states (N, H) -> dH (N, H)."""
+        back = torch.empty_like(states)
+        for start in range(0, len(states), size):
+            rows = slice(start, min(start + size, len(states)))
+            z_s, z_t = (buffer[: rows.stop - start] for buffer in buffers)
+            torch.mm(taught[rows], heads[1].t(), out=z_t)
+            torch.mm(states[rows], heads[0].t(), out=z_s)
+            torch.mm(z_s, heads[0], out=back[rows])
+            total.addmm_(z_s.t(), states[rows])
+        return back
 
     def run() -> None:
         with torch.no_grad():
             taught = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
         states = student.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        states.backward(_head_gemms(states.detach().flatten(0, 1), taught, student, teacher).view_as(states))
+        states.backward(head_gemms(states.detach().flatten(0, 1), taught).view_as(states))
         student.zero_grad()
 
     return run
-
-
-@torch.no_grad()
-def _head_gemms(states: Tensor, taught: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
-    """Teacher logits, student logits, dH and dW; returns dH (N, H), the rest is dropped."""
-    heads = student.lm_head.weight, teacher.lm_head.weight
-    out = torch.empty(2, CHUNK, len(heads[0]), dtype=states.dtype, device=states.device)
-    back, total = torch.empty_like(states), torch.zeros_like(heads[0])
-    for start in range(0, len(states), CHUNK):
-        rows = slice(start, start + CHUNK)
-        z_s, z_t = out[0, : len(states[rows])], out[1, : len(states[rows])]
-        torch.mm(taught[rows], heads[1].t(), out=z_t)
-        torch.mm(states[rows], heads[0].t(), out=z_s)
-        torch.mm(z_s, heads[0], out=back[rows])
-        total.addmm_(z_s.t(), states[rows])
-    return back
 
 
 def whole(student: nn.Module, teacher: nn.Module, ids: Tensor, objective: Objective) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """The step against the models' own logits and states: what is compared, how it is weighted, what is trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,13 @@ def llama(hidden: int, layers: int, seed: int = 0, **options: Any) -> LlamaForCa
     """A small random Llama whose logits are far from uniform and whose norm gains are not 1."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        **{"tie_word_embeddings": False, **options},
+        **{"vocab_size": VOCAB, "tie_word_embeddings": False, **options},
     )
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
@@ -136,8 +136,6 @@ def test_padding_changes_nothing(pair: tuple[nn.Module, nn.Module], objective: C
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_naive_is_fused(pair: tuple[nn.Module, nn.Module], objective: Callable[[], Objective]) -> None:
-    from dataclasses import replace
-
     ids, weights = batch()
     fused, obvious = (KDStep(*pair, replace(objective(), implementation=i), seed=1) for i in ("fused", "naive"))
     a, b = fused(ids, weights), obvious(ids, weights)
@@ -176,6 +174,17 @@ def test_several_teachers_and_a_share_each(pair: tuple[nn.Module, nn.Module]) ->
     torch.testing.assert_close(terms["kd"], kd.detach())
     with pytest.raises(MinitronError, match="3 shares for 2 teachers"):
         KDStep(student, [teacher, other], Objective(shares=(1.0, 1.0, 1.0)))
+
+
+def test_padded_head_needs_the_shared_ids_named(pair: tuple[nn.Module, nn.Module]) -> None:
+    student, (ids, weights) = pair[0], batch()
+    padded = llama(32, 3, seed=7, vocab_size=VOCAB + 3)
+    with pytest.raises(MinitronError, match=f"{VOCAB} and {VOCAB + 3} rows"):
+        KDStep(student, padded)
+    terms = KDStep(student, padded, Objective(vocab=VOCAB))(ids, weights)
+    log_p, log_q = student(ids).logits.log_softmax(-1), padded(ids).logits[..., :VOCAB].log_softmax(-1)
+    kd = (F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1) * weights).sum()
+    torch.testing.assert_close(terms["kd"], kd.detach())
 
 
 def test_recorded_teacher_stands_for_the_teacher(pair: tuple[nn.Module, nn.Module]) -> None:
