@@ -26,7 +26,7 @@ def describe(checkpoint: Checkpoint, context: int) -> dict[str, Any]:
         "flops_per_token": flops_per_token(weights, shape, context),
         "context": context,
         "tensors": len(checkpoint.tensors),
-        "axes": [_axis(checkpoint, axis) for axis in shape if axis != "expert_active"],
+        "axes": [_axis(checkpoint, axis) for axis in shape],
     }
 
 

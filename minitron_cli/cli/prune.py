@@ -1,5 +1,6 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,11 +36,18 @@ def command(
     drop_layers: Annotated[str | None, option("--drop-layers", help="layers to drop, from 0: 15-30 or 3,7")] = None,
     experts: Annotated[int | None, option("--experts", help="experts a layer keeps")] = None,
     expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
+    experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
+    params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
+    multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
     data: Annotated[list[str] | None, option("--data", help="calibration data, when there are no scores yet")] = None,
     samples: Annotated[int, option("--samples", help="calibration samples, when measuring first")] = 1024,
     seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample, when measuring first")] = None,
     output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
+    max_shard_size: Annotated[
+        int | None, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
+    ] = None,
+    check: Annotated[bool, option("--check", help="load the result and compare it with the masked source")] = False,
     force: Annotated[bool, option("--force", help="use scores although they are of another model")] = False,
     overwrite: Annotated[bool, option("--overwrite", help="replace an output that minitron made")] = False,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
@@ -52,14 +60,20 @@ def command(
     from minitron_cli.prune.preflight import preflight
 
     sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
-             "expert_ffn": expert_ffn}  # fmt: skip
+             "expert_ffn": expert_ffn, "expert_active": experts_per_token}  # fmt: skip
     wanted = targets.Target(
         {axis: int(n) for axis, n in sizes.items() if n is not None},
         targets.parse_layers(drop_layers) if drop_layers else (),
     )
     source = open_checkpoint(require_model(model, NAME))
+    measure = Measure(source.path, scores, tuple(data or ()), samples, seq_len, output)
+    found = None
+    if params is not None:
+        _only_params(wanted, target)
+        found = _scores(measure, ["a shape of that size"])
+        wanted = targets.target_for_budget(source, params, found)
     targets.check_kind(target, wanted)
-    shape = targets.target_shape(source, wanted)
+    shape = targets.target_shape(source, targets.rounded(source.shape, wanted, multiple_of))
     output = output or Path(targets.default_name(source.path.resolve().name, source.shape, shape))
     facts = preflight(source, shape) | {"output": str(output)}
     if dry_run:
@@ -67,37 +81,65 @@ def command(
         return
     check_output(output, overwrite)
     needed = targets.needed_scores(source.shape, shape, wanted)
-    found = _scores(source.path, output, scores, data, samples, seq_len, needed) if needed else None
+    if needed and found is None:
+        found = _scores(replace(measure, output=output), needed)
     say(f"pruning {source.path} -> {output}: {facts['change']}")
-    _write(source, targets.make_plan(source.shape, shape, wanted, found), output, found, overwrite, force)
+    plan = targets.make_plan(source.shape, shape, wanted, found)
+    facts["check"] = _write(source, plan, output, found, overwrite, force, max_shard_size, check)
     emit(facts, as_json, lambda: _show_done(facts, source.path))
 
 
-def _write(source: Any, plan: Any, output: Path, scores: Any, overwrite: bool, force: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Where the scores are, or what to measure them on first."""
+
+    model: Path
+    scores: Path | None
+    data: tuple[str, ...]
+    samples: int
+    seq_len: int | None
+    output: Path | None
+
+
+def _only_params(wanted: Any, kind: str | None) -> None:
+    if wanted.sizes or wanted.drop_layers or kind:
+        raise MinitronError(
+            "--params chooses the whole shape; it does not go with sizes of your own",
+            "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
+        )
+
+
+def _write(
+    source: Any, plan: Any, output: Path, scores: Any, overwrite: bool, force: bool, shard: int | None, check: bool
+) -> Any:
+    from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
     from minitron_cli.prune.run import write_pruned
 
     options = {"target": {a: plan.target[a] for a in plan.target if plan.target[a] != plan.source[a]}, "force": force}
-    write_pruned(source, plan, output, scores=scores, options=options, overwrite=overwrite, force=force)
+    manifest = write_pruned(
+        source, plan, output, scores=scores, options=options, overwrite=overwrite, force=force,
+        max_shard_bytes=shard or MAX_SHARD_BYTES, check=check,
+    )  # fmt: skip
+    return manifest["check"]
 
 
-def _scores(
-    model: Path, output: Path, scores: Path | None, data: list[str] | None, samples: int, seq_len: int | None,
-    needed: list[str],
-) -> Any:  # fmt: skip
+def _scores(measure: Measure, needed: list[str]) -> Any:
     """Read the scores, or measure them first and keep them next to the output."""
     from minitron_cli.checkpoint.scores_file import read_scores
 
+    scores = measure.scores
     if scores is None:
-        if not data:
+        if not measure.data:
             raise MinitronError(
                 f"no scores for {', '.join(needed)}: pruning needs to know what matters",
                 "add --scores FILE (from `minitron importance`), or --data DATA to measure first",
             )
-        from minitron_cli.cli.importance import measure
+        from minitron_cli.cli.importance import measure as run
 
-        scores = output.with_name(output.name + ".scores.safetensors")
+        beside = measure.output or Path(measure.model.resolve().name)
+        scores = beside.with_name(beside.name + ".scores.safetensors")
         say(f"measuring importance first; the scores are kept in {scores}")
-        measure(str(model), data, scores, samples=samples, seq_len=seq_len)
+        run(str(measure.model), list(measure.data), scores, samples=measure.samples, seq_len=measure.seq_len)
     return read_scores(scores)[0]
 
 
@@ -119,6 +161,10 @@ def _show_plan(facts: dict[str, Any]) -> None:
 def _show_done(facts: dict[str, Any], source: Path) -> None:
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
+    if facts["check"] and facts["check"]["checked"]:
+        say(f"checked against the masked source: relative error {facts['check']['relative_error']:.1e}")
+    elif facts["check"]:
+        say(f"warning: not checked: {facts['check']['why']}")
     before, after = facts["parameters"]
     print(f"{facts['output']}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
     print(f"next: minitron distill {facts['output']} --teacher {source} --data DATA -o {facts['output']}-distilled")

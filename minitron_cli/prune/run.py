@@ -11,6 +11,7 @@ from minitron_cli.checkpoint.provenance import combined_digest, digests, write_m
 from minitron_cli.checkpoint.reader import Checkpoint, weight_files
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.check import check_pruned
 from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import prefetch, write_model
@@ -32,11 +33,12 @@ def write_pruned(
     overwrite: bool = False,
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    check: bool = False,
 ) -> dict[str, Any]:
     """Write the checkpoint that `plan` leaves to `output` and return its manifest.
 
     The source's digest is taken while its tensors stream by; scores of another model are refused before the output
-    takes its name, so nothing is left of it.
+    takes its name, so nothing is left of it. With `check`, so is a result whose logits are not the masked source's.
     """
     files = weight_files(checkpoint.path)
     prefetch(files)  # importing transformers, for its say on the config, takes seconds that the disk can use
@@ -53,6 +55,7 @@ def write_pruned(
         write_config(temporary, config)
         carry(checkpoint.path, temporary)
         write_plan(temporary, plan)
+        checked = check_pruned(checkpoint, plan, temporary) if check else None
         return write_manifest(
             temporary,
             verb="prune",
@@ -64,6 +67,8 @@ def write_pruned(
             parent=checkpoint.path,
             known=streamed.target,
             shape={"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)},
+            max_shard_bytes=max_shard_bytes,
+            check=checked,
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
         )
 

@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.plan import Plan, from_scores
+from minitron_cli.spec.proxy import features, forecast
 from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.search import around, candidates, default_grid
 from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, check_target
 
 WIDTH_AXES = tuple(axis for axis in FLAG_OF_AXIS if axis != "layer")
+ROUNDED = ("hidden", "ffn", "shared_ffn", "expert_ffn")  # the axes that --multiple-of speaks of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,36 @@ def target_shape(checkpoint: Checkpoint, target: Target) -> Shape:
     return shape
 
 
+def rounded(source: Shape, target: Target, multiple: int) -> Target:
+    """The target with its widths rounded to the nearest multiple (at least one, at most the source's size)."""
+    sizes = dict(target.sizes)
+    for axis in ROUNDED:
+        if axis in sizes and axis in source:
+            sizes[axis] = min(source[axis], max(1, round(sizes[axis] / multiple)) * multiple)
+    return replace(target, sizes=sizes)
+
+
+def target_for_budget(checkpoint: Checkpoint, parameters: int, scores: Scores) -> Target:
+    """The shape of about this many parameters that keeps the most importance (within 2 percent of the budget).
+
+    A forecast from the scores alone; `minitron search` measures candidates and is the better guide.
+    """
+    grid = default_grid(checkpoint.shape)
+    found = candidates(checkpoint.family, checkpoint.config, checkpoint.shape, grid, around(parameters, 0.02))
+    if not found:
+        raise MinitronError(
+            f"no shape of about {parameters:,} parameters can be cut from {checkpoint.path}",
+            "below half the width and two thirds of the depth, go down in steps: prune, distill, prune again; "
+            "or give --hidden, --ffn and --layers yourself",
+        )
+    source = checkpoint.shape
+    best = min(found, key=lambda c: forecast(features(scores, source, c.shape), {})).shape
+    return Target({axis: best[axis] for axis in grid if best[axis] != source[axis]})
+
+
 def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
     """The axes whose scores decide what stays; empty when the layers to drop are all that was asked."""
-    axes = [axis for axis in WIDTH_AXES if axis in source and source[axis] != shape[axis]]
+    axes = [axis for axis in WIDTH_AXES if axis in source and source[axis] != shape[axis] and axis != "expert_active"]
     axes = ["head" if axis == "kv" else axis for axis in axes]
     if shape["layer"] != source["layer"] and not target.drop_layers:
         axes.append("layer")
@@ -100,7 +130,16 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def default_name(model_name: str, source: Shape, shape: Shape) -> str:
     """An output name after the model and what was cut: Llama-3.1-8B-h3072-f9216."""
-    letters = {"hidden": "h", "ffn": "f", "shared_ffn": "sf", "head": "q", "kv": "kv", "layer": "l", "expert": "e"}
+    letters = {
+        "hidden": "h",
+        "ffn": "f",
+        "shared_ffn": "sf",
+        "head": "q",
+        "kv": "kv",
+        "layer": "l",
+        "expert": "e",
+        "expert_active": "a",
+    }
     parts = [f"{letters.get(a, a)}{shape[a]}" for a in FLAG_OF_AXIS if a in source and shape[a] != source[a]]
     return "-".join([model_name, *(parts or ["copy"])])
 

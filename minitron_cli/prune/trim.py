@@ -40,18 +40,22 @@ class Digests:
     target: dict[str, str] = field(default_factory=dict)
 
 
-def write_model(directory: Path, files: Sequence[Path], cut: Sequence[Cut], max_shard_bytes: int) -> Digests:
-    """Write all cuts as model.safetensors, or as shards with their index; every byte of `files` is read once."""
+def write_model(directory: Path | None, files: Sequence[Path], cut: Sequence[Cut], max_shard_bytes: int) -> Digests:
+    """Write all cuts as model.safetensors, or as shards with their index; every byte of `files` is read once.
+
+    Without a directory nothing is written: the digests say what would have been.
+    """
     digests = Digests()
     sizes = {file: file.stat().st_size for file in files}
     parts = shards([c.out for c in cut], max_shard_bytes)
     source = _read_all(reads(sizes, cut, BLOCK_BYTES), digests.source)
     blocks = ahead(_gather_all(ahead(source)))
     for name, part in zip(shard_names(len(parts)), parts):
-        digests.target[name] = _write_shard(directory / name, part, blocks)
+        digests.target[name] = _write_shard(directory / name if directory else Path(os.devnull), part, blocks)
     rest = next(blocks, None)  # runs the reading to its end: files behind the last kept tensor are hashed too
     assert rest is None, "bytes were gathered that no tensor asked for"
-    write_index(directory, parts)
+    if directory:
+        write_index(directory, parts)
     return digests
 
 

@@ -19,6 +19,7 @@ FLAG_OF_AXIS = {
     "layer": "layers",
     "expert": "experts",
     "expert_ffn": "expert-ffn",
+    "expert_active": "experts-per-token",
 }
 
 
@@ -170,6 +171,9 @@ def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
 
 
 def _expert_problems(target: Shape) -> list[str]:
-    if target.get("expert_active") > target.get("expert", 0):
-        return [f"--experts {target['expert']} is fewer than the {target['expert_active']} a token is routed to"]
-    return []
+    if target.get("expert_active") <= target.get("expert"):
+        return []
+    return [
+        f"--experts {target['expert']} is fewer than the {target['expert_active']} a token is routed to; "
+        "lower that too with --experts-per-token"
+    ]
