@@ -1,0 +1,47 @@
+"""Which colour, marker and line a model has: the same in every picture of a page."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from minitron_cli.report.draw.theme import DASHES, MARKERS, SERIES, SURFACE
+from minitron_cli.report.read.values import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A model is told by colour and by marker; one that was cut and not trained since is hollow."""
+
+    colour: str
+    marker: str
+    dash: Any
+    hollow: bool
+
+    @property
+    def fill(self) -> str:
+        return SURFACE if self.hollow else self.colour
+
+
+def styles(run: Run) -> dict[str, Style]:
+    """A cut model and the one that is trained from it share a colour, for they are the same size."""
+    found: dict[str, Style] = {}
+    slots: dict[str, int] = {}
+    for model in run.models:
+        parent = run.model(model.parent)
+        shares = parent is not None and parent.verb == "prune" and model.verb != "prune"
+        slot = slots[parent.name] if shares and parent is not None else len(set(slots.values()))
+        slots[model.name] = slot
+        i = slot % len(SERIES)
+        found[model.name] = Style(SERIES[i], MARKERS[i], DASHES[i], hollow=model.verb == "prune")
+    return found
+
+
+def point(style: Style, size: float = 8) -> dict[str, Any]:
+    """Keyword arguments of a matplotlib line that shows this model as a point."""
+    return {
+        "marker": style.marker,
+        "markersize": size,
+        "color": style.colour,
+        "markerfacecolor": style.fill,
+        "markeredgecolor": style.colour,
+        "markeredgewidth": 2,
+    }

@@ -1,0 +1,1 @@
+"""From files to values: what a run directory holds, as far as it has come."""

@@ -1,0 +1,170 @@
+"""Find out what a directory is and read all that it holds. A run that is still going on is read as far as it is."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.errors import MinitronError
+from minitron_cli.report.read.models import make_model, place, single_model
+from minitron_cli.report.read.values import MAKES_MODELS, Model, Results, Run, ScoresFile, Step
+from minitron_cli.spec.recipe import VERBS
+
+STATE = Path(".minitron") / "state.json"
+FAMILY = "family.json"
+T = TypeVar("T")
+
+
+def _attempt(problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
+    """What `read` gives, or None and a note of what was wrong: the page names it, and shows the rest."""
+    try:
+        return read(*arguments)
+    except MinitronError as error:
+        problems.append(error.message)
+    except OSError as error:  # a step that is running may move its files
+        problems.append(f"{error.filename} could not be read: {error.strerror}")
+    return None
+
+
+def collect(directory: Path) -> Run:
+    """Read a run directory of `minitron run`, or the output directory of one training run."""
+    if (directory / STATE).is_file() or (directory / FAMILY).is_file():
+        return _collect_chain(directory)
+    if (directory / "run" / "options.json").is_file() or (directory / MANIFEST).is_file():
+        return _collect_single(directory)
+    if not directory.is_dir():
+        raise MinitronError(
+            f"there is no directory {directory}", "give the run directory of `minitron run` (runs/NAME)"
+        )
+    raise MinitronError(
+        f"{directory} is no run: it holds neither {STATE} nor {FAMILY} nor a model that minitron made",
+        "give the directory that `minitron run` or `minitron distill -o` wrote, e.g. `minitron report runs/tiny`",
+    )
+
+
+def _collect_chain(directory: Path) -> Run:
+    problems: list[str] = []
+    family = _read_json(directory / FAMILY) if (directory / FAMILY).is_file() else {}
+    steps = _steps(directory, family)
+    outputs = {_typed_output(step): step.name for step in steps}
+    models = []
+    for step in steps:
+        if step.verb in MAKES_MODELS:
+            known: dict[str, Any] = next((m for m in family.get("models", ()) if m["name"] == step.name), {})
+            whole = _attempt(problems, make_model, step, outputs, known)
+            models.append(whole or make_model(step, outputs, known, light=True))
+    evaluations = _results(steps, "eval", problems)
+    models = [_with_evaluation(model, evaluations, outputs) for model in models]
+    return Run(
+        title=family.get("recipe") or directory.resolve().name,
+        about=family.get("about", ""),
+        directory=directory,
+        finished=bool(family) and all(step.state == "done" for step in steps),
+        steps=steps,
+        models=tuple(models),
+        scores=_scores(steps, problems),
+        evaluations=evaluations,
+        benchmarks=_results(steps, "bench", problems),
+        versions=_versions(family, models),
+        problems=tuple(problems),
+    )
+
+
+def _collect_single(directory: Path) -> Run:
+    model, ancestors = single_model(directory)
+    return Run(
+        title=model.name,
+        about=f"one output of `minitron {model.verb}`",
+        directory=directory,
+        finished=model.state == "done",
+        steps=(),
+        models=(*ancestors, model),
+        scores=(),
+        evaluations=(),
+        benchmarks=(),
+        versions=_versions({}, [model]),
+        problems=(),
+    )
+
+
+def _steps(directory: Path, family: Mapping[str, Any]) -> tuple[Step, ...]:
+    """Steps from the run's own state; from family.json where only that was kept."""
+    if (directory / STATE).is_file():
+        records = _read_json(directory / STATE)
+        return tuple(
+            _step(directory, name, r["command"], "done" if r["digest"] else "begun", r["seconds"] or None)
+            for name, r in records.items()
+            if r["command"]
+        )
+    return tuple(
+        _step(directory, s["step"], s["command"][1:], "done", s["seconds"] or None) for s in family.get("steps", ())
+    )
+
+
+def _step(directory: Path, name: str, command: Sequence[str], state: str, seconds: float | None) -> Step:
+    verb = command[0]
+    suffix = VERBS[verb].suffix if verb in VERBS else ""
+    return Step(name, verb, tuple(command), directory / (name + suffix), state, seconds)
+
+
+def _typed_output(step: Step) -> str:
+    """The output as the command line names it: by this text later commands refer to it."""
+    verb = VERBS.get(step.verb)
+    return step.command[1] if verb and verb.output_flag is None else step.command[-1]
+
+
+def _results(steps: Sequence[Step], verb: str, problems: list[str]) -> tuple[Results, ...]:
+    found = []
+    for step in steps:
+        if step.verb == verb and step.output.is_file():
+            content = _attempt(problems, _read_json, step.output)
+            if content:
+                found.append(Results(step.name, step.output, content))
+    return tuple(found)
+
+
+def _scores(steps: Sequence[Step], problems: list[str]) -> tuple[ScoresFile, ...]:
+    found = []
+    for step in steps:
+        if step.verb == "importance" and step.output.is_file():
+            read = _attempt(problems, read_scores, step.output)
+            if read is not None:
+                found.append(ScoresFile(step.name, step.output, *read))
+    return tuple(found)
+
+
+def _with_evaluation(model: Model, evaluations: Sequence[Results], outputs: Mapping[str, str]) -> Model:
+    """The model with what evaluations say of it, later ones over earlier ones."""
+    figures = dict(model.evaluation)
+    for results in evaluations:
+        for entry in results.content.get("models", ()):
+            if place(entry["path"], outputs) == model.name:
+                figures.update({key: value for key, value in entry.items() if value is not None and key != "path"})
+    return replace(model, evaluation=figures)
+
+
+def _versions(family: Mapping[str, Any], models: Sequence[Model]) -> dict[str, dict[str, str]]:
+    """package -> version -> who says so: normally one version each."""
+    found: dict[str, dict[str, str]] = {}
+    for name, versions in [("this run", family.get("versions", {})), *((m.name, _own_versions(m)) for m in models)]:
+        for package, version in versions.items():
+            known = found.setdefault(package, {})
+            known[version] = f"{known[version]}, {name}" if version in known else name
+    return found
+
+
+def _own_versions(model: Model) -> Mapping[str, str]:
+    return model.manifest.get("versions", {})
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise MinitronError(f"{file} is not valid JSON: {error}", "make it again") from error
+    if not isinstance(found, dict):
+        raise MinitronError(f"{file} holds no JSON object", "make it again")
+    return found

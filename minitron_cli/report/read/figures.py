@@ -1,0 +1,77 @@
+"""Figures about models that several sections show, each taken from one place only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minitron_cli.report.read.curves import training_options
+from minitron_cli.report.read.values import Model, Run
+
+# Two runs measure held-out loss on the same windows when these agree.
+_SAME_WINDOWS = ("eval_data", "eval_windows", "seq_len", "separator", "text_field")
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A held-out loss, nats per token, and where it comes from: "evaluation" or "training"."""
+
+    value: float
+    source: str
+
+
+def held_out_loss(model: Model) -> Loss | None:
+    """From `minitron eval` where it has been; else the last one that training measured on its own held-out windows."""
+    if model.loss is not None:
+        return Loss(model.loss, "evaluation")
+    last = last_evaluated(model)
+    return None if last is None else Loss(last, "training")
+
+
+def last_evaluated(model: Model, name: str = "eval_ce") -> float | None:
+    """The last finite value of a column that training evaluated."""
+    values = model.curve.evaluated.get(name, np.zeros(0)) if model.curve else np.zeros(0)
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else None
+
+
+def comparable_losses(run: Run) -> dict[str, Loss]:
+    """Held-out losses that may stand on one scale: all from the evaluation, or without one all from training."""
+    evaluated = {m.name: Loss(m.loss, "evaluation") for m in run.models if m.loss is not None}
+    if evaluated:
+        return evaluated
+    return {m.name: loss for m in run.models if (loss := held_out_loss(m))}
+
+
+def teacher_line(model: Model, run: Run) -> tuple[str, float] | None:
+    """Name and loss of the teacher on the held-out windows of `model`'s own training, None where it is not known.
+
+    A teacher that was trained in this run has been measured on them if its options say so; one that was not is taken
+    from the evaluation.
+    """
+    for name in model.teachers:
+        teacher = run.model(name)
+        if teacher is None:
+            continue
+        last = last_evaluated(teacher)
+        if last is not None and _windows(teacher) == _windows(model):
+            return name, last
+        if teacher.loss is not None:
+            return name, teacher.loss
+    return None
+
+
+def _windows(model: Model) -> list[object]:
+    options = model.manifest.get("options") or training_options(model.path / "run")
+    return [options.get(key) for key in _SAME_WINDOWS]
+
+
+def tokens_to_make(model: Model, run: Run) -> int | None:
+    """Training tokens along the line of descent inside this run, the model's own included."""
+    total, found, seen = 0, False, set()
+    at: Model | None = model
+    while at is not None and at.name not in seen:
+        seen.add(at.name)
+        if at.tokens is not None:
+            total, found = total + at.tokens, True
+        at = run.model(at.parent)
+    return total if found else None

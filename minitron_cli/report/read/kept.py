@@ -1,0 +1,80 @@
+"""What a cut has kept: shares of units and of importance, per axis and layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minitron_cli.report.read.values import Model, ScoresFile
+from minitron_cli.spec.axes import SCOPE
+from minitron_cli.spec.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class AxisKept:
+    """One axis of a plan. `mask` (row, unit) is 1 where a unit was kept; rows are the source layers that stayed, with
+    experts one row each, or one row for the whole network. `importance` (row,) is the share of the row's summed score
+    that the kept units hold, None without the scores that the cut was made by.
+    """
+
+    axis: str
+    source: int
+    target: int
+    mask: np.ndarray
+    rows: tuple[str, ...]
+    importance: np.ndarray | None
+
+
+def axes_kept(plan: Plan, scores: ScoresFile | None) -> list[AxisKept]:
+    """Every axis that the plan cuts, layers first."""
+    order = sorted(plan.kept, key=lambda axis: (axis != "layer", axis != "hidden", axis))
+    return [_axis(plan, axis, scores) for axis in order]
+
+
+def _axis(plan: Plan, axis: str, scores: ScoresFile | None) -> AxisKept:
+    index, source = plan.kept[axis], plan.source[axis]
+    flat = index.reshape(-1, index.shape[-1])
+    mask = np.zeros((len(flat), source))
+    np.put_along_axis(mask, flat, 1.0, axis=1)
+    importance = None
+    values = None if scores is None else scores.scores.values.get(axis)
+    if values is not None:
+        whole = _source_rows(plan, axis, values).reshape(-1, source)
+        totals = whole.sum(-1)
+        importance = (whole * mask).sum(-1) / np.where(totals > 0, totals, 1.0)
+    return AxisKept(axis, source, plan.target[axis], mask, tuple(_row_words(plan, axis)), importance)
+
+
+def _source_rows(plan: Plan, axis: str, values: np.ndarray) -> np.ndarray:
+    """The scores of the rows that a per-layer axis still has: values (layer, ...) -> (target layer, ...)."""
+    if axis not in SCOPE:
+        return values[None]
+    rows = values[[plan.source_layer(i) for i in range(plan.target["layer"])]]
+    if axis == "expert_ffn" and "expert" in plan.kept:
+        rows = np.take_along_axis(rows, plan.kept["expert"][:, :, None], axis=1)
+    return rows
+
+
+def _row_words(plan: Plan, axis: str) -> list[str]:
+    if axis not in SCOPE:
+        return ["all layers" if axis != "layer" else "layers"]
+    layers = [plan.source_layer(i) for i in range(plan.target["layer"])]
+    if axis == "expert_ffn":
+        experts = range(plan.target["expert"])
+        return [f"layer {a}, expert {plan.source_expert(i, e)}" for i, a in enumerate(layers) for e in experts]
+    return [f"layer {layer}" for layer in layers]
+
+
+def scores_of(model: Model, files: Sequence[ScoresFile]) -> ScoresFile | None:
+    """The scores that a model was cut by: those measured on the very weights that it was cut from."""
+    source = (model.manifest.get("inputs") or {}).get("model") or {}
+    for file in files:
+        measured = file.scores.provenance.get("model", {})
+        if source.get("digest") and measured.get("digest") == source["digest"]:
+            return file
+    return None
+
+
+def cuts_by(file: ScoresFile, models: Sequence[Model]) -> list[Model]:
+    """The models that were cut by these scores."""
+    return [m for m in models if m.plan is not None and scores_of(m, (file,)) is not None]

@@ -1,0 +1,75 @@
+"""The verb: a run directory in, one HTML file out."""
+
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.errors import MinitronError
+from minitron_cli.report.page import GENERATOR, page
+from minitron_cli.report.read.collect import collect
+from minitron_cli.report.read.figures import comparable_losses, tokens_to_make
+from minitron_cli.report.read.values import Model, Run
+
+NAME = "report.html"
+
+
+def report(directory: Path, output: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """Write the report of `directory` and return what it shows; `dry_run` only returns it."""
+    run = collect(directory)
+    target = output or default_output(directory)
+    facts = {**_facts(run), "output": str(target)}
+    if dry_run:
+        return facts
+    _check(target)
+    with atomic_file(target) as temporary:
+        temporary.write_text(page(run), encoding="utf-8")
+    return facts
+
+
+def default_output(directory: Path) -> Path:
+    """In the run directory; for one training output in OUT/run, since OUT itself is a checkpoint, checked by hash."""
+    inside = directory / "run"
+    return inside / NAME if (inside / "options.json").is_file() else directory / NAME
+
+
+def _check(target: Path) -> None:
+    """A file is replaced only where it is a report of ours."""
+    if target.is_dir():
+        raise MinitronError(f"{target} is a directory", f"name a file: -o {target / NAME}")
+    if target.is_file() and f'content="{GENERATOR} ' not in target.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise MinitronError(f"{target} exists and is no report of minitron", "choose another output with -o")
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What the page shows, as one JSON object."""
+    losses = comparable_losses(run)
+    return {
+        "run": str(run.directory),
+        "title": run.title,
+        "finished": run.finished,
+        "steps": {step.name: step.state for step in run.steps},
+        "models": [_model(model, run, losses) for model in run.models if model.state != "elsewhere"],
+        "scores": [file.name for file in run.scores],
+        "evaluations": [results.name for results in run.evaluations],
+        "benchmarks": [results.name for results in run.benchmarks],
+        "problems": list(run.problems),
+    }
+
+
+def _model(model: Model, run: Run, losses: Any) -> dict[str, Any]:
+    loss = losses.get(model.name)
+    return {
+        "name": model.name,
+        "verb": model.verb,
+        "state": model.state,
+        "parent": model.parent,
+        "teachers": list(model.teachers),
+        "parameters": model.parameters,
+        "loss": loss.value if loss else None,
+        "loss_source": loss.source if loss else None,
+        "accuracy": model.evaluation.get("accuracy"),
+        "tokens_per_second": model.evaluation.get("tokens_per_second"),
+        "tokens": model.tokens,
+        "tokens_with_ancestors": tokens_to_make(model, run),
+        "flops": model.flops,
+    }

@@ -1,0 +1,143 @@
+"""Importance: per layer and axis, as measured on the calibration text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.report import text
+from minitron_cli.report.draw import heat
+from minitron_cli.report.draw.svg import unique
+from minitron_cli.report.html import Html, figure, missing, section, table, tag
+from minitron_cli.report.read.kept import cuts_by
+from minitron_cli.report.read.values import Model, Run, ScoresFile
+
+# Up to so many units of an axis are shown each in its place; more are shown by rank.
+_FEW = 64
+
+
+def importance(run: Run) -> Html:
+    """One block per scores file."""
+    if not run.scores:
+        return section(
+            "importance",
+            "Importance",
+            missing("No importance scores lie in this run. `minitron importance MODEL --data D` measures them."),
+        )
+    return section("importance", "Importance", [_block(file, cuts_by(file, run.models)) for file in run.scores])
+
+
+def _block(file: ScoresFile, cuts: Sequence[Model]) -> Html:
+    provenance = file.scores.provenance
+    figures = [_axis(file, axis, values, cuts) for axis, values in _ordered(file)]
+    return tag("article", tag("h3", file.name), tag("p", _words(provenance), class_="quiet"), figures)
+
+
+def _ordered(file: ScoresFile) -> list[tuple[str, np.ndarray]]:
+    order = ["layer", "hidden", "ffn", "head", "shared_ffn", "expert", "expert_ffn"]
+    known = [axis for axis in order if axis in file.scores.values]
+    return [(axis, np.asarray(file.scores.values[axis], np.float64)) for axis in known]
+
+
+def _words(provenance: Any) -> str:
+    parts = []
+    if name := provenance.get("model", {}).get("name"):
+        parts.append(f"of {name}")
+    if provenance.get("samples"):
+        parts.append(f"on {provenance['samples']:,} samples of {provenance.get('seq_len', 0):,} tokens")
+    if provenance.get("metric"):
+        parts.append(f"by {provenance['metric']}")
+    if how := provenance.get("aggregation"):
+        parts.append(f"aggregated {how.get('batch')} over samples and {how.get('seq')} over tokens")
+    if provenance.get("dtype"):
+        parts.append(f"in {provenance['dtype']}")
+    return "Measured " + ", ".join(parts) + "." if parts else ""
+
+
+def _axis(file: ScoresFile, axis: str, values: np.ndarray, cuts: Sequence[Model]) -> Html | None:
+    if not np.isfinite(values).all():
+        return missing(f"The scores of axis {axis} are not finite.")
+    cut = next((m for m in cuts if m.plan is not None and axis in m.plan.kept), None)
+    name = unique("importance", file.name, axis)
+    if axis == "layer":
+        return _layers(name, values, cut)
+    rows = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values[None]
+    words = _row_words(values)
+    unit = text.axis_words(axis)
+    label = f"Importance of {unit} in {file.name}. {_concentration(rows)}"
+    if values.shape[-1] <= _FEW and values.ndim > 1:
+        picture = heat.grid_map(name, rows, words, unit, _dropped(cut, axis, values), label)
+        caption = f"Importance of the {unit}, as multiples of their layer's mean" + (
+            f"; crossed out: not kept in {cut.name}." if cut else "."
+        )
+    else:
+        kept = cut.plan.target[axis] if cut and cut.plan else None
+        picture = heat.ranked_map(name, rows, words, unit, kept, label)
+        caption = (
+            f"Importance of {unit}, ranked inside each row, as multiples of the row's mean. {_concentration(rows)}"
+            + (f" The line is the cut of {cut.name}." if cut else "")
+        )
+    return figure(picture, caption, _numbers(rows, words, unit), wide=True)
+
+
+def _layers(name: str, values: np.ndarray, cut: Model | None) -> Html:
+    kept = set(cut.plan.kept["layer"].tolist()) if cut and cut.plan else set(range(len(values)))
+    dropped = [layer for layer in range(len(values)) if layer not in kept]
+    least, most = int(values.argmin()), int(values.argmax())
+    label = f"Block influence of {len(values)} layers: least in layer {least}, most in layer {most}."
+    caption = (
+        f"Block influence of each layer: 1 − cosine between what enters and what leaves it. "
+        f"Least: layer {least} ({values[least]:.3f}); most: layer {most} ({values[most]:.3f})."
+    )
+    if cut and dropped:
+        caption += f" Hollow: dropped in {cut.name}."
+    rows = [[f"layer {i}", f"{v:.4f}"] for i, v in enumerate(values.tolist())]
+    return figure(
+        heat.layer_bars(name, values, dropped, label),
+        caption,
+        table(("layer", "block influence"), rows, caption="Block influence per layer"),
+        wide=True,
+    )
+
+
+def _row_words(values: np.ndarray) -> list[str]:
+    if values.ndim == 1:
+        return ["all layers"]
+    if values.ndim == 2:
+        return [f"layer {i}" for i in range(len(values))]
+    return [f"layer {i}, expert {e}" for i in range(values.shape[0]) for e in range(values.shape[1])]
+
+
+def _dropped(cut: Model | None, axis: str, values: np.ndarray) -> np.ndarray | None:
+    """(layer, unit) bool: units that the cut did not keep, in all rows of the source."""
+    if cut is None or cut.plan is None or values.ndim != 2:
+        return None
+    gone = np.ones(values.shape, bool)
+    for row, index in enumerate(cut.plan.kept[axis]):
+        gone[cut.plan.source_layer(row), index] = False
+    return gone
+
+
+def _concentration(rows: np.ndarray) -> str:
+    half = top_share(rows, 0.5)
+    low, high = float(half.min()), float(half.max())
+    span = text.share(low) if high - low < 0.0005 else f"{text.share(low)} to {text.share(high)}"
+    return f"The better half holds {span} of the importance."
+
+
+def top_share(rows: np.ndarray, part: float) -> np.ndarray:
+    """Share of each row's sum that its most important `part` of units holds: (row, unit) -> (row,)."""
+    ranked = -np.sort(-rows, axis=-1)
+    totals = ranked.sum(-1)
+    return ranked[:, : max(1, round(part * rows.shape[-1]))].sum(-1) / np.where(totals > 0, totals, 1.0)
+
+
+def _numbers(rows: np.ndarray, words: Sequence[str], unit: str) -> Html:
+    """Per row: least, mean and most, and how much the best quarter and half hold."""
+    quarter, half = top_share(rows, 0.25), top_share(rows, 0.5)
+    shown = [
+        [word, f"{row.min():.4g}", f"{row.mean():.4g}", f"{row.max():.4g}", text.share(q), text.share(h)]
+        for word, row, q, h in zip(words, rows, quarter.tolist(), half.tolist())
+    ]
+    columns = ("row", "least", "mean", "most", "best quarter holds", "best half holds")
+    return table(columns, shown, caption=f"Importance of {unit}, in numbers")

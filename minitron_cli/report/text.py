@@ -1,0 +1,78 @@
+"""Numbers as people read them."""
+
+from collections.abc import Mapping
+
+
+def count(value: float | None) -> str:
+    """4_512_746_496 -> "4.51B", 832_128 -> "832K": three digits and a unit."""
+    if value is None:
+        return "–"
+    for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(value) >= 0.9995 * factor:
+            return f"{three(value / factor)}{unit}"
+    return f"{value:.0f}"
+
+
+def three(value: float) -> str:
+    """Three significant digits without trailing zeros behind the point, never in exponents for everyday sizes."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - _magnitude(value))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _magnitude(value: float) -> int:
+    return int(f"{abs(value):.2e}".split("e")[1])
+
+
+def flops(value: float | None) -> str:
+    """1.234e15 -> "1.23 × 10¹⁵"."""
+    if value is None:
+        return "–"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{power}"
+
+
+def share(value: float | None) -> str:
+    """0.9731 -> "97.3%"."""
+    return "–" if value is None else f"{value:.1%}"
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def duration(seconds: float | None) -> str:
+    """3725 -> "1 h 2 min"."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def p_value(p: float) -> str:
+    """A p-value without false precision."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+# The axes of the tables in words.
+AXIS_WORDS: Mapping[str, str] = {
+    "hidden": "hidden channels",
+    "ffn": "MLP neurons",
+    "shared_ffn": "shared-expert neurons",
+    "head": "query heads",
+    "kv": "key/value heads",
+    "layer": "layers",
+    "expert": "experts",
+    "expert_ffn": "expert neurons",
+    "head_dim": "channels a head",
+    "vocab": "vocabulary",
+}
+
+
+def axis_words(axis: str) -> str:
+    return AXIS_WORDS.get(axis, axis)
