@@ -1,0 +1,160 @@
+"""Several models through the command line: comparison rows, failures among them, caching, gates, formats."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from minitron_cli.cli.app import app
+from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate import side_by_side
+from minitron_cli.evaluate.results import p_text
+from minitron_cli.evaluate.side_by_side import distinct_names
+
+
+def run(*arguments: str | Path) -> tuple[str, BaseException | None]:
+    """stdout and the exception of one command line."""
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    return result.stdout, result.exception
+
+
+@pytest.fixture
+def line(toy, task_dir: Path, corpus: Path) -> list[str]:
+    """Two models, one of them named twice, on a group and on text."""
+    big, small = str(toy("llama")), str(toy("llama", num_hidden_layers=2))
+    return [
+        big, small, "--tasks", "letters_one", "--include", str(task_dir), "--data", str(corpus), "--seq-len", "32",
+        "--device", "cpu", "--no-throughput",
+    ]  # fmt: skip
+
+
+def test_rows_compare_with_the_first_model(line: list[str], tmp_path: Path) -> None:
+    out, error = run(*line, "--json", "-o", tmp_path / "results.json")
+    assert error is None
+    found = json.loads(out)
+    assert found == json.loads((tmp_path / "results.json").read_text())
+    first, second = (model["name"] for model in found["models"])
+    assert found["reference"] == first
+    rows = {(row["model"], row["metric"]): row for row in found["rows"]}
+    base, other = rows[first, "acc"], rows[second, "acc"]
+    assert base["comparison"] is None
+    assert other["kept"] == pytest.approx(other["value"] / base["value"])
+    difference = other["comparison"]["better"] - other["comparison"]["worse"]
+    assert difference / other["num_samples"] == pytest.approx(other["value"] - base["value"])
+    loss = found["models"][0]["losses"]
+    assert set(loss) == {"ascii", "accents", "all"}
+    assert loss["all"]["tokens"] == loss["ascii"]["tokens"] + loss["accents"]["tokens"]
+    assert found["models"][0]["loss"] == loss["all"]["nats_per_token"]
+
+
+def test_a_model_against_itself_keeps_everything(line: list[str], toy, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    twin.symlink_to(toy("llama"))
+    out, error = run(line[0], twin, *line[2:], "--against-reference", "--json")
+    assert error is None
+    found = json.loads(out)
+    for row in found["rows"][2:]:
+        assert row["kept"] == 1.0
+        assert row["comparison"]["p_value"] == 1.0
+    assert found["models"][1]["losses"]["all"]["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert found["models"][1]["losses"]["all"]["top1_agreement"] == 1.0
+
+
+def test_a_model_that_fails_does_not_stop_the_others(line: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    out, error = run(line[0], broken, tmp_path / "absent", *line[1:], "--json")
+    assert isinstance(error, MinitronError)
+    assert "2 of 4 models failed: " in error.message
+    found = json.loads(out)
+    assert [bool(model["error"]) for model in found["models"]] == [False, True, True, False]
+    assert len({row["model"] for row in found["rows"]}) == 2
+
+
+def test_missing_weights_are_a_failure_not_random_numbers(line: list[str], toy, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in toy("llama").iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(damaged / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    _, error = run(damaged, *line[2:])
+    assert isinstance(error, MinitronError)
+    assert "model.layers.1.mlp.up_proj.weight" in error.message
+
+
+def test_finished_rows_are_kept_and_an_interrupted_run_goes_on(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MINITRON_CACHE", str(tmp_path))
+    line[line.index("letters_one")] = "letters_one,letters_two"
+    real, asked = side_by_side.run_request, []
+
+    def interrupted(lm, tasks, request, **settings):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(request.task)
+        return real(lm, tasks, request, **settings)
+
+    monkeypatch.setattr(side_by_side, "run_request", interrupted)
+    _, error = run(*line)
+    assert asked == ["letters_one"]
+    assert error is not None
+    rest: list[str] = []
+    monkeypatch.setattr(
+        side_by_side,
+        "run_request",
+        lambda lm, tasks, request, **s: rest.append(request.task) or real(lm, tasks, request, **s),
+    )
+    fresh, _ = run(*line, "--json")
+    assert rest == ["letters_two", "letters_one", "letters_two"]
+    again, _ = run(*line, "--json")
+    assert len(rest) == 3
+    assert json.loads(again) == json.loads(fresh)
+    run(*line, "--limit", "4")
+    assert len(rest) == 7  # other settings are other rows
+
+
+def test_gates_set_the_exit_code_and_are_told(line: list[str]) -> None:
+    out, error = run(*line, "--assert", "letters_one.acc >= 0.0", "--assert", "all.nats_per_token <= 100", "--json")
+    assert error is None
+    assert all(gate["passed"] for gate in json.loads(out)["gates"])
+    _, error = run(*line, "--assert", "all.nats_per_token <= 0.5 * reference")
+    assert isinstance(error, MinitronError)
+    assert "1 of 1 gates do not hold" in error.message
+    _, error = run(*line, "--assert", "letters_on.acc >= 0")
+    assert isinstance(error, MinitronError)
+    assert "letters_one.acc" in error.hint
+
+
+def test_formats(line: list[str]) -> None:
+    table, _ = run(*line)
+    markdown, _ = run(*line, "--format", "markdown")
+    csv, _ = run(*line, "--format", "csv")
+    assert "letters_one" in table
+    assert markdown.count("| --- |") >= 3
+    assert csv.splitlines()[0] == "model,task,metric,value,stderr,kept,p"
+    # 2 models x (3 domains x 4 figures + 2 metrics), and the header
+    assert len(csv.splitlines()) == 1 + 2 * (3 * 4 + 2)
+    _, error = run(*line, "--format", "xml")
+    assert isinstance(error, MinitronError)
+
+
+def test_nothing_to_evaluate_says_what_to_give(line: list[str]) -> None:
+    _, error = run(line[0])
+    assert isinstance(error, MinitronError)
+    assert "--tasks" in error.hint
+
+
+def test_names_are_short_and_distinct() -> None:
+    assert distinct_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert distinct_names(["one/student", "two/student"]) == ["one/student", "two/student"]
+
+
+def test_p_values_without_false_precision() -> None:
+    assert [p_text(p) for p in (0.0, 0.00123, 0.0499, 0.5)] == ["<0.0001", "0.0012", "0.0499", "0.50"]
