@@ -16,7 +16,7 @@ from minitron_cli.errors import MinitronError
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`. Opened at a step, it first drops what a run killed later had written beyond it."""
+    """Appends to `metrics.jsonl`. Opened at a step, it drops what a run killed later wrote beyond it (-1: all)."""
 
     def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
         self._path = run / "metrics.jsonl"

@@ -102,7 +102,7 @@ def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop
         job=job,
         cadence=_cadence(options),
         display=Display(job.schedule.steps, progress.step, quiet=not first),
-        log=MetricsLog(run, progress.step, options.tensorboard) if first else None,
+        log=MetricsLog(run, progress.step if own else -1, options.tensorboard) if first else None,
         evaluate=_evaluator(options, models, assembly),
         progress=progress,
     )

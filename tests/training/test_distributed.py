@@ -1,0 +1,122 @@
+"""Two processes on gloo make what one makes, and read one another's checkpoints."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minitron_cli.training import state
+from minitron_cli.training.distributed import World, without_nproc
+from minitron_cli.training.metrics import read_metrics
+from tests.toys import make_toy
+from tests.training import worker
+from tests.training.runs import write_text
+
+ALONE = World(0, 1, torch.device("cpu"))
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case in two processes and in one, from the same worker."""
+    root = tmp_path_factory.mktemp("two")
+    make_toy("llama", root / "untied")
+    make_toy("llama", root / "tied", tie_word_embeddings=True)
+    make_toy("llama", root / "teacher", seed=5, hidden_size=66)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "tests.training.worker", str(root), str(root), *worker.CASES]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for case in worker.CASES:
+        worker.run(root, root, case, ALONE)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", worker.CASES)
+@pytest.mark.parametrize(("part", "tolerance"), [("grad", 2e-6), ("weight", 2e-5), ("value", 2e-5)])
+def test_two_processes_make_what_one_makes(case: str, part: str, tolerance: float, results: Path) -> None:
+    """Gradients, weights after three clipped AdamW steps, and every reported number, to float32 rounding."""
+    one, two = (load_file(results / f"{case}-{size}.safetensors") for size in (1, 2))
+    assert one.keys() == two.keys()
+    flat = [torch.cat([t.flatten() for n, t in sorted(f.items()) if n.startswith(part)]) for f in (one, two)]
+    assert float((flat[0] - flat[1]).norm() / flat[0].norm()) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", worker.CASES)
+def test_a_checkpoint_of_two_processes_loads_in_one(case: str, results: Path) -> None:
+    of = worker.job(results, case, ALONE)
+    progress = state.load(state.checkpoints(results / f"{case}-2")[-1], of.step, of.optimizer, ALONE)
+    assert progress.step == 3
+    two = load_file(results / f"{case}-2.safetensors")
+    for name, p in of.step.named_parameters():
+        assert torch.equal(p, two[f"weight.{name}"]), name
+        assert float(of.optimizer.state[p]["step"]) == 3
+        assert of.optimizer.state[p]["exp_avg_sq"].abs().max() > 0
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Callable[..., list[str]]:
+    student, text = make_toy("llama", tmp_path / "student"), write_text(tmp_path / "text.jsonl")
+
+    def get(output: str, *more: str) -> list[str]:
+        fixed = ["--batch", "4", "--seq-len", "32", "--steps", "400", "--device", "cpu", "--lr", "1e-3"]
+        return ["train", str(student), "--data", str(text), "-o", str(tmp_path / output), *fixed, *more]
+
+    return get
+
+
+def start(line: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "minitron_cli", *line]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_steps(output: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until the run has logged `count` steps."""
+    metrics, deadline = output / "run" / "metrics.jsonl", time.monotonic() + 180
+    while not metrics.exists() or len(read_metrics(output / "run")) < count:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_all_ranks_at_one_step_and_one_process_goes_on(
+    number: signal.Signals, code: int, line: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    process = start(line("out", "--nproc", "2"))
+    wait_for_steps(tmp_path / "out", 3, process)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr[-3000:]
+    assert "type the same line again" in stdout
+    assert "Traceback" not in stderr
+    run = tmp_path / "out" / "run"
+    stopped = state.read_progress(state.checkpoints(run)[-1]).step
+    assert [entry["step"] for entry in read_metrics(run)] == list(range(1, stopped + 1))
+    assert not (tmp_path / "out" / "minitron.json").exists()
+    alone = start(line("out"))
+    wait_for_steps(tmp_path / "out", stopped + 2, alone)
+    alone.send_signal(number)
+    assert alone.wait(timeout=120) == code
+
+
+def test_the_workers_line_does_not_say_nproc() -> None:
+    """torchrun would read it as its own option, wherever it stands."""
+    line = ["distill", "s", "--nproc", "8", "--lr", "1", "--nproc=4", "-o", "out"]
+    assert without_nproc(line) == ["distill", "s", "--lr", "1", "-o", "out"]

@@ -1,0 +1,67 @@
+"""Kill -9 at ten random moments, go on each time: the end is bitwise that of a run nobody disturbed."""
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minitron_cli.training import state
+from minitron_cli.training.metrics import read_metrics
+from minitron_cli.training.options import Options
+from minitron_cli.training.run import train
+from tests.training.runs import options, write_text
+
+# A forked child starts at once, with torch loaded, so that the moments fall into training and saving, not into imports.
+FORK = multiprocessing.get_context("fork")
+
+
+def in_child(line: Options) -> "multiprocessing.process.BaseProcess":
+    process = FORK.Process(target=train, args=(line,))
+    process.start()
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_ten_kills_change_nothing(toy: Callable[..., Path], tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    text, teacher = write_text(tmp_path / "text.jsonl"), toy("llama", hidden_size=66, seed=5)
+    common = {"steps": 90, "save_every": 3, "loss": "logits+hidden", "eval_data": (str(text),), "eval_every": 10}
+
+    def line(name: str) -> Options:
+        return options(toy("llama"), text, tmp_path / name, teacher, **common)
+
+    started = time.perf_counter()
+    train(line("whole"))
+    seconds = time.perf_counter() - started
+
+    moments, kills, output = random.Random(7), 0, tmp_path / "killed"
+    while kills < 10:
+        process = in_child(line("killed"))
+        process.join(timeout=moments.uniform(0.05, seconds / 8))
+        assert process.is_alive(), f"the run ended by itself after {kills} kills ({process.exitcode})"
+        process.kill()
+        process.join()
+        kills += 1
+        assert not (output / "minitron.json").exists()
+        for saved in state.checkpoints(output / "run"):
+            assert state.read_progress(saved).step == int(saved.name.removeprefix("step-"))
+    last = in_child(line("killed"))
+    last.join()
+    assert last.exitcode == 0
+
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not [p.name for p in (output / "run").iterdir() if p.name.startswith(".")]
+    timed = ("tokens_per_second", "peak_memory")
+    whole, killed = (
+        [{k: v for k, v in entry.items() if k not in timed} for entry in read_metrics(tmp_path / name / "run")]
+        for name in ("whole", "killed")
+    )
+    assert whole == killed

@@ -1,0 +1,101 @@
+"""One rank of the two-process test: `torchrun ... -m tests.training.worker MODELS OUT CASE...`.
+
+For every case it makes the gradients of one step on unequal rows and the weights after three updates, whole, and rank 0
+saves them to OUT/CASE-SIZE.safetensors. In one process `run` does the same: the oracle.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from minitron_cli.training import loop, state
+from minitron_cli.training.distributed import World, join, shard, shard_frozen
+from minitron_cli.training.interrupt import StopFlag
+from minitron_cli.training.load import load_student, load_teacher
+from minitron_cli.training.loop import Job
+from minitron_cli.training.objectives import Objective
+from minitron_cli.training.optimizer import build, trainer
+from minitron_cli.training.rows import Share
+from minitron_cli.training.schedule import Schedule
+from minitron_cli.training.state import Progress, prime
+from minitron_cli.training.step import KDStep
+from minitron_cli.training.student import backbone_of, blocks_of
+from tests.toys import toy_ids
+
+# name: (student, checkpoint activations, shard the teacher)
+CASES = {
+    "untied": ("untied", False, False),
+    "tied": ("tied", False, True),
+    "checkpointed": ("tied", True, False),
+}
+ROWS, LENGTH = 8, 20
+
+
+def unequal_mask(step: int) -> torch.Tensor:
+    """(row, token): the two ranks' halves differ tenfold in their number of targets."""
+    lengths = torch.randint(1, LENGTH, (ROWS,), generator=torch.Generator().manual_seed(step))
+    lengths[: ROWS // 2] = torch.arange(1, ROWS // 2 + 1).clamp(max=2)
+    mask = (torch.arange(LENGTH)[None] < lengths[:, None]).float()
+    mask[:, -1] = 0.0
+    return mask
+
+
+def job(models: Path, case: str, world: World) -> Job:
+    """The same step in any world: four micro-batches over all ranks."""
+    name, checkpointing, shard_teacher = CASES[case]
+    student = load_student(models / name, from_scratch=False, seed=0)
+    if checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    teacher = load_teacher(models / "teacher", torch.float32)
+    step = KDStep(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
+    if shard_teacher:
+        shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
+    shard(step, list(blocks_of(backbone_of(student))), world, torch.float32)
+    optimizer = build(step, (0.9, 0.95), 1e-8, 0.1)
+    prime(optimizer)
+    part = slice(world.rank * ROWS // world.size, (world.rank + 1) * ROWS // world.size)
+    return Job(
+        step=step,
+        train=trainer(step, None),
+        optimizer=optimizer,
+        schedule=Schedule("constant", 1e-3, 1e-4, 0, 3),
+        rows=lambda s: Share(toy_ids(ROWS, LENGTH, seed=s)[part], unequal_mask(s)[part]),
+        micro_batch=2,
+        grad_clip=1.0,
+        spike_guard=None,
+        seed=0,
+        tokens_per_step=ROWS * LENGTH,
+        flops_per_token=1.0,
+        world=world,
+    )
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def run(models: Path, out: Path, case: str, world: World) -> None:
+    of = job(models, case, world)
+    share = of.rows(0)
+    loop.accumulate(of, share, int(unequal_mask(0).sum()))
+    found = {f"grad.{n}": whole(p.grad) for n, p in of.step.named_parameters() if p.grad is not None}
+    of.optimizer.zero_grad()
+    seen: list[dict[str, float]] = []
+    progress = loop.run(of, Progress(), StopFlag(), lambda _, values: seen.append(dict(values)))
+    found |= {f"weight.{name}": whole(p) for name, p in of.step.named_parameters()}
+    found |= {f"value.{step}.{name}": torch.tensor(v) for step, line in enumerate(seen) for name, v in line.items()}
+    state.save(out / f"{case}-{world.size}", of.step, of.optimizer, progress, world, keep=1)
+    if world.rank == 0:
+        save_file({name: t.contiguous() for name, t in found.items()}, out / f"{case}-{world.size}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with join("cpu") as here:
+        assert here.size == int(os.environ["WORLD_SIZE"])
+        for name in sys.argv[3:]:
+            run(Path(sys.argv[1]), Path(sys.argv[2]), name, here)
