@@ -1,4 +1,4 @@
-"""The toy world, read back from its files: same seed, same bytes; no fact contradicts another; one answer a question."""
+"""The toy world, read back from its files: same seed, same bytes; no fact contradicts another; one answer each."""
 
 import json
 import re
