@@ -165,7 +165,18 @@ def _write_index(file: Path, ends: list[int], sizes: list[int], domains: list[in
     index = np.zeros(len(ends), DOCUMENT)
     index["end"], index["byte_end"], index["domain"] = ends, np.cumsum(sizes, dtype=np.uint64), domains
     with _whole(file) as stream:
-        np.save(stream, index)
+        write_npy_header(stream, DOCUMENT, len(index))
+        stream.write(index.tobytes())
+
+
+def write_npy_header(stream: BinaryIO, dtype: np.dtype, count: int) -> None:
+    """Begin a .npy file of `count` records, whose bytes are to follow by `stream.write`.
+
+    np.save and memory maps are not used for writing: on a full disk the one raises an OSError without its number, the
+    other ends the process by SIGBUS.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(stream, header)
 
 
 def _write_marker(file: Path, part: Part) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minitron_cli.data.encode import Part, part_path
+from minitron_cli.data.encode import Part, part_path, write_npy_header
 from minitron_cli.data.tokens import DOCUMENT, DOCUMENTS, TOKENS
 
 _BLOCK = 1 << 22
@@ -47,16 +47,15 @@ def join_parts(parts: list[Part], parts_dir: Path, directory: Path) -> Joined:
 
 def _join_indices(parts: list[Part], parts_dir: Path, file: Path, domains: tuple[str, ...]) -> None:
     """Ends counted from the start of a part become ends counted from the start of the file, its domains the file's."""
-    shape = (sum(part.num_documents for part in parts),)
-    documents = np.lib.format.open_memmap(file, mode="w+", dtype=DOCUMENT, shape=shape)
-    tokens = count = num_bytes = 0
-    for index, part in enumerate(parts):
-        rows = np.load(part_path(parts_dir, index, "npy"), allow_pickle=False)
-        numbers = np.array([domains.index(name) for name in part.domains], "<u2")
-        rows["end"] += np.uint64(tokens)
-        rows["byte_end"] += np.uint64(num_bytes)
-        if len(rows):
-            rows["domain"] = numbers[rows["domain"]]
-        documents[count : count + len(rows)] = rows
-        tokens, count, num_bytes = tokens + part.num_tokens, count + len(rows), num_bytes + part.num_bytes
-    documents.flush()
+    tokens = num_bytes = 0
+    with file.open("wb") as stream:
+        write_npy_header(stream, DOCUMENT, sum(part.num_documents for part in parts))
+        for index, part in enumerate(parts):
+            rows = np.load(part_path(parts_dir, index, "npy"), allow_pickle=False)
+            numbers = np.array([domains.index(name) for name in part.domains], "<u2")
+            rows["end"] += np.uint64(tokens)
+            rows["byte_end"] += np.uint64(num_bytes)
+            if len(rows):
+                rows["domain"] = numbers[rows["domain"]]
+            stream.write(rows.tobytes())
+            tokens, num_bytes = tokens + part.num_tokens, num_bytes + part.num_bytes

@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_dir, check_output
+import numpy as np
+
+from minitron_cli.checkpoint.atomic import atomic_dir, check_output, need_space
 from minitron_cli.data.content import file_sha256
 from minitron_cli.data.encode import Encoding, Progress, Task, encode_all
 from minitron_cli.data.join import join_parts
@@ -24,6 +26,7 @@ from minitron_cli.data.readers import PIECE_BYTES, Fields, find_fields, split_fi
 from minitron_cli.data.source import HubName, Source
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, separator_ids
 from minitron_cli.data.tokens import (
+    DOCUMENT,
     FORMAT_VERSION,
     HEADER,
     Header,
@@ -139,6 +142,8 @@ def _make(
     if not any(part.num_tokens for part in parts):
         named = ", ".join(sorted({source["file"] for source in job.sources}))
         raise MinitronError(f"no text in {named}: every document is empty", "check --text-field")
+    width = np.dtype(job.how.dtype).itemsize
+    need_space(out, sum(width * part.num_tokens + DOCUMENT.itemsize * part.num_documents for part in parts))
     with atomic_dir(out, overwrite) as directory:
         joined = join_parts(parts, parts_dir, directory)
         header = Header(

@@ -1,14 +1,18 @@
 """`minitron data tokenize` as typed: outputs, streams, exit codes."""
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from minitron_cli.__main__ import run
+from minitron_cli.data import encode
 from minitron_cli.data.tokens import TokenFile
 from tests.data.corpora import byte_level, documents, write_jsonl
 
@@ -193,22 +197,46 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize(("size", "message"), [("64k", "no space left for tokens"), ("700k", "its disk has")])
 def test_a_full_disk_is_an_error(
+    size: str, message: str, tokenizer_dir: Path, tmp_path: Path, capsys: Capture, small_disk: Callable[[str], Path]
+) -> None:
+    """While the parts are written, and when they are to be joined: on a real file system of that size."""
+    source = write_jsonl(tmp_path / "stories.jsonl", documents(2500))
+    disk = small_disk(size)
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", disk / "out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert message in next(line for line in said if line.startswith("error: "))
+    assert any(line.startswith("hint: free some space") for line in said)
+    assert not (disk / "out").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """small_disk("64k") -> a mounted tmpfs of that size, or a skip where one may not mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small tmpfs is not allowed here")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_finished_parts_survive_a_full_disk(
     source: Path, tokenizer_dir: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
-    from minitron_cli.data import encode
-
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(encode, "_write_index", full)
     assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 1
-    said = capsys.readouterr().err
-    assert "error: no space left" in said
-    assert "finished parts are kept in" in said
-    assert not (tmp_path / "out").exists()
+    assert "finished parts are kept in" in capsys.readouterr().err
     monkeypatch.undo()
     assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 0
     assert not list(tmp_path.glob(".*"))
