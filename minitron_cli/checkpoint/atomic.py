@@ -69,7 +69,7 @@ def _problems_of_the_disk(path: Path) -> Iterator[None]:
     try:
         with disk_full_is_an_error(path):
             yield
-    except (PermissionError, NotADirectoryError) as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise MinitronError(f"{path} can not be written: {error}", "choose another output with -o") from error
     except OSError as error:
         if error.errno != errno.EROFS:
@@ -87,7 +87,7 @@ def disk_full_is_an_error(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(path.parent).free
         raise MinitronError(
-            f"no space left for {path} ({free / 1e6:.0f} MB free on its disk)",
+            f"no space left for {path} ({free / 1e6:,.1f} MB free on its disk)",
             "free some space or choose another disk with -o; nothing was left behind",
         ) from error
 
@@ -98,7 +98,7 @@ def need_space(path: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < num_bytes:
         raise MinitronError(
-            f"{path} needs {num_bytes / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free",
+            f"{path} needs {num_bytes / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB free",
             "free some space or choose another disk with -o",
         )
 

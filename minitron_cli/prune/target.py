@@ -73,10 +73,10 @@ def target_shape(checkpoint: Checkpoint, target: Target) -> Shape:
 
 
 def rounded(source: Shape, target: Target, multiple: int) -> Target:
-    """The target with its widths rounded to the nearest multiple (at least one, at most the source's size)."""
+    """The target with its widths rounded to the nearest multiple (at least one of them, at most the source's size)."""
     sizes = dict(target.sizes)
     for axis in ROUNDED:
-        if axis in sizes and axis in source:
+        if axis in sizes and 0 < sizes[axis] < source.get(axis):
             sizes[axis] = min(source[axis], max(1, round(sizes[axis] / multiple)) * multiple)
     return replace(target, sizes=sizes)
 
