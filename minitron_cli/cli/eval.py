@@ -41,7 +41,7 @@ def command(
     ] = False,
     trust_remote_code: Annotated[bool, option("--trust-remote-code", help="run code of the model directory")] = False,
     throughput: Annotated[bool, option("--throughput/--no-throughput", help="time plain forward passes")] = True,
-    cache: Annotated[bool, option("--cache/--no-cache", help="keep results and use kept ones")] = True,
+    reuse: Annotated[bool, option("--reuse/--no-reuse", help="use results that were kept")] = True,
     output: Annotated[Path | None, option("-o", "--output", help="write the results object here")] = None,
     form: Annotated[str, option("--format", help="table, markdown or csv on stdout")] = "table",
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
@@ -68,7 +68,7 @@ def command(
     found_tasks = find_tasks([request.task for request in requests], include or []) if requests else None
     options = Options(
         requests=requests, losses=losses, device=device, dtype=dtype, batch_size=batch_size, unsafe_code=unsafe,
-        trust_remote_code=trust_remote_code, throughput=throughput, cache=default_cache() if cache else None,
+        trust_remote_code=trust_remote_code, throughput=throughput, cache=default_cache() if reuse else None,
     )  # fmt: skip
     measured = evaluate(names, options, found_tasks, say)
     settings = {"suite": suite, "tasks": tasks, "shots": shots, "limit": limit, "data": data, "dtype": dtype}

@@ -11,7 +11,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 def default_cache() -> Path:

@@ -12,7 +12,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minitron_cli.errors import MinitronError
@@ -21,6 +21,8 @@ from minitron_cli.evaluate.tasks import Tasks
 
 # Tokens x vocabulary of one batch of logits (float32): 128 Mi values are 512 MiB.
 _LOGIT_BUDGET = 1 << 27
+# A group of more tasks than this (mmlu has 57) shows its own score only.
+_SHOWN_LEAVES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Score:
     version: str
     num_samples: int
     samples: Mapping[str, float]  # "<leaf task>/<document>" -> value
+    group: str | None = None  # the group that this task is part of, where the group was asked for
 
     @property
     def key(self) -> str:
@@ -81,7 +84,7 @@ def find_batch_size(loaded: LoadedModel) -> int | str:
 
 
 def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = False, seed: int = 1234) -> list[Score]:
-    """Evaluate one request; the scores of a group are the group's own, with the samples of all its tasks."""
+    """Evaluate one request; a group's score has the samples of all its tasks, which follow it if they are few."""
     import lm_eval
 
     _check_unsafe(tasks, request.task, unsafe_code)
@@ -100,8 +103,13 @@ def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = 
         )
     assert found is not None, "only rank 0 evaluates"
     wanted = _named(tasks, request.task, found)
-    scores = [score for name in wanted for score in _scores(name, tasks, found)]
-    return _select(scores, request)
+    scores = _select([score for name in wanted for score in _scores(name, tasks, found)], request)
+    leaves = tasks.leaves(request.task)
+    if wanted != [request.task] or leaves == (request.task,) or len(leaves) > _SHOWN_LEAVES:
+        return scores
+    keys = {score.key for score in scores}
+    parts = [score for leaf in leaves for score in _scores(leaf, tasks, found) if score.key in keys]
+    return scores + [replace(score, group=request.task) for score in parts]
 
 
 def _named(tasks: Tasks, name: str, found: Mapping[str, Any]) -> list[str]:

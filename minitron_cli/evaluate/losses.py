@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import Source
 from minitron_cli.data.tokenizer import tokenizer_hash
@@ -45,6 +46,7 @@ def measure_losses(
         raise MinitronError(f"--seq-len {seq_len} is more than the context of {loaded.name}, {context}", "shorten it")
     files = token_files(options.sources, loaded.path, options.separator, options.text_field)
     other = _reference(loaded, reference) if options.against_reference else None
+    against = model_digest(reference) if options.against_reference else None
 
     def run() -> dict[str, dict[str, Any]]:
         parts: dict[str, list[Loss]] = {}
@@ -63,15 +65,14 @@ def measure_losses(
 
     identity = {
         "model": digest,
-        "reference": str(other.path) if other else None,
+        "reference": against,
         "tokens": [file.header.tokens_sha256 for file in files],
         "seq_len": seq_len,
         "windows": options.windows,
         "dtype": loaded.dtype,
         "device": loaded.device.type,
     }
-    # A reference model is not part of a key by its weights: with one, measure again.
-    figures, known = cached(cache if other is None else None, identity, run)
+    figures, known = cached(cache, identity, run)
     whole = figures[ALL]
     say(
         f"{loaded.name}: {whole['nats_per_token']:.4f} nats per token, {whole['bits_per_byte']:.4f} bits per byte"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minitron_cli.data.text_bytes import text_bytes
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 
@@ -88,7 +89,7 @@ def perplexity(
         ids = torch.from_numpy(file.windows(indices, seq_len)).to(device)
         values = token_losses(model, ids, reference)
         of = file.domain_numbers(indices, seq_len)[:, 1:].ravel()
-        rows = [np.ones(of.size), values[0], _bytes(file, indices, seq_len)[:, 1:].ravel(), *values[1:]]
+        rows = [np.ones(of.size), values[0], text_bytes(file, indices, seq_len)[:, 1:].ravel(), *values[1:]]
         for i, row in enumerate(rows):
             sums[i] += np.bincount(of, weights=np.asarray(row, np.float64).ravel(), minlength=len(domains))
         progress(int(indices[-1]) + 1, windows)
@@ -147,12 +148,3 @@ def _count(file: TokenFile, seq_len: int, max_windows: int | None) -> int:
             "give more text, or a shorter --seq-len",
         )
     return min(windows, max_windows or windows)
-
-
-def _bytes(file: TokenFile, indices: np.ndarray, seq_len: int) -> np.ndarray:
-    """Bytes of text that each token of the windows stands for: a document's bytes in equal shares to its tokens."""
-    documents = file.document_numbers(indices, seq_len)
-    ends, byte_ends = (file.documents[name].astype(np.int64) for name in ("end", "byte_end"))
-    tokens = np.diff(ends, prepend=0)
-    sizes = np.diff(byte_ends, prepend=0)
-    return (sizes / tokens)[documents]

@@ -14,6 +14,7 @@ from minitron_cli.evaluate.harness import Score
 from minitron_cli.evaluate.side_by_side import Measured
 
 FORMAT = 1
+_ACCURACIES = ("acc", "exact_match", "pass", "mean_pass")
 COLUMNS = ("task", "metric", "shots", "n", "model", "value", "stderr", "kept", "p", "test")
 
 
@@ -48,7 +49,8 @@ def _model(found: Measured) -> dict[str, Any]:
 
 def mean_accuracy(scores: Sequence[Score]) -> float | None:
     """The mean over tasks of each one's main metric (its last accuracy: acc_norm where a task has both)."""
-    mains = {score.task: score.value for score in scores if score.metric.startswith(("acc", "exact_match", "pass"))}
+    own = [score for score in scores if score.group is None]
+    mains = {score.task: score.value for score in own if score.metric.startswith(_ACCURACIES)}
     return statistics.fmean(mains.values()) if mains else None
 
 
@@ -89,7 +91,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     paired = row["comparison"]
     arrow = "" if row["higher_is_better"] else " (lower is better)"
     return [
-        row["task"],
+        row["task"] if row["group"] is None else f"  {row['task']}",
         row["metric"] + arrow,
         "" if row["shots"] is None else str(row["shots"]),
         str(row["num_samples"]),

@@ -81,7 +81,7 @@ def _measure(model: str, name: str, reference: str, options: Options, tasks: Tas
     say(f"{name}: {loaded.num_parameters:,} parameters, {loaded.dtype} on {loaded.device}")
     losses: Mapping[str, Any] = {}
     if options.losses is not None:
-        losses = measure_losses(loaded, digest, Path(reference), options.losses, options.cache, say)
+        losses = measure_losses(loaded, digest, resolve_model(reference), options.losses, options.cache, say)
     scores: list[Score] = []
     if options.requests:
         assert tasks is not None, "requests come with their tasks"

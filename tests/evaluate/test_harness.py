@@ -49,11 +49,14 @@ def test_equals_the_harness_called_directly(lm, toy, task_dir: Path, monkeypatch
 
 def test_a_group_has_its_own_score_and_the_samples_of_its_tasks(lm, task_dir: Path) -> None:
     found = find_tasks(["letters"], [task_dir])
-    (group,) = run_request(lm, found, Request("letters"))
+    group, *members = run_request(lm, found, Request("letters"))
     parts = [run_request(lm, found, Request(name, metrics=("acc",)))[0] for name in ("letters_one", "letters_two")]
     assert group.value == pytest.approx(sum(part.value for part in parts) / 2)
     assert group.samples == parts[0].samples | parts[1].samples
     assert group.num_samples == 2 * QUESTIONS
+    assert [(score.task, score.group, score.value) for score in members] == [
+        (part.task, "letters", part.value) for part in parts
+    ]
 
 
 def test_limit_and_shots_reach_the_harness(lm, task_dir: Path) -> None:
