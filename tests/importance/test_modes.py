@@ -123,9 +123,9 @@ def test_the_mode_follows_the_memory(toy, tmp_path):
 def test_two_processes_are_one(toy, tmp_path, mode):
     """torchrun's environment, set by hand: two gloo ranks share the samples and write one file."""
     data = tmp_path / "text.jsonl"
-    data.write_text("".join(f'{{"text": "{"the cat sat on mat number " + str(i)} "}}\n' for i in range(40)))
-    line = [sys.executable, "-m", "minitron_cli", "importance", str(toy("llama")), "--data", str(data),
-            "--samples", "7", "--seq-len", "16", "--separator", "none", "--batch-size", "2", "--mode", mode]  # fmt: skip
+    data.write_text("".join(f'{{"text": "the cat sat on mat number {i} "}}\n' for i in range(40)))
+    line = [sys.executable, "-m", "minitron_cli", "importance", str(toy("llama")), "--data", str(data)]
+    line += ["--samples", "7", "--seq-len", "16", "--separator", "none", "--batch-size", "2", "--mode", mode]
     line += ["--depth-block", "1"] if mode == "resident" else []
     subprocess.run([*line, "-o", str(tmp_path / "one")], check=True, capture_output=True)
     with socket.socket() as free:
@@ -133,9 +133,8 @@ def test_two_processes_are_one(toy, tmp_path, mode):
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     line += ["-o", str(tmp_path / "two")]
-    ranks = [
-        subprocess.Popen(line, stdout=subprocess.PIPE, env={**os.environ, **place, "RANK": rank}) for rank in ("0", "1")
-    ]
+    places = [{**os.environ, **place, "RANK": rank} for rank in ("0", "1")]
+    ranks = [subprocess.Popen(line, stdout=subprocess.PIPE, env=environment) for environment in places]
     printed = [process.communicate(timeout=300)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0]
     assert printed[0]

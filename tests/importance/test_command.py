@@ -1,0 +1,175 @@
+"""The command: its file, what it finds again, what it refuses and in which words."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from minitron_cli.checkpoint.provenance import model_digest
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.cli.app import app
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance import resident
+from minitron_cli.importance.options import Options
+from minitron_cli.importance.run import measure
+from tests.toys import toy_tokenizer
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text(
+        "".join(json.dumps({"text": f"story {i}: the {'very ' * (i % 5)}old cat sat"}) + "\n" for i in range(60))
+    )
+    return str(file)
+
+
+@pytest.fixture
+def options(text):
+    return Options(data=(text,), samples=6, seq_len=16, separator="none", batch_size=3)
+
+
+def no_pass(monkeypatch):
+    """From here on, forward passes are an error."""
+    monkeypatch.setattr(resident, "run", lambda *args: pytest.fail("the pass was made again"))
+
+
+def test_the_file_carries_its_identity(toy, options, tmp_path):
+    result = measure(toy("llama"), options, tmp_path / "s")
+    scores, raw = read_scores(tmp_path / "s")
+    assert result.made == "measured"
+    assert scores.provenance["model"] == {"name": str(toy("llama")), "digest": model_digest(toy("llama"))}
+    expected = {"samples": 6, "seq_len": 16, "seed": 0, "dtype": "float32", "metric": "activation"}
+    assert {key: scores.provenance[key] for key in expected} == expected
+    assert scores.provenance["aggregation"] == {"batch": "l2", "seq": "mean"}
+    assert len(scores.provenance["tokenizer"]) == 64
+    assert raw["count"].tolist() == [3, 3]
+    assert {axis: array.shape for axis, array in scores.values.items()} == {
+        "hidden": (48,), "ffn": (3, 88), "head": (3, 6), "layer": (3,),
+    }  # fmt: skip
+
+
+def test_a_finished_pass_is_found_and_other_aggregations_need_none(toy, options, tmp_path, monkeypatch):
+    measure(toy("llama"), options, tmp_path / "s")
+    fresh = measure(toy("llama"), replace(options, batch_agg="mean", seq_agg="l2"), tmp_path / "fresh")
+    no_pass(monkeypatch)
+    before = (tmp_path / "s").stat().st_mtime_ns
+    assert measure(toy("llama"), options, tmp_path / "s").made == "found"
+    assert (tmp_path / "s").stat().st_mtime_ns == before
+    again = measure(toy("llama"), replace(options, batch_agg="mean", seq_agg="l2"), tmp_path / "s")
+    assert again.made == "aggregated"
+    for axis, values in fresh.scores.values.items():
+        np.testing.assert_array_equal(read_scores(tmp_path / "s")[0].values[axis], values)
+
+
+def test_a_depth_curve_is_added_to_what_is_known(toy, options, tmp_path, monkeypatch):
+    measure(toy("llama"), options, tmp_path / "s")
+    no_pass(monkeypatch)
+    result = measure(toy("llama"), replace(options, depth_blocks=(1, 2), layer_score="kl"), tmp_path / "s")
+    scores, raw = read_scores(tmp_path / "s")
+    assert result.made == "measured"
+    assert {name for name in raw if name.startswith("depth.")} == {"depth.loss.1", "depth.loss.2", "depth.kl.1"}
+    np.testing.assert_array_equal(scores.values["layer"], raw["depth.kl.1"])
+    assert scores.provenance["depth"]["loss.2"]["passes"] == pytest.approx(1 + 1 / 3)
+    assert measure(toy("llama"), replace(options, layer_score="kl"), tmp_path / "s").made == "found"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"samples": 5}, "samples: 6 there, 5 here"),
+        ({"seq_len": 12}, "seq_len: 16 there, 12 here"),
+        ({"seed": 3}, "seed: 0 there, 3 here"),
+        ({"dtype": "bfloat16"}, "dtype: float32 there, bfloat16 here"),
+        ({"separator": "eos"}, "data sources"),
+        ({"metric": "random"}, "metric: activation there, random here"),
+    ],
+)
+def test_scores_made_otherwise_are_refused_by_name(toy, options, tmp_path, change, named):
+    measure(toy("llama"), options, tmp_path / "s")
+    with pytest.raises(MinitronError) as refused:
+        measure(toy("llama"), replace(options, **change), tmp_path / "s")
+    assert named in refused.value.message
+    assert "--force" in refused.value.hint
+
+
+def test_force_measures_again_and_is_recorded(toy, options, tmp_path):
+    measure(toy("llama"), options, tmp_path / "s")
+    measure(toy("mistral"), replace(options, force=True), tmp_path / "s")
+    scores, _ = read_scores(tmp_path / "s")
+    assert scores.provenance["model"]["name"] == str(toy("mistral"))
+    assert any(difference.startswith("model: ") for difference in scores.provenance["forced"])
+
+
+def test_too_little_data_says_how_much_there_is(toy, options, tmp_path):
+    with pytest.raises(MinitronError, match=r"has \d+ windows of 16 tokens") as refused:
+        measure(toy("llama"), replace(options, samples=5000), tmp_path / "s")
+    assert "--allow-fewer" in refused.value.hint
+    result = measure(toy("llama"), replace(options, samples=5000, allow_fewer=True), tmp_path / "s")
+    assert 6 < result.scores.provenance["samples"] < 5000
+
+
+def test_samples_longer_than_the_context_are_refused(toy, options, tmp_path):
+    with pytest.raises(MinitronError, match=r"--seq-len 129 is longer than the context .*\(128\)"):
+        measure(toy("llama"), replace(options, seq_len=129), tmp_path / "s")
+
+
+def test_a_tokenizer_of_another_model_is_refused(toy, options, tmp_path):
+    model = shutil.copytree(toy("llama"), tmp_path / "model")
+    toy_tokenizer(99).save_pretrained(model)
+    (tmp_path / "tilde.txt").write_text("~" * 400)
+    with pytest.raises(MinitronError, match="gives token id 98, the model has 97 embeddings"):
+        measure(model, replace(options, data=(str(tmp_path / "tilde.txt"),)), tmp_path / "s")
+
+
+@pytest.mark.parametrize("mode", ["resident", "stream"])
+def test_nan_activations_name_the_layer(toy, options, tmp_path, mode):
+    model = shutil.copytree(toy("llama"), tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 3] = torch.nan
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MinitronError, match=r"activations of layer 1 are NaN or infinite \(ffn, layer\)"):
+        measure(model, replace(options, mode=mode), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"metric": "vibes"}, "--metric 'vibes' is unknown"),
+        ({"mode": "fast"}, "--mode 'fast' is unknown"),
+        ({"depth_metric": "x"}, "--depth-metric 'x' is unknown"),
+        ({"samples": 0}, "--samples 0 is not a count"),
+        ({"data": ()}, "there is no calibration data"),
+        ({"metric": "random", "depth_blocks": (1,)}, "no forward passes"),
+    ],
+)
+def test_options_that_make_no_sense(options, change, named):
+    with pytest.raises(MinitronError, match=named):
+        replace(options, **change)
+
+
+def test_an_aggregation_that_is_none(toy, options, tmp_path):
+    with pytest.raises(MinitronError, match="--seq-agg 'max' is unknown"):
+        measure(toy("llama"), replace(options, seq_agg="max"), tmp_path / "s")
+
+
+def test_the_command_line(toy, text, tmp_path):
+    line = ["importance", str(toy("llama")), "--data", text, "--samples", "6", "--seq-len", "16", "--separator", "none"]
+    line += ["-o", str(tmp_path / "s")]
+    dry = CliRunner().invoke(app, [*line, "--dry-run", "--json"])
+    assert json.loads(dry.stdout)["tokens"] == 96
+    assert not (tmp_path / "s").exists()
+    made = CliRunner().invoke(app, [*line, "--depth-block", "1"])
+    assert made.exit_code == 0
+    assert made.stdout.splitlines()[-1].startswith(f"next: minitron prune {toy('llama')}")
+    found = CliRunner().invoke(app, [*line, "--json"])
+    facts = json.loads(found.stdout)
+    assert facts["made"] == "found"
+    assert facts["stability"].keys() == {"hidden", "ffn", "head", "layer"}
+    assert len(facts["depth"]["loss.1"]["best"]["layers"]) == 1
