@@ -2,7 +2,8 @@
 
 Windows of `seq_len` tokens are cut end to end, as training reads them; in each the first token is given and the others
 are predicted. Everything is weighted by token, never by window, document or domain. The bytes of a document are shared
-out over its own tokens, so that bits per byte compares models whose tokenizers differ.
+out over its own tokens, so that bits per byte compares models whose tokenizers differ: exactly, given the bytes that
+each id of the vocabulary spells, else in equal shares.
 """
 
 from __future__ import annotations
@@ -72,12 +73,14 @@ def perplexity(
     max_windows: int | None = None,
     batch_size: int | None = None,
     reference: nn.Module | None = None,
+    byte_lengths: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Loss]:
     """Loss of `model` on the first `max_windows` windows of `file` (default all), by domain.
 
     With `reference`, a model of the same vocabulary on the same device, also KL(reference || model) and how often
-    both prefer the same next token.
+    both prefer the same next token. `byte_lengths` (vocab,) is `data.tokenizer.token_byte_lengths` of the file's
+    tokenizer.
     """
     windows = _count(file, seq_len, max_windows)
     batch_size = batch_size or max(1, 4096 // seq_len)
@@ -89,7 +92,12 @@ def perplexity(
         ids = torch.from_numpy(file.windows(indices, seq_len)).to(device)
         values = token_losses(model, ids, reference)
         of = file.domain_numbers(indices, seq_len)[:, 1:].ravel()
-        rows = [np.ones(of.size), values[0], text_bytes(file, indices, seq_len)[:, 1:].ravel(), *values[1:]]
+        rows = [
+            np.ones(of.size),
+            values[0],
+            text_bytes(file, indices, seq_len, byte_lengths)[:, 1:].ravel(),
+            *values[1:],
+        ]
         for i, row in enumerate(rows):
             sums[i] += np.bincount(of, weights=np.asarray(row, np.float64).ravel(), minlength=len(domains))
         progress(int(indices[-1]) + 1, windows)
