@@ -30,10 +30,11 @@ from minitron_cli.training.student import backbone_of, blocks_of
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A job, and the call that measures its step without training it."""
+    """A job, the call that measures its step without training it, and the type that one process casts weights to."""
 
     job: Job
     measure: Call
+    cast_to: torch.dtype | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def assemble(options: Options, models: Models, order: Order, world: World, plan:
         flops_per_token=3 * size_of(models.student, order.seq_len).flops + teachers,
         world=world,
     )
-    return Assembly(job, measurer(step, cast_to))
+    return Assembly(job, measurer(step, cast_to), cast_to)
 
 
 def build_step(options: Options, models: Models, world: World, dtype: torch.dtype) -> KDStep:

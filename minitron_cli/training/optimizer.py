@@ -72,18 +72,18 @@ def trainer(step: nn.Module, cast_to: torch.dtype | None) -> Call:
     With `cast_to`, the float32 weights are cast inside the graph: what FSDP's mixed precision does, for one process.
     Gradients reach the float32 weights and add up there.
     """
-    whole = _WithBackward(step)
-    return whole if cast_to is None else partial(_call_cast, whole, cast_to)
+    return caller(_WithBackward(step), cast_to)
 
 
 def measurer(step: nn.Module, cast_to: torch.dtype | None) -> Call:
     """The forward pass alone, without a graph, in the same precision as training."""
 
-    @torch.no_grad()
-    def measure(ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        return step(ids, weights) if cast_to is None else _call_cast(step, cast_to, ids, weights)
+    return torch.no_grad()(caller(step, cast_to))
 
-    return measure
+
+def caller(module: nn.Module, cast_to: torch.dtype | None) -> Call:
+    """`module` as a function of (ids, weights), its parameters cast for the time of the call if that is asked."""
+    return module if cast_to is None else partial(_call_cast, module, cast_to)
 
 
 def _call_cast(module: nn.Module, dtype: torch.dtype, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:

@@ -38,16 +38,16 @@ class Recorder:
     evaluate: Callable[[], dict[str, float]] | None
     progress: Progress
     bare_seconds: float | None = None
-    _since: tuple[float, int, int] = field(init=False)
+    _since: tuple[float, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._since = (time.perf_counter(), self.progress.tokens, self.progress.step)
+        self._since = (time.perf_counter(), self.progress.tokens)
 
     def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
         """After a step: log, evaluate, save."""
         self.progress = progress
         rate = self._rate()
-        self.display.step(progress.step, values, rate)
+        self.display.step(progress.step, values, rate, self._bare_ratio(rate))
         if self.cadence.due(self.cadence.log, progress.step):
             self._write(values, rate)
         if self.evaluate is not None and self.cadence.due(self.cadence.evaluate, progress.step):
@@ -86,9 +86,13 @@ class Recorder:
         seconds = time.perf_counter() - self._since[0]
         return (self.progress.tokens - self._since[1]) / seconds if seconds > 0 else 0.0
 
+    def _bare_ratio(self, rate: float) -> float | None:
+        """t_bare / t_step at this rate of tokens."""
+        return None if self.bare_seconds is None else self.bare_seconds * rate / self.job.tokens_per_step
+
     def _skip_time(self, seconds: float) -> None:
-        began, tokens, step = self._since
-        self._since = (began + seconds, tokens, step)
+        began, tokens = self._since
+        self._since = (began + seconds, tokens)
 
     def _write(self, values: Mapping[str, float], rate: float) -> None:
         progress = self.progress
@@ -102,8 +106,7 @@ class Recorder:
             line |= {"tokens_per_second": round(rate, 1), "peak_memory": peak_memory(self.job.world.device)}
             if progress.skipped:
                 line["skipped"] = progress.skipped
-            if self.bare_seconds is not None:
-                steps = progress.step - self._since[2]
-                line["bare_ratio"] = round(self.bare_seconds * steps * rate / (progress.tokens - self._since[1]), 4)
+            if (ratio := self._bare_ratio(rate)) is not None:
+                line["bare_ratio"] = round(ratio, 4)
             self.log.write(line)
-        self._since = (time.perf_counter(), progress.tokens, progress.step)
+        self._since = (time.perf_counter(), progress.tokens)

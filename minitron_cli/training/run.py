@@ -12,6 +12,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, loop, rundir, state
 from minitron_cli.training.announce import announce
 from minitron_cli.training.assemble import Assembly, StepPlan, assemble, plan_steps
+from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.distributed import World, agree, barrier, join
 from minitron_cli.training.inputs import Models, digests, find_models, open_files, open_order
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
@@ -58,6 +59,8 @@ def prepare(options: Options, world: World) -> Prepared:
     order = open_order(options, models)
     options = settle_cadence(settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files)))
     dtype = export.export_dtype(models.student, options.export_dtype)
+    if options.bare_limit and world.size > 1:
+        raise MinitronError("--bare-limit is measured in one process", "measure it once without --nproc")
     return Prepared(options, models, order, plan_steps(options, order, world), dtype)
 
 
@@ -105,6 +108,7 @@ def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop
         log=MetricsLog(run, progress.step if own else -1, options.tensorboard) if first else None,
         evaluate=_evaluator(options, models, assembly),
         progress=progress,
+        bare_seconds=bare_seconds(job, assembly.cast_to) if options.bare_limit else None,
     )
     try:
         if not own:

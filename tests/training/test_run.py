@@ -256,3 +256,13 @@ def test_tensorboard_is_named_where_it_is_missing(toy: Toy, text: Path, tmp_path
     except ModuleNotFoundError:
         with pytest.raises(MinitronError, match="needs the tensorboard package"):
             train(options(toy("llama"), text, tmp_path / "out", tensorboard=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bare_limit_is_logged_and_leaves_no_trace(dtype: str, toy: Toy, text: Path, tmp_path: Path) -> None:
+    teacher = toy("llama", hidden_size=66, seed=5)
+    for name, measured in (("plain", False), ("measured", True)):
+        train(options(toy("llama"), text, tmp_path / name, teacher, steps=3, dtype=dtype, bare_limit=measured))
+    assert_bitwise(weights(tmp_path / "plain"), weights(tmp_path / "measured"))
+    assert all(0 < line["bare_ratio"] < 2 for line in read_metrics(tmp_path / "measured" / "run"))
+    assert "bare_ratio" not in read_metrics(tmp_path / "plain" / "run")[0]
