@@ -10,11 +10,12 @@ from typing import Any
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import Source
-from minitron_cli.data.tokenizer import tokenizer_hash
+from minitron_cli.data.tokenizer import load_tokenizer, token_byte_lengths, tokenizer_hash
+from minitron_cli.data.tokens import require_ids_below
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
-from minitron_cli.evaluate.perplexity import Loss, add, perplexity
+from minitron_cli.evaluate.perplexity import Loss, add, perplexity, vocabulary
 
 ALL = "all"
 
@@ -45,10 +46,12 @@ def measure_losses(
     if context and seq_len > context:
         raise MinitronError(f"--seq-len {seq_len} is more than the context of {loaded.name}, {context}", "shorten it")
     files = token_files(options.sources, loaded.path, options.separator, options.text_field)
+    require_ids_below(files, vocabulary(loaded.model), loaded.path)
     other = _reference(loaded, reference) if options.against_reference else None
     against = model_digest(reference) if options.against_reference else None
 
     def run() -> dict[str, dict[str, Any]]:
+        byte_lengths = token_byte_lengths(load_tokenizer(loaded.path))
         parts: dict[str, list[Loss]] = {}
         for file in files:
             found = perplexity(
@@ -57,6 +60,7 @@ def measure_losses(
                 seq_len=seq_len,
                 max_windows=options.windows,
                 reference=other.model if other else None,
+                byte_lengths=byte_lengths,
             )
             for domain, loss in found.items():
                 parts.setdefault(domain, []).append(loss)

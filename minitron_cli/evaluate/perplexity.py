@@ -120,7 +120,7 @@ def token_losses(model: nn.Module, ids: Tensor, reference: nn.Module | None = No
 
     Logits exist for a few rows at a time only.
     """
-    rows = max(1, _LOGIT_BUDGET // (ids.shape[1] * _vocab(model)))
+    rows = max(1, _LOGIT_BUDGET // (ids.shape[1] * vocabulary(model)))
     parts: list[tuple[np.ndarray, ...]] = []
     for chunk in ids.split(rows):
         logits = _logits(model, chunk)
@@ -143,7 +143,8 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits[:, :-1].float()
 
 
-def _vocab(model: nn.Module) -> int:
+def vocabulary(model: nn.Module) -> int:
+    """How many ids the model embeds."""
     config: Any = model.config
     return int(config.get_text_config().vocab_size)
 
