@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from minitron_cli import __version__
-from minitron_cli.cli import data, distill, eval, importance, inspect, prune, report, run, search, toy, train, verify
+from minitron_cli.cli import (
+    bench,
+    data,
+    distill,
+    eval,
+    importance,
+    inspect,
+    prune,
+    report,
+    run,
+    search,
+    toy,
+    train,
+    verify,
+)
 
 app = typer.Typer(
     rich_markup_mode=None,  # rich help costs 0.1 to 0.2 s at start-up
@@ -29,6 +43,6 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     """
 
 
-for module in (importance, prune, distill, train, eval, search, inspect, verify, run, report, toy):
+for module in (importance, prune, distill, train, eval, bench, search, inspect, verify, run, report, toy):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.command)
 app.add_typer(data.app, name=data.NAME)
