@@ -92,5 +92,6 @@ def section(identity: str, title: str, *children: object) -> Html:
 
 
 def missing(text: str) -> Html:
-    """Says what is not there (yet), and how it would be made."""
-    return tag("p", text, class_="missing")
+    """Says what is not there (yet), and how it would be made; what stands between `backticks` is code."""
+    parts = text.split("`")
+    return tag("p", [tag("code", part) if i % 2 else part for i, part in enumerate(parts)], class_="missing")

@@ -17,12 +17,13 @@ def three(value: float) -> str:
     """Three significant digits without trailing zeros behind the point, never in exponents for everyday sizes."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - _magnitude(value))
+    digits = max(0, 2 - magnitude(value))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _magnitude(value: float) -> int:
+def magnitude(value: float) -> int:
+    """The power of ten of the first digit: 4321 -> 3."""
     return int(f"{abs(value):.2e}".split("e")[1])
 
 
@@ -31,8 +32,12 @@ def flops(value: float | None) -> str:
     if value is None:
         return "–"
     mantissa, exponent = f"{value:.2e}".split("e")
-    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa} × 10{power}"
+    return f"{mantissa} × {power_of_ten(int(exponent))}"
+
+
+def power_of_ten(exponent: int) -> str:
+    """15 -> "10¹⁵"."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def share(value: float | None) -> str:

@@ -133,6 +133,8 @@ def write_run(directory: Path, until: str | None = None) -> Path:
     for model in family["models"]:
         figures = evaluated[str(typed / model["name"])]
         model["evaluation"] = {key: value for key, value in figures.items() if key != "path"}
+    for step in family["steps"]:
+        step["command"] = ["minitron", *records[step["step"]].command]
     (directory / "family.json").write_text(json.dumps(family))
     return directory
 
@@ -304,7 +306,7 @@ def _pruned(directory: Path, step: Step, going: bool) -> None:
     )
 
 
-def fake_results(typed: Path) -> dict[str, Any]:
+def fake_results(directory: Path, typed: Path) -> dict[str, Any]:
     """What `minitron eval --json` gives: models, one row per task, metric and model."""
     models, rows = [], []
     for name, loss in LOSS.items():
@@ -323,7 +325,7 @@ def fake_results(typed: Path) -> dict[str, Any]:
             {
                 "name": name,
                 "path": str(typed / name),
-                "digest": "0" * 64,
+                "digest": model_digest(directory / name),
                 "parameters": 1,
                 "loss": loss,
                 "tokens_per_second": SPEED[name],
@@ -383,7 +385,7 @@ def _row(name: str, task: str, i: int) -> dict[str, Any]:
 
 def _evaluated(directory: Path, step: Step, going: bool) -> None:
     if not going:
-        (directory / step.output).write_text(json.dumps(fake_results(Path("runs") / directory.name)))
+        (directory / step.output).write_text(json.dumps(fake_results(directory, Path("runs") / directory.name)))
 
 
 _WRITERS: Mapping[str, Any] = {

@@ -75,11 +75,14 @@ def grid_map(
 def kept_map(name: str, kept: np.ndarray, row_words: Sequence[str], unit: str, label: str) -> Html:
     """Where in the source the kept units stood: kept (row, unit) of 0 and 1; wide rows show shares of neighbours."""
     from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
 
     values = columns(kept.astype(np.float64))
     with canvas(_WIDTH, _height(len(values), 66, least=14)) as figure:
         axes = figure.subplots()
-        _image(axes, values, Normalize(0, 1), (0, kept.shape[-1], len(values) - 0.5, -0.5))
+        wide = kept.shape[-1] > _MOST_COLUMNS
+        _image(axes, values, Normalize(0, 1), (0, kept.shape[-1], len(values) - 0.5, -0.5) if wide else None)
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         _rows(axes, row_words)
         axes.set_xlabel(f"{unit}, by index in the source")
         return to_svg(figure, name, label)

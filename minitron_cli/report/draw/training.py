@@ -10,6 +10,7 @@ from minitron_cli.report.draw.style import Style
 from minitron_cli.report.draw.svg import to_svg, unique
 from minitron_cli.report.draw.theme import INK, MUTED, canvas
 from minitron_cli.report.html import Html
+from minitron_cli.report.read.figures import TeacherLine
 from minitron_cli.report.read.values import Curve, Model
 
 X_WORDS = {"tokens": "tokens", "flops": "FLOPs"}
@@ -17,11 +18,11 @@ _MOST_POINTS = 600
 
 
 def loss_curve(
-    model: Model, style: Style, x: str, teacher: tuple[str, float] | None, size: tuple[float, float] = (372, 290)
+    model: Model, style: Style, x: str, teacher: TeacherLine | None, size: tuple[float, float] = (372, 290)
 ) -> Html | None:
     """Cross-entropy in training (thin, and smoothed) and on held-out text (points); None where neither was written.
 
-    `x` is "tokens" or "flops"; `teacher` its name and loss on the same held-out text.
+    `x` is "tokens" or "flops"; `teacher` its line, where that is known.
     """
     assert model.curve is not None
     shown = _series(model.curve, x)
@@ -37,7 +38,7 @@ def loss_curve(
             at, values = shown["held-out"]
             axes.plot(at, values, color=INK, marker="o", markersize=4.5, linewidth=1.2, label="held-out text")
         if teacher:
-            _line(axes, f"teacher: {teacher[0]}, {teacher[1]:.3f}", teacher[1])
+            _line(axes, teacher.words, teacher.loss)
         _finish(axes, x, "nats per token", [v for _, v in shown.values()], teacher)
         label = f"Cross-entropy of {model.name} against {X_WORDS[x]}. " + _words(shown, teacher)
         return to_svg(figure, unique("loss", model.name, x), label)
@@ -71,7 +72,7 @@ def divergence_curve(model: Model, style: Style, size: tuple[float, float] = (37
         return to_svg(figure, unique("kd", model.name), label)
 
 
-def compare_curves(models: list[Model], look: Mapping[str, Style], x: str, teacher: tuple[str, float] | None) -> Html:
+def compare_curves(models: list[Model], look: Mapping[str, Style], x: str, teacher: TeacherLine | None) -> Html:
     """Held-out loss of several models over what they have spent, on one scale."""
     with canvas(540, 330) as figure:
         axes = figure.subplots()
@@ -92,7 +93,7 @@ def compare_curves(models: list[Model], look: Mapping[str, Style], x: str, teach
             everything.append(evaluated["eval_ce"])
             words.append(f"{model.name} ends at {evaluated['eval_ce'][-1]:.3f}")
         if teacher:
-            _line(axes, f"teacher: {teacher[0]}, {teacher[1]:.3f}", teacher[1])
+            _line(axes, teacher.words, teacher.loss)
         _finish(axes, x, "held-out loss, nats per token", everything, teacher)
         return to_svg(figure, unique("compare", x), f"Held-out loss against {X_WORDS[x]}: {', '.join(words)}.")
 
@@ -138,27 +139,34 @@ def _log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: Any, x: str, y_label: str, values: list[np.ndarray], teacher: tuple[str, float] | None) -> None:
+def _finish(axes: Any, x: str, y_label: str, values: list[np.ndarray], teacher: TeacherLine | None) -> None:
     """The first steps of a training from scratch would flatten all that follows: the scale leaves them out."""
     if values:
         everything = np.concatenate([v[np.isfinite(v)] for v in values])
-        low = min(everything.min(), teacher[1] if teacher else np.inf)
+        low = min(everything.min(), teacher.loss if teacher else np.inf)
         high = max(np.quantile(everything, 0.97), max(float(v[-1]) for v in values))
         room = 0.06 * max(high - low, 1e-3)
         axes.set_ylim(low - room, high + 2 * room)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(lambda value, _: _tick(value, x))
-    axes.set_xlabel(X_WORDS[x])
+    _x_axis(axes, x)
     axes.set_ylabel(y_label)
     axes.legend(loc="upper right")
 
 
-def _tick(value: float, x: str) -> str:
-    if value == 0:
-        return "0"
-    return text.count(value) if x == "tokens" else text.flops(value).replace(".00", "")
+def _x_axis(axes: Any, x: str) -> None:
+    """Tokens as people count them; FLOPs as multiples of a power of ten that stands in the axis' name."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if x == "tokens":
+        axes.xaxis.set_major_formatter(lambda value, _: text.count(value) if value else "0")
+        axes.set_xlabel("tokens")
+        return
+    exponent = text.magnitude(axes.get_xlim()[1])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:g}")
+    axes.set_xlabel(f"FLOPs, × {text.power_of_ten(exponent)}")
 
 
-def _words(shown: Mapping[str, tuple[np.ndarray, np.ndarray]], teacher: tuple[str, float] | None) -> str:
+def _words(shown: Mapping[str, tuple[np.ndarray, np.ndarray]], teacher: TeacherLine | None) -> str:
     parts = [f"{name} text from {values[0]:.3f} to {values[-1]:.3f}" for name, (_, values) in shown.items()]
-    return "; ".join(parts) + (f"; the teacher stands at {teacher[1]:.3f}." if teacher else ".")
+    return "; ".join(parts) + (f"; the teacher stands at {teacher.loss:.3f}." if teacher else ".")

@@ -1,6 +1,5 @@
 """Find out what a directory is and read all that it holds. A run that is still going on is read as far as it is."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any, TypeVar
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
-from minitron_cli.report.read.models import make_model, place, single_model
+from minitron_cli.report.read.documents import FAMILY, STATE, read_evaluation, read_family, read_json, read_steps
+from minitron_cli.report.read.models import make_model, place, recorded_digest, single_model
 from minitron_cli.report.read.values import MAKES_MODELS, Model, Results, Run, ScoresFile, Step
 from minitron_cli.spec.recipe import VERBS
 
-STATE = Path(".minitron") / "state.json"
-FAMILY = "family.json"
 T = TypeVar("T")
 
 
@@ -47,17 +45,18 @@ def collect(directory: Path) -> Run:
 
 def _collect_chain(directory: Path) -> Run:
     problems: list[str] = []
-    family = _read_json(directory / FAMILY) if (directory / FAMILY).is_file() else {}
-    steps = _steps(directory, family)
+    family = read_family(directory / FAMILY)
+    steps = read_steps(directory, family)
     outputs = {_typed_output(step): step.name for step in steps}
     models = []
     for step in steps:
         if step.verb in MAKES_MODELS:
-            known: dict[str, Any] = next((m for m in family.get("models", ()) if m["name"] == step.name), {})
+            known = _known(family, step)
             whole = _attempt(problems, make_model, step, outputs, known)
             models.append(whole or make_model(step, outputs, known, light=True))
-    evaluations = _results(steps, "eval", problems)
-    models = [_with_evaluation(model, evaluations, outputs) for model in models]
+    evaluations = _results(steps, "eval", read_evaluation, problems)
+    models = [_with_evaluation(model, evaluations, outputs, problems) for model in models]
+    models = [_with_size(model, models) for model in models]
     return Run(
         title=family.get("recipe") or directory.resolve().name,
         about=family.get("about", ""),
@@ -67,10 +66,16 @@ def _collect_chain(directory: Path) -> Run:
         models=tuple(models),
         scores=_scores(steps, problems),
         evaluations=evaluations,
-        benchmarks=_results(steps, "bench", problems),
+        benchmarks=_results(steps, "bench", read_json, problems),
         versions=_versions(family, models),
         problems=tuple(problems),
     )
+
+
+def _known(family: Mapping[str, Any], step: Step) -> dict[str, Any]:
+    """What family.json says of a model; nothing while the model is made anew."""
+    models = family.get("models", ()) if step.state == "done" else ()
+    return next((m for m in models if m["name"] == step.name), {})
 
 
 def _collect_single(directory: Path) -> Run:
@@ -90,37 +95,19 @@ def _collect_single(directory: Path) -> Run:
     )
 
 
-def _steps(directory: Path, family: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Steps from the run's own state; from family.json where only that was kept."""
-    if (directory / STATE).is_file():
-        records = _read_json(directory / STATE)
-        return tuple(
-            _step(directory, name, r["command"], "done" if r["digest"] else "begun", r["seconds"] or None)
-            for name, r in records.items()
-            if r["command"]
-        )
-    return tuple(
-        _step(directory, s["step"], s["command"][1:], "done", s["seconds"] or None) for s in family.get("steps", ())
-    )
-
-
-def _step(directory: Path, name: str, command: Sequence[str], state: str, seconds: float | None) -> Step:
-    verb = command[0]
-    suffix = VERBS[verb].suffix if verb in VERBS else ""
-    return Step(name, verb, tuple(command), directory / (name + suffix), state, seconds)
-
-
 def _typed_output(step: Step) -> str:
     """The output as the command line names it: by this text later commands refer to it."""
     verb = VERBS.get(step.verb)
     return step.command[1] if verb and verb.output_flag is None else step.command[-1]
 
 
-def _results(steps: Sequence[Step], verb: str, problems: list[str]) -> tuple[Results, ...]:
+def _results(
+    steps: Sequence[Step], verb: str, read: Callable[[Path], dict[str, Any]], problems: list[str]
+) -> tuple[Results, ...]:
     found = []
     for step in steps:
         if step.verb == verb and step.output.is_file():
-            content = _attempt(problems, _read_json, step.output)
+            content = _attempt(problems, read, step.output)
             if content:
                 found.append(Results(step.name, step.output, content))
     return tuple(found)
@@ -136,12 +123,28 @@ def _scores(steps: Sequence[Step], problems: list[str]) -> tuple[ScoresFile, ...
     return tuple(found)
 
 
-def _with_evaluation(model: Model, evaluations: Sequence[Results], outputs: Mapping[str, str]) -> Model:
-    """The model with what evaluations say of it, later ones over earlier ones."""
+def _with_size(model: Model, models: Sequence[Model]) -> Model:
+    """Training keeps the size of what it starts from, so a model that is still being trained has its parent's."""
+    parent = next((m for m in models if m.name == model.parent), None)
+    return model if model.facts or parent is None or model.verb == "prune" else replace(model, facts=parent.facts)
+
+
+def _with_evaluation(
+    model: Model, evaluations: Sequence[Results], outputs: Mapping[str, str], problems: list[str]
+) -> Model:
+    """The model with what evaluations say of it, later ones over earlier ones.
+
+    Figures that were measured on other weights, before the model was made again, are left out and named.
+    """
+    digest = recorded_digest(model.manifest)
     figures = dict(model.evaluation)
     for results in evaluations:
         for entry in results.content.get("models", ()):
-            if place(entry["path"], outputs) == model.name:
+            if place(entry["path"], outputs) != model.name:
+                continue
+            if digest and entry.get("digest") not in (None, digest):
+                problems.append(f"{results.path.name} was measured on an earlier {model.name}: evaluate again")
+            else:
                 figures.update({key: value for key, value in entry.items() if value is not None and key != "path"})
     return replace(model, evaluation=figures)
 
@@ -158,13 +161,3 @@ def _versions(family: Mapping[str, Any], models: Sequence[Model]) -> dict[str, d
 
 def _own_versions(model: Model) -> Mapping[str, str]:
     return model.manifest.get("versions", {})
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise MinitronError(f"{file} is not valid JSON: {error}", "make it again") from error
-    if not isinstance(found, dict):
-        raise MinitronError(f"{file} holds no JSON object", "make it again")
-    return found

@@ -42,11 +42,24 @@ def comparable_losses(run: Run) -> dict[str, Loss]:
     return {m.name: loss for m in run.models if (loss := held_out_loss(m))}
 
 
-def teacher_line(model: Model, run: Run) -> tuple[str, float] | None:
-    """Name and loss of the teacher on the held-out windows of `model`'s own training, None where it is not known.
+@dataclass(frozen=True, slots=True)
+class TeacherLine:
+    """A teacher's held-out loss. `same_windows`: measured on the very windows of the student's curve."""
 
-    A teacher that was trained in this run has been measured on them if its options say so; one that was not is taken
-    from the evaluation.
+    name: str
+    loss: float
+    same_windows: bool
+
+    @property
+    def words(self) -> str:
+        return f"teacher: {self.name}, {self.loss:.3f}" + ("" if self.same_windows else " (evaluation)")
+
+
+def teacher_line(model: Model, run: Run) -> TeacherLine | None:
+    """The teacher's loss on the held-out windows of `model`'s own training, None where it is not known.
+
+    A teacher that was trained in this run has been measured on them if its options say so; for one that was not, the
+    evaluation's loss stands in, and says so.
     """
     for name in model.teachers:
         teacher = run.model(name)
@@ -54,9 +67,9 @@ def teacher_line(model: Model, run: Run) -> tuple[str, float] | None:
             continue
         last = last_evaluated(teacher)
         if last is not None and _windows(teacher) == _windows(model):
-            return name, last
+            return TeacherLine(name, last, same_windows=True)
         if teacher.loss is not None:
-            return name, teacher.loss
+            return TeacherLine(name, teacher.loss, same_windows=False)
     return None
 
 

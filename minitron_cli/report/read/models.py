@@ -1,12 +1,13 @@
 """The models of a run: sizes from their headers, descent from the command lines, training from their metrics."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.describe import describe
-from minitron_cli.checkpoint.provenance import read_manifest, read_plan
+from minitron_cli.checkpoint.provenance import combined_digest, read_manifest, read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.read.curves import read_curve, training_options
@@ -31,10 +32,12 @@ def make_model(step: Step, outputs: Mapping[str, str], known: Mapping[str, Any],
         parent=place(step.command[1], outputs),
         teachers=tuple(place(word, outputs) for word in values_of(step.command, "--teacher")),
         facts=facts,
-        manifest=manifest or _manifest_of(known),
+        manifest=manifest
+        or _manifest_of(known)
+        or ({} if light else {"options": training_options(step.output / "run")}),
         plan=read_plan(step.output) if manifest and step.verb == "prune" else None,
         curve=None if light or step.verb == "prune" else read_curve(step.output / "run"),
-        evaluation=known.get("evaluation") or {},
+        evaluation={} if manifest else known.get("evaluation") or {},
     )
 
 
@@ -55,6 +58,13 @@ def place(word: str, outputs: Mapping[str, str]) -> str:
 
 def _manifest_of(known: Mapping[str, Any]) -> dict[str, Any]:
     return {"training": known["training"]} if known.get("training") else {}
+
+
+def recorded_digest(manifest: Mapping[str, Any]) -> str | None:
+    """The identity of a model (`model_digest`) from the hashes in its manifest, without reading a weight again."""
+    files = manifest.get("files") or {}
+    parts = {n: d for n, d in files.items() if n == "config.json" or fnmatch(n, "model*.safetensors")}
+    return combined_digest(parts) if len(parts) > 1 else None
 
 
 def single_model(directory: Path) -> tuple[Model, tuple[Model, ...]]:
