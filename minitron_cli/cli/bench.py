@@ -111,7 +111,8 @@ def _show(found: dict[str, Any], output: Path | None) -> None:
     ceiling = any(row["batch_ceiling"] is not None for row in found["rows"])
     table([*columns, "fits"] if ceiling else columns, [
         [
-            row["model"], f"{sizes[row['model']]['parameters']:,}", f"{row['input']}x{row['output']}", str(row["batch"]),
+            row["model"], f"{sizes[row['model']]['parameters']:,}",
+            f"{row['input']}x{row['output']}", str(row["batch"]),
             _speed(row, "prefill_tokens_per_second"), _speed(row, "decode_tokens_per_second"),
             f"{row['time_to_first_token']['median'] * 1e3:.2f} ms",
             f"{row['time_per_output_token']['median'] * 1e3:.2f} ms",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from minitron_cli.toy.domains import DOMAINS, World
 
-# Shares of the text, in characters; sums and brackets have more tokens to a character. Looking things up (recall, and the
-# things of a story) takes longest to learn and gets most.
+# Shares of the text, in characters; sums and brackets have more tokens to a character. Looking things up (recall, and
+# the things of a story) takes longest to learn and gets most.
 SHARES = {"stories": 0.45, "arithmetic": 0.06, "brackets": 0.06, "recall": 0.43}
 
 
