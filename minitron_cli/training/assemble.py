@@ -25,7 +25,7 @@ from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.settle import schedule_of
 from minitron_cli.training.state import prime
 from minitron_cli.training.step import KDStep
-from minitron_cli.training.student import backbone_of, blocks_of
+from minitron_cli.training.student import backbone_of, blocks_of, compile_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ def build_step(options: Options, models: Models, world: World, dtype: torch.dtyp
     if options.checkpoint_activations:
         student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if options.compile:
-        for block in blocks_of(backbone_of(student)):
-            block.compile()
+        compile_blocks(backbone_of(student))
     shard(step, list(blocks_of(backbone_of(student))), world, dtype)
     return step.to(world.device)
 

@@ -39,6 +39,16 @@ def blocks_of(backbone: Any) -> nn.ModuleList:
     return found[0]
 
 
+def compile_blocks(backbone: nn.Module, backend: str = "inductor") -> None:
+    """Compile every decoder block in place, hooks included."""
+    import torch._dynamo
+
+    # Without guards on hooks the graph traced for one block would serve its neighbour, whose state is read elsewhere.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    for block in blocks_of(backbone):
+        block.compile(backend=backend)
+
+
 class Taps:
     """Runs a backbone and keeps the states after some blocks. Nothing is kept between calls."""
 

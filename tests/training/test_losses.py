@@ -327,3 +327,23 @@ def test_record_keeps_the_mass_of_the_tail() -> None:
 def test_nonsense_is_refused_by_name(make_bad: Any, names: str) -> None:
     with pytest.raises(MinitronError, match=names):
         make_bad()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_in_bf16_is_float32_arithmetic_on_the_same_numbers(kind: str) -> None:
+    """Logits and dW leave the GEMMs in float32; only the slope is rounded to bf16 on its way into them."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 64), torch.randn(5000, 64)
+    taught = hidden + 0.1 * torch.randn(300, 64)
+    options = {"div": Divergence(kind), "targets": torch.randint(0, 5000, (300,), device="cuda"), "ce_weight": 0.1}
+
+    def run(function: Any, cast: torch.dtype, **more: Any) -> tuple[Tensor, ...]:
+        h, w, t = (x.cuda().bfloat16().to(cast) for x in (hidden, weight, taught))
+        h.requires_grad_(), w.requires_grad_()
+        sums = function(h, Head(w), [Teacher(t, Head(w.detach()))], torch.ones(300, device="cuda"), **options, **more)
+        return sums.loss.detach(), *torch.autograd.grad(sums.loss, [h, w])
+
+    expected = run(naive_distillation, torch.float32)
+    for found, exact in zip(run(fused_distillation, torch.bfloat16, chunk_tokens=128), expected):
+        assert (found.float() - exact).norm() < 5e-3 * exact.norm()

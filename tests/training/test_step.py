@@ -16,7 +16,7 @@ from minitron_cli.training.divergences import Divergence
 from minitron_cli.training.head import head_of
 from minitron_cli.training.objectives import Objective, auto_terms, build_objective, resolve_layer_map
 from minitron_cli.training.step import KDStep
-from minitron_cli.training.student import projection
+from minitron_cli.training.student import compile_blocks, projection
 from minitron_cli.training.topk import record
 
 VOCAB = 61
@@ -256,6 +256,18 @@ def test_checkpointed_activations_change_nothing(pair: tuple[nn.Module, nn.Modul
     found = gradients(step, step(ids, weights)["loss"])
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_change_nothing(pair: tuple[nn.Module, nn.Module]) -> None:
+    """Blocks share their code, not their hooks: some states are read, others not."""
+    student, teacher = llama(24, 6, seed=1), pair[1]
+    step = KDStep(student, teacher, Objective(layer_map=((1, 1), (2, 2)), embedding=True, alpha=1.0))
+    ids, weights = batch()
+    expected = step(ids, weights)
+    compile_blocks(student.model, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(step(ids, weights), expected)
 
 
 def test_positions_that_start_again_keep_documents_apart(pair: tuple[nn.Module, nn.Module]) -> None:
