@@ -96,6 +96,8 @@ def _looks_local(where: str) -> bool:
 def _local(spec: str, path: Path, weight: float | None) -> Source:
     if is_token_directory(path):
         return Source(spec, name=path.name, weight=weight, tokens=path)
+    if (path / "config.json").is_file() and (path / "tokenizer_config.json").is_file():
+        raise MinitronError(f"--data {spec} is a model directory, not data", _HINT)
     if path.is_dir():
         return Source(spec, name=path.resolve().name, weight=weight, files=_directory_files(path))
     if path.is_file():
