@@ -28,6 +28,7 @@ ALTERNATING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": False}
+PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 DERIVED_HEAD_DIM = {key: value for key, value in BASE.items() if key != "head_dim"}
 
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
@@ -38,16 +39,26 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**BASE, "tie_word_embeddings": True},
     "qwen3": {**BASE, **ALTERNATING, "use_sliding_window": True},
     "qwen3_moe": {**BASE, **EXPERTS, "num_experts": 5, "moe_intermediate_size": 24, "norm_topk_prob": False},
+    "qwen2_moe": {
+        **{**BASE, **EXPERTS},
+        "num_experts": 5,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "norm_topk_prob": False,
+    },
     "mixtral": {**BASE, **EXPERTS, "num_local_experts": 5, "intermediate_size": 24},
     # Half of each head is rotated: 12 / 2 leaves an even number.
     "nemotron": {**BASE, "head_dim": 12, "partial_rotary_factor": 0.5},
     "phi3": BASE,
+    "gemma": {**BASE, "tie_word_embeddings": True},
     "gemma2": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
     "gemma3_text": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
     "olmo2": BASE,
+    "olmo3": {**BASE, **ALTERNATING},
     "olmoe": {**DERIVED_HEAD_DIM, **EXPERTS, "num_experts": 5, "intermediate_size": 24, "norm_topk_prob": True},
     "stablelm": {**DERIVED_HEAD_DIM, "use_qkv_bias": True},
     "starcoder2": {**BASE, "use_bias": True, "tie_word_embeddings": True, "sliding_window": 5},
+    "gpt_oss": {**BASE, **EXPERTS, **ALTERNATING, "num_local_experts": 5, "intermediate_size": 24, **PLAIN_ROPE},
     "gpt_neox": {key: value for key, value in DERIVED_HEAD_DIM.items() if key != "num_key_value_heads"},
 }
 

@@ -44,6 +44,11 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     path = resolve_model(model)
     config = load_config(path)
     family = family_of(str(config.get("model_type")))
+    if unmet := family.unmet(config):
+        raise MinitronError(
+            f"{path} is a {family.name} variant that can not be pruned yet: {'; '.join(unmet)}",
+            "its layers have weights that the table does not describe",
+        )
     shape = shape_of(family, config)
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised

@@ -36,6 +36,7 @@ def command(
     drop_layers: Annotated[str | None, option("--drop-layers", help="layers to drop, from 0: 15-30 or 3,7")] = None,
     experts: Annotated[int | None, option("--experts", help="experts a layer keeps")] = None,
     expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
+    shared_ffn: Annotated[int | None, option("--shared-ffn", help="neurons a layer's shared expert keeps")] = None,
     experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
@@ -60,7 +61,7 @@ def command(
     from minitron_cli.prune.preflight import preflight
 
     sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
-             "expert_ffn": expert_ffn, "expert_active": experts_per_token}  # fmt: skip
+             "expert_ffn": expert_ffn, "shared_ffn": shared_ffn, "expert_active": experts_per_token}  # fmt: skip
     wanted = targets.Target(
         {axis: int(n) for axis, n in sizes.items() if n is not None},
         targets.parse_layers(drop_layers) if drop_layers else (),

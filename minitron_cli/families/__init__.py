@@ -1,14 +1,15 @@
 """One small file per model family; `FAMILIES` is the whole list, in plain sight."""
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.families.gemma import GEMMA2, GEMMA3
+from minitron_cli.families.gemma import GEMMA, GEMMA2, GEMMA3
 from minitron_cli.families.gpt_neox import GPT_NEOX
+from minitron_cli.families.gpt_oss import GPT_OSS
 from minitron_cli.families.llama import LLAMA, SMOLLM3
 from minitron_cli.families.mixtral import MIXTRAL
 from minitron_cli.families.nemotron import NEMOTRON
 from minitron_cli.families.olmo import OLMO2, OLMOE
 from minitron_cli.families.phi3 import PHI3
-from minitron_cli.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from minitron_cli.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from minitron_cli.families.stablelm import STABLELM
 from minitron_cli.families.starcoder2 import STARCODER2
 from minitron_cli.spec.family import Family
@@ -18,10 +19,12 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     QWEN2,
     QWEN3,
+    QWEN2_MOE,
     QWEN3_MOE,
     MIXTRAL,
     NEMOTRON,
     PHI3,
+    GEMMA,
     GEMMA2,
     GEMMA3,
     OLMO2,
@@ -29,7 +32,24 @@ FAMILIES: tuple[Family, ...] = (
     STABLELM,
     STARCODER2,
     GPT_NEOX,
+    GPT_OSS,
 )
+
+# Looked at, and left out because a table can not say them honestly: (model_types, why).
+_LAYERS_DIFFER = "its layers are of several kinds (attention, recurrent, dense, sparse), a table has one"
+UNSUPPORTED: dict[str, str] = {
+    "nemotron_h": _LAYERS_DIFFER,
+    "qwen3_next": _LAYERS_DIFFER,
+    "falcon_h1": _LAYERS_DIFFER,
+    "deepseek_v2": "its first layers are dense and the others sparse, and its attention is low-rank",
+    "deepseek_v3": "its first layers are dense and the others sparse, and its attention is low-rank",
+    "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
+    "llama4": "it is a model of text and images; only text models can be pruned",
+    "gemma3": "it is a model of text and images; its text half, saved by itself (gemma3_text), can be pruned",
+    "gemma3n_text": "its layers share key/value caches and carry per-layer embeddings",
+    "mamba": "it has no attention and no MLP to prune",
+    "mamba2": "it has no attention and no MLP to prune",
+}
 
 
 def known_model_types() -> tuple[str, ...]:
@@ -42,6 +62,11 @@ def family_of(model_type: str) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
+    if model_type in UNSUPPORTED:
+        raise MinitronError(
+            f"{model_type} models can not be pruned: {UNSUPPORTED[model_type]}",
+            f"supported: {', '.join(known_model_types())}",
+        )
     raise MinitronError(
         f"unknown model_type {model_type!r} ({near_matches(model_type, known_model_types())})",
         f"supported: {', '.join(known_model_types())}; a new family is one table in minitron_cli/families",

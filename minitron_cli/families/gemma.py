@@ -1,16 +1,22 @@
-"""Gemma 2 and 3: norms before and behind both halves of a block, embeddings multiplied by sqrt(hidden)."""
+"""Gemma multiplies its embeddings by sqrt(hidden); 2 and 3 have norms before and behind both halves of a block."""
 
 from minitron_cli.families.llama import LLAMA
 
-GEMMA2 = LLAMA.without(".gate_proj.bias", ".up_proj.bias", ".down_proj.bias", "inv_freq").with_(
+GEMMA = LLAMA.without(".gate_proj.bias", ".up_proj.bias", ".down_proj.bias", "inv_freq").with_(
+    "",
+    name="gemma",
+    model_types=("gemma",),
+    defaults={"tie_word_embeddings": True},
+    repair="sqrt_hidden",
+)
+
+GEMMA2 = GEMMA.with_(
     """
     model.layers.{layer}.pre_feedforward_layernorm.weight   hidden
     model.layers.{layer}.post_feedforward_layernorm.weight  hidden
     """,
     name="gemma2",
     model_types=("gemma2",),
-    defaults={"tie_word_embeddings": True},
-    repair="sqrt_hidden",
 )
 
 GEMMA3 = GEMMA2.with_(

@@ -1,4 +1,4 @@
-"""OLMo 2 (norms behind each half of a block) and OLMoE (experts): both norm queries and keys across all heads."""
+"""OLMo 2 and 3 (norms behind each half of a block) and OLMoE (experts): both norm queries and keys across all heads."""
 
 from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS
 from minitron_cli.families.llama import LLAMA
@@ -17,7 +17,7 @@ _PLAIN = LLAMA.without(".gate_proj.bias", ".up_proj.bias", ".down_proj.bias", "i
 OLMO2 = _PLAIN.without(".input_layernorm.weight").with_(
     _QK_NORM + "model.layers.{layer}.post_feedforward_layernorm.weight  hidden",
     name="olmo2",
-    model_types=("olmo2",),
+    model_types=("olmo2", "olmo3"),
     warns=_WARNS,
 )
 

@@ -11,9 +11,10 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
 from minitron_cli.prune.repairs import Repair, repair_of
-from minitron_cli.spec.axes import axes_of, positions, size
+from minitron_cli.spec.axes import positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.shape import is_routed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     info, weight = checkpoint.tensors[match.name], match.weight
     shape = tuple(size(dim, plan.target.sizes) for dim in weight.dims)
     place = {axis: i for axis, i in (("layer", layer), ("expert", expert)) if i is not None}
-    if len(weight.dims) > 2 and axes_of(weight.dims[0]) == ("expert",):
+    if is_routed(weight) and expert is None:
         pieces = tuple(_expert_pieces(info, match, plan, layer))
     else:
         kept = plan.resolve(layer, expert)

@@ -27,6 +27,7 @@ class Family:
     heads. `defaults` holds config values that old or hand-written configs leave out.
     `per_layer` names config lists with one entry per layer, `per_layer_index` lists of layer indices: both follow the
     layers that stay.
+    `requires` holds config values that the table presupposes; a config that says otherwise is another architecture.
     `refuses` maps an axis that can not be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
     """
@@ -38,6 +39,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     per_layer: tuple[str, ...] = ("layer_types",)
     per_layer_index: tuple[str, ...] = ()
+    requires: Mapping[str, Any] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
     warns: Mapping[str, str] = field(default_factory=dict)
     repair: str | None = None
@@ -77,6 +79,15 @@ class Family:
         """
         layout = layout or next(iter(self.layouts()), None)
         return tuple(w for w in self.weights if w.layout in (None, layout) and self._expects(w, config))
+
+    def unmet(self, config: Mapping[str, Any]) -> list[str]:
+        """What this config says against the table's presuppositions, in words."""
+        found = {key: config.get(key) for key in self.requires}
+        return [
+            f"{key} is {value!r}, the {self.name} table needs {self.requires[key]!r}"
+            for key, value in found.items()
+            if value is not None and value != self.requires[key]
+        ]
 
     def _expects(self, weight: Weight, config: Mapping[str, Any]) -> bool:
         if not weight.optional:

@@ -102,8 +102,14 @@ def num_parameters(weights: Iterable[Weight], shape: Shape, *, embedding: bool =
 
 
 def is_routed(weight: Weight) -> bool:
-    """Whether a token meets only some copies of this weight: an expert's own, or all experts fused in one tensor."""
-    return "expert" in weight.name_axes or (len(weight.dims) > 2 and axes_of(weight.dims[0]) == ("expert",))
+    """Whether a token meets only some copies of this weight: an expert's own, or all experts fused in one tensor.
+
+    A router's (expert, hidden) is not: every token meets all of it. The fused biases of experts have two dims as well.
+    """
+    if "expert" in weight.name_axes:
+        return True
+    rest = {axis for dim in weight.dims[1:] for axis in axes_of(dim)}
+    return axes_of(weight.dims[0]) == ("expert",) and (len(weight.dims) > 2 or "expert_ffn" in rest)
 
 
 def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:

@@ -25,7 +25,17 @@ CUTS: dict[str, dict[str, int]] = {
     "layer": {"layer": 2},
     "expert": {"expert": 3},
     "expert_ffn": {"expert_ffn": 16},
-    "all": {"hidden": HIDDEN, "ffn": 56, "head": 2, "kv": 1, "layer": 2, "expert": 4, "expert_ffn": 16},
+    "shared_ffn": {"shared_ffn": 32},
+    "all": {
+        "hidden": HIDDEN,
+        "ffn": 56,
+        "head": 2,
+        "kv": 1,
+        "layer": 2,
+        "expert": 4,
+        "expert_ffn": 16,
+        "shared_ffn": 32,
+    },
 }
 
 

@@ -39,7 +39,7 @@ def test_trim_equals_mask(model_type: str, cut: str, toy: Toy, tmp_path: Path) -
 
 def swapped(plan: Plan) -> Plan:
     """The plan with one kept unit exchanged for a dropped one; heads inside their group, or a KV group whole."""
-    axis = next(a for a in ("expert_ffn", "ffn", "hidden", "expert", "layer", "head") if a in plan.kept)
+    axis = next(a for a in ("expert_ffn", "ffn", "shared_ffn", "hidden", "expert", "layer", "head") if a in plan.kept)
     if axis == "head":
         return replace(plan, kept={**plan.kept, **_other_heads(plan)})
     kept = plan.kept[axis].copy()
