@@ -127,15 +127,15 @@ def floor(files: Sequence[Path], target: Sequence[int], directory: Path) -> tupl
     return read, written
 
 
-def timed(command: Sequence[str]) -> tuple[float, int]:
-    """Run a command: (seconds, peak resident bytes)."""
+def timed(command: Sequence[str]) -> tuple[float, int, float]:
+    """Run a command: (seconds, peak resident bytes, processor seconds)."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024
+    return time.perf_counter() - started, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
 
 
 def rounds(work: Path, name: str, count: int, warm: bool) -> Iterator[dict[str, float]]:
@@ -152,7 +152,7 @@ def rounds(work: Path, name: str, count: int, warm: bool) -> Iterator[dict[str, 
     written = []
     for _ in range(count + 1):
         settle(files, warm)
-        seconds, peak = timed(command)
+        seconds, peak, processor = timed(command)
         first, written = not written, [file.stat().st_size for file in weight_files(output)]
         shutil.rmtree(output)
         if first:
@@ -162,7 +162,7 @@ def rounds(work: Path, name: str, count: int, warm: bool) -> Iterator[dict[str, 
         moved = sum(file.stat().st_size for file in files) + sum(written)
         yield {
             "seconds": seconds, "floor_seconds": read + write, "floor_read_seconds": read,
-            "floor_write_seconds": write, "ratio": seconds / (read + write), "mb_per_second": moved / seconds / 1e6,
+            "processor_seconds": processor, "floor_write_seconds": write, "ratio": seconds / (read + write), "mb_per_second": moved / seconds / 1e6,
             "gb_read": (moved - sum(written)) / 1e9, "gb_written": sum(written) / 1e9,
             "peak_mb_above_interpreter": (peak - idle) / 1e6, "of_which_transformers_mb": (importing - idle) / 1e6,
         }  # fmt: skip
