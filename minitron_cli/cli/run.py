@@ -51,8 +51,8 @@ def command(
 
 
 def _plan_facts(chain: Any, decisions: list[Any], directory: Path, flops_per_second: float) -> dict[str, Any]:
+    from minitron_cli.chain.estimate import estimate
     from minitron_cli.chain.family import known_configs
-    from minitron_cli.spec.estimate import estimate
     from minitron_cli.spec.recipe import command_line
 
     costs = {cost.step.name: cost for cost in estimate(chain, known_configs(chain, directory))}

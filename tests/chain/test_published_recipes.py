@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from minitron_cli.chain.estimate import estimate
 from minitron_cli.cli.recipes import bundled, find_recipe, names, options_by_verb
-from minitron_cli.spec.estimate import estimate
 from minitron_cli.spec.recipe_file import load_recipe
 
 # recipe -> step -> (total, non-embedding) parameters, exact.

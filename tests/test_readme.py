@@ -1,0 +1,65 @@
+"""The README's commands run, on the toy world, with the sizes that cost time turned down."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minitron_cli.__main__ import run
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+# What a test turns down: the chain stays the same, its numbers do not.
+CHEAPER = {"--steps": "2", "--batch": "4", "--samples": "16"}
+
+
+def _block(name: str) -> list[str]:
+    """The command lines of the block marked `<!-- test: NAME -->`."""
+    found = re.search(rf"<!-- test: {name} -->\n```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    assert found, f"the README has no block {name!r}"
+    return found.group(1).strip().splitlines()
+
+
+def _cheaper(line: str) -> list[str]:
+    words = shlex.split(line)
+    return [CHEAPER.get(previous, word) for previous, word in zip(["", *words], words)]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the README's chain was typed."""
+    directory = tmp_path_factory.mktemp("readme")
+    before = Path.cwd()
+    os.chdir(directory)
+    try:
+        for line in _block("chain"):
+            assert run(_cheaper(line)[1:]) == 0, line
+    finally:
+        os.chdir(before)
+    return directory
+
+
+def test_the_chain_runs_as_typed(chain: Path) -> None:
+    for name in ("large", "middle-pruned", "middle"):
+        assert (chain / name / "minitron.json").is_file()
+    assert (chain / "figures.json").is_file()
+
+
+@pytest.mark.parametrize("line", _block("recipes"))
+def test_every_published_recipe_can_be_looked_at(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(line)[1:]) == 0
+    assert "GPU hours" in capsys.readouterr().out
+
+
+def test_the_shell_pipeline_composes(chain: Path) -> None:
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    script = "set -euo pipefail\n" + "\n".join(_block("pipeline"))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=chain, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.strip().splitlines()[-1]) > 0
