@@ -49,6 +49,16 @@ def number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def size(num_bytes: float | None) -> str:
+    """1_234_567 -> "1.23 MB": decimal units, as disks and checkpoints are quoted."""
+    if num_bytes is None:
+        return "–"
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if num_bytes >= factor:
+            return f"{three(num_bytes / factor)} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
 def duration(seconds: float | None) -> str:
     """3725 -> "1 h 2 min"."""
     if seconds is None:

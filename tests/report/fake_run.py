@@ -107,6 +107,7 @@ RECIPE = Recipe(
             {"model": ("large",), "scores": ("scores-large",)},
             {"target": "depth", "layers": 4},
         ),
+        Step("speed", "bench", {"models": ("large", "middle", "small")}, {"grid": "32x16,64x8"}),
         Step("figures", "eval", {"models": tuple(LOSS), "data": ("world/corpus/valid.jsonl",)}, {"tasks": "toy"}),
     ),
 )
@@ -388,6 +389,37 @@ def _evaluated(directory: Path, step: Step, going: bool) -> None:
         (directory / step.output).write_text(json.dumps(fake_results(directory, Path("runs") / directory.name)))
 
 
+def _benched(directory: Path, step: Step, going: bool) -> None:
+    """What `minitron bench` writes; the figures themselves are made up."""
+    rows = []
+    for i, (tokens_in, tokens_out) in enumerate(((32, 16), (64, 8))):
+        for name in step.inputs["models"]:
+            speed = SPEED[name] * (1 + i)
+            figures = {
+                "prefill_tokens_per_second": speed,
+                "decode_tokens_per_second": speed / 30,
+                "time_to_first_token": tokens_in / speed,
+                "time_per_output_token": 30 / speed,
+            }
+            rows.append(
+                {
+                    "model": name,
+                    "input": tokens_in,
+                    "output": tokens_out,
+                    "batch": 1,
+                    **{metric: {"median": value, "spread": 0.08} for metric, value in figures.items()},
+                    "ratios": {m: SPEED[name] / SPEED["large"] * (1.01 if "second" in m else 1) for m in figures},
+                    "kv_bytes": 48 * 576,
+                    "peak_bytes": None,
+                    "batch_ceiling": 1234,
+                }
+            )
+    settings = {"engine": "hf", "device": "cpu", "dtype": "auto", "grid": "32x16,64x8", "repeats": 5, "memory": 10**9}
+    content = {"format": 1, "kind": "bench", "reference": "large", "settings": settings, "models": [], "rows": rows}
+    if not going:
+        (directory / step.output).write_text(json.dumps(content))
+
+
 _WRITERS: Mapping[str, Any] = {
     "toy": _world,
     "train": _trained,
@@ -395,6 +427,7 @@ _WRITERS: Mapping[str, Any] = {
     "importance": _scores,
     "prune": _pruned,
     "eval": _evaluated,
+    "bench": _benched,
 }
 
 if __name__ == "__main__":

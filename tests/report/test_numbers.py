@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from minitron_cli.report import text
-from tests.report.fake_run import ACCURACY, LOSS, SKILLS, SPEED, STEPS, TOKENS_PER_STEP
+from tests.report.fake_run import ACCURACY, LOSS, RECIPE, SKILLS, SPEED, STEPS, TOKENS_PER_STEP
 from tests.report.reading import Page
 
 
@@ -139,9 +139,23 @@ def test_importance_figures_are_those_of_the_scores(page: Page, fake_run: Path) 
     assert [r[1] for r in page.table("Block influence per layer").values()] == [f"{v:.4f}" for v in layer]
 
 
+def test_the_bench_table_says_what_the_results_say(page: Page, fake_run: Path) -> None:
+    rows = json.loads((fake_run / "speed.json").read_text())["rows"]
+    (caption,) = [c for c in page.tables if c.startswith("Speed and memory")]
+    shown = page.tables[caption][1:]
+    assert len(shown) == len(rows) == 6
+    for row, cells in zip(rows, shown, strict=True):
+        prefill = row["prefill_tokens_per_second"]["median"]
+        assert cells[0] == row["model"]
+        assert cells[1] == f"{row['input']} in, {row['output']} out, batch 1"
+        assert cells[2] == f"{prefill:,.0f} {row['ratios']['prefill_tokens_per_second']:.2f}×, ± 4%"
+        assert cells[4] == f"{1000 * row['input'] / prefill:.2f} ms"
+        assert cells[6:] == ["27.6 KB", "–", "1,234"]
+
+
 def test_commands_are_those_that_were_run(page: Page, fake_run: Path) -> None:
     family = json.loads((fake_run / "family.json").read_text())
-    assert len(family["steps"]) == 10
+    assert len(family["steps"]) == len(RECIPE.steps)
     for step in family["steps"]:
         assert " ".join(step["command"]) in page.sections["commands"]
     versions = page.table("Versions")

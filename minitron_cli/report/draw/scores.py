@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minitron_cli.report import text
 from minitron_cli.report.draw.style import Style, point
@@ -14,12 +15,13 @@ INTERVAL = 1.96  # standard errors on each side: a 95% interval
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One model's value on one row of a picture, with its standard error where there is one."""
+    """One model's value on one row of a picture, with its standard error (or spread) and ratio to the reference."""
 
     row: str
     model: str
     value: float
     stderr: float | None = None
+    ratio: float | None = None
 
 
 def points(name: str, measures: Sequence[Measure], look: Mapping[str, Style], x_words: str) -> Html:
@@ -56,42 +58,40 @@ def points(name: str, measures: Sequence[Measure], look: Mapping[str, Style], x_
         return to_svg(figure, name, f"Scores with 95% intervals. {label}.")
 
 
-def bars(name: str, measures: Sequence[Measure], look: Mapping[str, Style], x_words: str, title: str) -> Html:
-    """A horizontal bar per model, with its value and its ratio to the first; `stderr` is drawn as the spread."""
-    with canvas(720, 70 + 34 * len(measures)) as figure:
+def bars(name: str, measures: Sequence[Measure], look: Mapping[str, Style], x_words: str, width: float = 720) -> Html:
+    """A bar per model, in groups by row; each with its value and its ratio to the reference, `stderr` as its spread."""
+    groups = list(dict.fromkeys(m.row for m in measures))
+    titled = len(groups) > 1
+    with canvas(width, 62 + 30 * len(measures) + (28 * len(groups) if titled else 0)) as figure:
         axes = figure.subplots()
-        first = measures[0].value
-        for i, m in enumerate(measures):
-            style = look.get(m.model) or Style(SERIES[i % len(SERIES)], "o", "-", False)
-            axes.barh(
-                i,
-                m.value,
-                height=0.62,
-                facecolor="none" if style.hollow else style.colour,
-                edgecolor=style.colour,
-                linewidth=1.5,
-                xerr=m.stderr or None,
-                ecolor=INK,
-                capsize=3,
-            )
-            ratio = f"  ({m.value / first:.2f}×)" if i and first else ""
-            axes.annotate(
-                f"{text.count(m.value)}{ratio}",
-                (m.value + (m.stderr or 0.0), i),
-                xytext=(8, 0),
-                va="center",
-                textcoords="offset points",
-                color=INK,
-                fontsize=11,
-            )
-        axes.set_yticks(range(len(measures)), [m.model for m in measures])
-        axes.set_ylim(len(measures) - 0.5, -0.5)
-        axes.set_xlim(0, 1.2 * max(m.value for m in measures))
+        at, ticks, words = 0.0, [], []
+        for group in groups:
+            if titled:
+                axes.annotate(
+                    group, (0, at), xytext=(4, 0), textcoords="offset points", va="center", color=INK, fontsize=12
+                )
+                at += 1
+            for m in (m for m in measures if m.row == group):
+                _one_bar(axes, at, m, look.get(m.model) or Style(SERIES[0], "o", "-", False))
+                ticks.append(at)
+                words.append(m.model)
+                at += 1
+        axes.set_yticks(ticks, words)
+        axes.set_ylim(at - 0.4, -0.6)
+        axes.set_xlim(0, 1.35 * max(m.value + (m.stderr or 0.0) for m in measures))
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(lambda value, _: text.count(value) if value else "0")
         axes.set_xlabel(x_words)
-        if title:
-            axes.set_title(title)
-        label = "; ".join(f"{m.model}: {m.value:,.0f}" for m in measures)
-        return to_svg(figure, name, f"{title or x_words}. {label}.")
+        label = "; ".join(f"{m.row}, {m.model}: {m.value:,.0f}" for m in measures)
+        return to_svg(figure, name, f"{x_words}. {label}.")
+
+
+def _one_bar(axes: Any, at: float, m: Measure, style: Style) -> None:
+    face = "none" if style.hollow else style.colour
+    axes.barh(at, m.value, height=0.66, facecolor=face, edgecolor=style.colour, linewidth=1.5)
+    if m.stderr:
+        axes.errorbar([m.value], [at], xerr=[m.stderr], ecolor=INK, elinewidth=1.5, capsize=3, linestyle="none")
+    words = text.count(m.value) + ("" if m.ratio is None else f"  ({m.ratio:.2f}×)")
+    place = (m.value + (m.stderr or 0.0), at)
+    axes.annotate(words, place, xytext=(8, 0), va="center", textcoords="offset points", color=INK, fontsize=11)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
-from minitron_cli.report.read.documents import FAMILY, STATE, read_evaluation, read_family, read_json, read_steps
+from minitron_cli.report.read.documents import FAMILY, STATE, read_bench, read_evaluation, read_family, read_steps
 from minitron_cli.report.read.models import make_model, place, recorded_digest, single_model
 from minitron_cli.report.read.values import MAKES_MODELS, Model, Results, Run, ScoresFile, Step
 from minitron_cli.spec.recipe import VERBS
@@ -66,7 +66,7 @@ def _collect_chain(directory: Path) -> Run:
         models=tuple(models),
         scores=_scores(steps, problems),
         evaluations=evaluations,
-        benchmarks=_results(steps, "bench", read_json, problems),
+        benchmarks=_results(steps, "bench", read_bench, problems),
         versions=_versions(family, models),
         problems=tuple(problems),
     )

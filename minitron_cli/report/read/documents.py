@@ -16,6 +16,17 @@ _STEP = {"command": list, "digest": str, "seconds": (int, float)}
 _FAMILY_STEP = {"step": str, "command": list, "seconds": (int, float)}
 _FAMILY_MODEL = {"name": str, "parameters": int, "shape": dict}
 _EVALUATED = {"name": str, "path": str}
+_BENCH_ROW = {
+    "model": str,
+    "input": int,
+    "output": int,
+    "batch": int,
+    "ratios": dict,
+    "prefill_tokens_per_second": dict,
+    "decode_tokens_per_second": dict,
+    "time_to_first_token": dict,
+    "time_per_output_token": dict,
+}
 _ROW = {"task": str, "metric": str, "model": str, "value": (int, float), "num_samples": int, "higher_is_better": bool}
 
 
@@ -59,6 +70,13 @@ def read_evaluation(file: Path) -> dict[str, Any]:
     found = read_json(file)
     _check(file, _list(file, found, "models"), _EVALUATED, "evaluate again")
     _check(file, _list(file, found, "rows"), _ROW, "evaluate again")
+    return found
+
+
+def read_bench(file: Path) -> dict[str, Any]:
+    """The results of `minitron bench`."""
+    found = read_json(file)
+    _check(file, _list(file, found, "rows"), _BENCH_ROW, "bench again")
     return found
 
 
