@@ -1,5 +1,6 @@
 """`minitron distill`: train a student towards a teacher's distribution."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -57,6 +58,10 @@ def command(
     shard_teacher: Annotated[
         bool | None, option("--shard-teacher/--no-shard-teacher", help="split it over the devices")
     ] = None,
+    record_teacher: Annotated[
+        Path | None, option("--record-teacher", help="only write the teacher's top k there, to train from later")
+    ] = None,
+    top_k: Annotated[int, option("--top-k", help="ids to record for each token")] = 128,
     weight_decay: o.WeightDecay = None,
     betas: o.Betas = None,
     grad_clip: o.GradClip = None,
@@ -73,6 +78,7 @@ def command(
     compile: o.Compile = None,
     preset: o.Preset = None,
     separator: o.Separator = None,
+    cross_doc: o.CrossDoc = None,
     text_field: o.TextField = None,
     export_dtype: o.ExportDtype = None,
     export_step: o.ExportStep = None,
@@ -85,4 +91,6 @@ def command(
     as_json: o.AsJson = False,
 ) -> None:
     """Train STUDENT to predict as its teacher does; typed again, the same line goes on where it stopped."""
-    raise typer.Exit(o.launch(NAME, dict(locals())))
+    given = dict(locals())
+    directory, top_k = given.pop("record_teacher"), given.pop("top_k")
+    raise typer.Exit(o.launch(NAME, given) if directory is None else o.record(given, directory, top_k))

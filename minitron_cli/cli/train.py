@@ -52,6 +52,7 @@ def command(
     compile: o.Compile = None,
     preset: o.Preset = None,
     separator: o.Separator = None,
+    cross_doc: o.CrossDoc = None,
     text_field: o.TextField = None,
     export_dtype: o.ExportDtype = None,
     export_step: o.ExportStep = None,

@@ -54,6 +54,9 @@ Preset = Annotated[
     str | None, option("--preset", help="published settings: minitron, llama-3.1-minitron, mn-minitron, ...")
 ]
 Separator = Annotated[str | None, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")]
+CrossDoc = Annotated[
+    bool | None, option("--cross-doc/--no-cross-doc", help="attend over documents of a row [default: cross-doc]")
+]
 TextField = Annotated[str | None, option("--text-field", help="the column that holds the text")]
 ExportDtype = Annotated[str | None, option("--export-dtype", help="type of the saved weights [default: the student's]")]
 ExportStep = Annotated[int | None, option("--export-step", help="only export this saved step, to OUTPUT-step-N")]
@@ -93,6 +96,27 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         prepare(options, World(0, control["nproc"], choose_device(options.device)))
         return launch_workers(control["nproc"], sys.argv[1:])
     return _run(options, control)
+
+
+def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:
+    """Carry out `distill --record-teacher`; returns the exit code."""
+    from minitron_cli.training.record import record_teacher
+
+    control = {name: given[name] for name in _CONTROL}
+    options = _options("distill", control, {k: v for k, v in given.items() if k not in _CONTROL})
+    found = record_teacher(options, directory, top_k, say)
+    facts = {"output": str(found.path), "tokens": found.tokens, "bytes": found.bytes, "finished": not found.stopped_by}
+    emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
+    return found.stopped_by
+
+
+def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
+    print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])} in all")
+    if facts["finished"]:
+        data = " ".join(f"--data {source}" for source in options.data)
+        print(f"next: minitron distill {options.student} --teacher {facts['output']} {data}")
+    else:
+        print("next: type the same line again, it goes on from there")
 
 
 def _options(verb: str, control: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

@@ -64,7 +64,7 @@ def assemble(options: Options, models: Models, order: Order, world: World, plan:
         train=trainer(step, cast_to),
         optimizer=optimizer,
         schedule=plan.schedule,
-        rows=rows_of(order, world),
+        rows=rows_of(order, world, cross_doc=options.cross_doc, recording=models.recording),
         micro_batch=plan.micro_batch,
         grad_clip=options.grad_clip,
         spike_guard=options.spike_guard,
@@ -97,8 +97,14 @@ def build_step(options: Options, models: Models, world: World, dtype: torch.dtyp
 
 def objective_of(options: Options, models: Models, student: nn.Module, teachers: list[nn.Module]) -> Objective:
     """The loss that the options ask for between these models; plain cross-entropy where there is no teacher."""
+    divergence = Divergence(options.kind, options.temperature, options.beta)
+    if models.recording is not None:
+        vocab = models.recording.header.vocab
+        return Objective(
+            divergence=divergence, ce_weight=options.ce_weight, vocab=vocab, implementation=options.loss_impl
+        )
     if not teachers:
-        return Objective(implementation=options.loss_impl)  # type: ignore[arg-type]
+        return Objective(implementation=options.loss_impl)
     plan = read_plan(models.student)
     heads = {head_of(m).vocab for m in (student, *teachers)}
     return build_objective(
@@ -107,7 +113,7 @@ def objective_of(options: Options, models: Models, student: nn.Module, teachers:
         len(blocks_of(backbone_of(teachers[0]))),
         layer_map=options.layer_map,
         kept_layers=None if plan is None or "layer" not in plan.kept else plan.kept["layer"].tolist(),
-        divergence=Divergence(options.kind, options.temperature, options.beta),
+        divergence=divergence,
         ce_weight=options.ce_weight,
         metric=options.hidden_loss,
         implementation=options.loss_impl,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from minitron_cli.checkpoint.provenance import combined_digest, file_digest, model_digest
 from minitron_cli.checkpoint.reader import load_config, resolve_model
 from minitron_cli.data.order import Order, mixture_weights
@@ -13,16 +15,22 @@ from minitron_cli.data.tokenizer import tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.options import Options
+from minitron_cli.training.recording import HEADER as RECORDING_HEADER
+from minitron_cli.training.recording import Recording, is_recording, open_recording
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The directories of a run's models; `tokenizer` is the student's, or its teacher's where it has none."""
+    """The directories of a run's models; `tokenizer` is the student's, or its teacher's where it has none.
+
+    A recorded teacher is no model: it stands in `recording`, and `teachers` is empty.
+    """
 
     student: Path
     teachers: tuple[Path, ...]
     shares: tuple[float, ...]
     tokenizer: Path
+    recording: Recording | None = None
 
 
 def find_models(options: Options) -> Models:
@@ -30,6 +38,9 @@ def find_models(options: Options) -> Models:
     student = resolve_model(options.student)
     load_config(student)
     split = [split_share(spec) for spec in options.teacher]
+    recorded = [Path(where) for where, _ in split if is_recording(Path(where))]
+    if recorded:
+        return _with_recording(options, student, recorded[0], len(split))
     teachers = tuple(resolve_model(where) for where, _ in split)
     tokenizer = next((m for m in (student, *teachers) if has_tokenizer(m)), None)
     if tokenizer is None:
@@ -39,6 +50,60 @@ def find_models(options: Options) -> Models:
     for teacher in teachers:
         check_tokenizers(tokenizer, teacher)
     return Models(student, teachers, tuple(share for _, share in split), tokenizer)
+
+
+def _with_recording(options: Options, student: Path, path: Path, num_teachers: int) -> Models:
+    """A student that learns from a recorded teacher; what a recording can not do is refused."""
+    if num_teachers > 1:
+        raise MinitronError(f"{path} is a recorded teacher and can not be mixed with others", "give it alone")
+    if options.loss not in ("auto", "logits"):
+        raise MinitronError(
+            f"--loss {options.loss} needs the teacher's hidden states", "give --teacher MODEL, or --loss logits"
+        )
+    if not has_tokenizer(student):
+        raise MinitronError(
+            f"{student} has no tokenizer", "copy tokenizer.json and tokenizer_config.json of its model there"
+        )
+    recording = open_recording(path)
+    if tokenizer_hash(student) != recording.header.tokenizer_hash:
+        raise MinitronError(
+            f"{path} was recorded with another tokenizer than {student}'s", "record a teacher of its family"
+        )
+    if options.temperature != recording.header.temperature:
+        raise MinitronError(
+            f"{path} was recorded at temperature {recording.header.temperature:g}, not {options.temperature:g}",
+            f"train with --temperature {recording.header.temperature:g}, or record again",
+        )
+    return Models(student, (), (), student, recording)
+
+
+def check_recording(recording: Recording, order: Order, steps: int) -> None:
+    """Refuse a recording that does not cover the windows a run will read."""
+    header = recording.header
+    here = tuple(f.header.tokens_sha256 for f in order.files)
+    if header.tokens_sha256 != here or header.seq_len != order.seq_len:
+        raise MinitronError(
+            f"{recording.path} was recorded from other data (or other than {order.seq_len} tokens a window)",
+            "give the --data, --separator and --seq-len that it was recorded with",
+        )
+    missing = [len(recording.lacks(i, windows)) for i, windows in enumerate(windows_read(order, steps))]
+    if any(missing):
+        raise MinitronError(
+            f"{recording.path} lacks {sum(missing):,} of the windows that {steps} steps read",
+            "record as many --steps, with the same --batch and --seed",
+        )
+
+
+def windows_read(order: Order, steps: int) -> tuple[np.ndarray, ...]:
+    """The windows of each token file that the first `steps` steps read, ascending."""
+    read = [np.zeros(f.num_windows(order.seq_len), bool) for f in order.files]
+    for step in range(steps):
+        files, windows = order.places(step)
+        for file in np.unique(files):
+            read[file][windows[files == file]] = True
+        if all(r.all() for r in read):
+            break
+    return tuple(np.flatnonzero(r) for r in read)
 
 
 def split_share(spec: str) -> tuple[str, float]:
@@ -108,6 +173,8 @@ def digests(models: Models, order: Order, from_scratch: bool) -> dict[str, str]:
     found = {"student": config_digest(models.student) if from_scratch else model_digest(models.student)}
     for i, (teacher, share) in enumerate(zip(models.teachers, models.shares)):
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"
+    if models.recording is not None:
+        found["teacher"] = f"{file_digest(models.recording.path / RECORDING_HEADER)} recorded"
     for i, (file, weight) in enumerate(zip(order.files, order.weights)):
         found[f"data {i + 1}" if len(order.files) > 1 else "data"] = f"{file.header.tokens_sha256} x {weight:g}"
     return found

@@ -73,9 +73,9 @@ def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> 
 def accumulate(job: Job, share: Share, tokens: int) -> dict[str, Tensor]:
     """Add up the gradients of this rank's micro-batches; the loss terms summed over them, still on the device."""
     sums: dict[str, Tensor] = {}
-    for ids, weights, is_last in micro_batches(share, job.micro_batch, tokens, job.world.device):
-        sync_gradients(job.step, is_last)
-        for name, value in job.train(ids, weights).items():
+    for micro in micro_batches(share, job.micro_batch, tokens, job.world.device):
+        sync_gradients(job.step, micro.is_last)
+        for name, value in job.train(micro.ids, micro.weights, **micro.more).items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ def remember(accepted: tuple[float, ...], norm: float, factor: float | None) -> 
     return (*accepted, norm)[-_WINDOW:] if factor is not None else ()
 
 
-# (ids (batch, token), weights (batch, token)) -> loss terms; trains or only measures, as made below.
-Call = Callable[[Tensor, Tensor], dict[str, Tensor]]
+# (ids (batch, token), weights (batch, token), more by name) -> loss terms; trains or only measures, as made below.
+Call = Callable[..., dict[str, Tensor]]
 
 
 class _WithBackward(nn.Module):
@@ -60,8 +61,8 @@ class _WithBackward(nn.Module):
         super().__init__()
         self.step = step
 
-    def forward(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        terms = self.step(ids, weights)
+    def forward(self, ids: Tensor, weights: Tensor, **more: Any) -> dict[str, Tensor]:
+        terms = self.step(ids, weights, **more)
         terms["loss"].backward()
         return {name: value.detach() for name, value in terms.items()}
 
@@ -86,6 +87,6 @@ def caller(module: nn.Module, cast_to: torch.dtype | None) -> Call:
     return module if cast_to is None else partial(_call_cast, module, cast_to)
 
 
-def _call_cast(module: nn.Module, dtype: torch.dtype, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
+def _call_cast(module: nn.Module, dtype: torch.dtype, *args: Any, **more: Any) -> dict[str, Tensor]:
     cast = {name: p.to(dtype) for name, p in module.named_parameters()}
-    return torch.func.functional_call(module, cast, (ids, weights))
+    return torch.func.functional_call(module, cast, args, more)

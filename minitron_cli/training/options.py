@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.schedule import DECAYS, SCHEDULES
@@ -27,6 +27,7 @@ class Options:
     teacher: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()
     separator: str = "auto"
+    cross_doc: bool = True
     text_field: str | None = None
     from_scratch: bool = False
     branch_from: str | None = None
@@ -57,7 +58,7 @@ class Options:
     ce_weight: float = 0.0
     hidden_loss: str = "cosine"
     layer_map: tuple[str, ...] = ()
-    loss_impl: str = "fused"
+    loss_impl: Literal["fused", "naive"] = "fused"
     # Precision.
     dtype: str = "auto"
     teacher_dtype: str = "auto"
@@ -86,7 +87,7 @@ class Options:
 # Fields that must agree between a run and its resumption. What is absent may change: devices, logging, saving, and the
 # inputs' paths, which are compared by content (`digests` in inputs.py). A spike guard may be put on a run in trouble.
 IDENTITY = (
-    *("verb", "from_scratch", "branch_from", "phases", "steps", "batch", "seq_len", "seed"),
+    *("verb", "from_scratch", "branch_from", "phases", "cross_doc", "steps", "batch", "seq_len", "seed"),
     *("lr", "min_lr", "warmup", "schedule", "decay", "decay_fraction", "betas", "eps", "weight_decay", "grad_clip"),
     *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "dtype", "teacher_dtype"),
 )

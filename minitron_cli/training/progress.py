@@ -63,7 +63,7 @@ def duration_text(seconds: float) -> str:
 def _shown(values: Mapping[str, float]) -> list[str]:
     """The loss terms; the total only where it is not the one term there is."""
     terms = [name for name in values if name not in ("loss", "grad_norm", "lr")]
-    return (["loss"] if len(terms) != 1 else []) + terms
+    return (["loss"] if len(terms) > 1 else []) + terms
 
 
 def _bar(total: int, done: int) -> Any:

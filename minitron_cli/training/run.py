@@ -14,7 +14,7 @@ from minitron_cli.training.announce import announce
 from minitron_cli.training.assemble import Assembly, StepPlan, assemble, plan_steps
 from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.distributed import World, agree, barrier, join
-from minitron_cli.training.inputs import Models, digests, find_models, open_files, open_order
+from minitron_cli.training.inputs import Models, check_recording, digests, find_models, open_files, open_order
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.options import Options, check, to_json
@@ -58,6 +58,8 @@ def prepare(options: Options, world: World) -> Prepared:
     options = settle_length(options, [models.student, *models.teachers])
     order = open_order(options, models)
     options = settle_cadence(settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files)))
+    if models.recording is not None:
+        check_recording(models.recording, order, options.steps or 0)
     dtype = export.export_dtype(models.student, options.export_dtype)
     if options.bare_limit and world.size > 1:
         raise MinitronError("--bare-limit is measured in one process", "measure it once without --nproc")

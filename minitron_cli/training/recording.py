@@ -1,0 +1,170 @@
+"""A teacher on disk: its k most likely next tokens for every window of some token files, and the mass of all others.
+
+    DIR/plan.json        what is being recorded, written first: only under the same does an interrupted one go on
+    DIR/windows-I.npy    which windows of token file I there are, ascending (n,) int64
+    DIR/top-I.bin        n records in that order, appended as they are made
+    DIR/header.json      the plan again, written last: with it the recording is finished
+
+A record holds, for the seq_len - 1 predictions of its window, ids (uint16 or uint32), log-probabilities and the log of
+the rest's probability (float16). Rounding to float16 leaves sums a little off 1: they are normalised when read.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.errors import MinitronError
+from minitron_cli.training.topk import TopK
+
+PLAN, HEADER, FORMAT = "plan.json", "header.json", "minitron-teacher-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a recording is of. `vocab` ids were compared, `top_k` of them kept, at `temperature`."""
+
+    teacher: str  # digest of the model
+    tokenizer_hash: str
+    tokens_sha256: tuple[str, ...]
+    seq_len: int
+    top_k: int
+    vocab: int
+    temperature: float
+    format: str = FORMAT
+
+    def record(self) -> np.dtype:
+        """One window on disk."""
+        predictions = self.seq_len - 1
+        ids = "<u2" if self.vocab <= 1 << 16 else "<u4"
+        kept = (predictions, self.top_k)
+        return np.dtype([("ids", ids, kept), ("log_probs", "<f2", kept), ("tail", "<f2", (predictions,))])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """An open recording: per token file the window numbers it has, and their records as a memory map."""
+
+    path: Path
+    header: Header
+    windows: tuple[np.ndarray, ...]
+    records: tuple[np.ndarray, ...]
+
+    def lacks(self, file: int, windows: np.ndarray) -> np.ndarray:
+        """The windows of a token file that were not recorded."""
+        return np.setdiff1d(windows, self.windows[file])
+
+    def read(self, files: np.ndarray, windows: np.ndarray) -> "Taught":
+        """The records of window windows[r] of token file files[r] as row r."""
+        rows = np.empty(len(windows), self.header.record())
+        for file in np.unique(files):
+            mine = files == file
+            rows[mine] = self.records[file][np.searchsorted(self.windows[file], windows[mine])]
+        return Taught(rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taught:
+    """Records of some rows: (row,) of `Header.record`."""
+
+    rows: np.ndarray
+
+    def top_k(self, part: slice, device: torch.device) -> TopK:
+        """The rows of a micro-batch, flat: seq_len predictions a row, the last one a copy that weighs nothing."""
+        rows = self.rows[part]
+        log_probs, tail = (_repeat_last(rows[name]).astype(np.float32) for name in ("log_probs", "tail"))
+        total = np.logaddexp(np.logaddexp.reduce(log_probs, axis=-1), tail)
+        ids = _repeat_last(rows["ids"]).astype(np.int64)
+        return TopK(*(_flat(a, device) for a in (ids, log_probs - total[..., None], tail - total)))
+
+
+def _repeat_last(rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([rows, rows[:, -1:]], axis=1)
+
+
+def _flat(rows: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:]))).to(device)
+
+
+def is_recording(path: Path) -> bool:
+    return (path / PLAN).is_file() and (path / HEADER).is_file()
+
+
+def open_recording(path: Path) -> Recording:
+    """Open and check a finished recording."""
+    header = _read_header(path / HEADER)
+    windows = tuple(np.load(path / f"windows-{i}.npy") for i in range(len(header.tokens_sha256)))
+    records = []
+    for i, numbers in enumerate(windows):
+        file, record = path / f"top-{i}.bin", header.record()
+        size = file.stat().st_size if file.is_file() else 0
+        if size != len(numbers) * record.itemsize:
+            raise MinitronError(
+                f"{file} has {size:,} bytes, its plan says {len(numbers) * record.itemsize:,}",
+                "record the teacher again",
+            )
+        empty = np.empty(0, record)
+        records.append(np.memmap(file, dtype=record, mode="r", shape=(len(numbers),)) if len(numbers) else empty)
+    return Recording(path, header, windows, tuple(records))
+
+
+def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
+    """Make the directory of a recording, or find that of the same plan."""
+    if (path / PLAN).is_file():
+        known = tuple(np.load(path / f"windows-{i}.npy") for i in range(len(windows)))
+        same = len(known) == len(windows) and all(np.array_equal(a, b) for a, b in zip(known, windows))
+        if _read_header(path / PLAN) != header or not same:
+            raise MinitronError(
+                f"{path} holds a recording of something else", "choose another --record-teacher directory"
+            )
+        return
+    if path.exists() and any(p.name != PLAN and not p.name.startswith("windows-") for p in path.iterdir()):
+        raise MinitronError(f"{path} exists and holds no recording", "choose another --record-teacher directory")
+    path.mkdir(parents=True, exist_ok=True)
+    for i, numbers in enumerate(windows):
+        np.save(path / f"windows-{i}.npy", numbers)
+    _write(path / PLAN, header)
+
+
+def recorded(path: Path, header: Header, file: int) -> int:
+    """How many whole records of a token file there are; what a kill cut short is dropped."""
+    data, size = path / f"top-{file}.bin", header.record().itemsize
+    data.touch()
+    count = data.stat().st_size // size
+    with data.open("r+b") as stream:
+        stream.truncate(count * size)
+    return count
+
+
+def pack(header: Header, top: TopK, rows: int) -> bytes:
+    """Records of `rows` windows from TopK of rows * (seq_len - 1) predictions."""
+    packed = np.empty(rows, header.record())
+    for name, values in (("ids", top.ids), ("log_probs", top.log_probs), ("tail", top.tail)):
+        # float16 has nothing below -65504: a rest of probability 0 becomes that, not -inf.
+        limited = values.clamp_min(-65504.0) if values.is_floating_point() else values
+        packed[name] = limited.cpu().numpy().reshape(packed[name].shape)
+    return packed.tobytes()
+
+
+def finish(path: Path, header: Header) -> None:
+    """Say that every record is there."""
+    _write(path / HEADER, header)
+
+
+def _write(file: Path, header: Header) -> None:
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(asdict(header), indent=1) + "\n")
+
+
+def _read_header(file: Path) -> Header:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise MinitronError(f"{file} is not JSON: {error}", "record the teacher again") from error
+    if not isinstance(found, dict) or set(found) != {f.name for f in fields(Header)} or found["format"] != FORMAT:
+        raise MinitronError(f"{file} is not the header of a recorded teacher", "record the teacher again")
+    return Header(**{**found, "tokens_sha256": tuple(found["tokens_sha256"])})

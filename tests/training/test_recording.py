@@ -1,0 +1,126 @@
+"""A teacher recorded once, and students that learn from the record; documents kept apart in a row."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.training import recording
+from minitron_cli.training.distributed import World
+from minitron_cli.training.metrics import read_metrics
+from minitron_cli.training.record import record_teacher
+from minitron_cli.training.rows import positions_in
+from minitron_cli.training.run import prepare, train
+from tests.training.runs import options, write_text
+
+Toy = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+
+
+@pytest.fixture(scope="module")
+def teacher(toy: Toy) -> Path:
+    return toy("llama", hidden_size=66, seed=5)
+
+
+def losses(output: Path) -> np.ndarray:
+    return np.array([line["kd"] for line in read_metrics(output / "run")])
+
+
+def test_all_but_one_id_teach_what_the_teacher_does(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
+    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 96)
+    train(options(toy("llama"), text, tmp_path / "live", teacher))
+    train(options(toy("llama"), text, tmp_path / "recorded", tmp_path / "top"))
+    np.testing.assert_allclose(losses(tmp_path / "recorded"), losses(tmp_path / "live"), rtol=2e-3)
+
+
+def test_a_short_recording_is_a_lower_bound_and_smaller(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
+    found = record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 8)
+    train(options(toy("llama"), text, tmp_path / "live", teacher, steps=2))
+    train(options(toy("llama"), text, tmp_path / "recorded", tmp_path / "top", steps=2))
+    assert losses(tmp_path / "recorded")[0] < losses(tmp_path / "live")[0]
+    assert found.bytes == sum(f.stat().st_size for f in (tmp_path / "top").glob("top-*.bin"))
+    assert found.bytes / (found.tokens * 31 / 32) == 8 * (2 + 2) + 2, "uint16 ids, float16 log-probabilities, a tail"
+
+
+def test_what_is_recorded_is_the_models_own_distribution(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "x", teacher)
+    record_teacher(line, tmp_path / "top", 5)
+    found = recording.open_recording(tmp_path / "top")
+    order = prepare(line, World(0, 1, torch.device("cpu"))).order
+    files, windows = order.places(3)
+    top = found.read(files, windows).top_k(slice(1, 3), torch.device("cpu"))
+    with torch.no_grad():
+        probs = AutoModelForCausalLM.from_pretrained(teacher)(torch.from_numpy(order.rows(3)[1:3])).logits.softmax(-1)
+    expected = probs.topk(5).values[:, :-1]
+    shape = (2, 32, 5)
+    torch.testing.assert_close(top.log_probs.exp().view(shape)[:, :-1], expected, rtol=4e-3, atol=1e-5)
+    torch.testing.assert_close(top.tail.exp().view(2, 32)[:, :-1], 1 - expected.sum(-1), rtol=2e-2, atol=2e-4)
+    torch.testing.assert_close(top.log_probs.exp().sum(-1) + top.tail.exp(), torch.ones(64))
+
+
+def test_an_interrupted_recording_goes_on_to_the_same_bytes(
+    toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    line = options(toy("llama"), text, tmp_path / "x", teacher)
+    record_teacher(line, tmp_path / "whole", 8)
+    record_teacher(line, tmp_path / "cut", 8)
+    data = tmp_path / "cut" / "top-0.bin"
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "cut" / "header.json").unlink()
+    assert not recording.is_recording(tmp_path / "cut")
+    record_teacher(line, tmp_path / "cut", 8)
+    assert data.read_bytes() == whole == (tmp_path / "whole" / "top-0.bin").read_bytes()
+    with pytest.raises(MinitronError, match="holds a recording of something else"):
+        record_teacher(line, tmp_path / "cut", 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 13}, "lacks"),
+        ({"seed": 1}, "lacks"),
+        ({"seq_len": 16}, "recorded from other data"),
+        ({"temperature": 2.0}, "was recorded at temperature 1, not 2"),
+        ({"loss": "logits+hidden"}, "needs the teacher's hidden states"),
+    ],
+)
+def test_a_recording_that_does_not_fit_is_refused(
+    changes: dict, message: str, toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 8)
+    with pytest.raises(MinitronError, match=re.escape(message)):
+        train(options(toy("llama"), text, tmp_path / "out", tmp_path / "top", **changes))
+
+
+def test_positions_start_again_with_each_document() -> None:
+    documents = np.array([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+    assert positions_in(documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]]
+
+
+def test_documents_kept_apart_are_as_if_read_alone(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """The loss of a step, against each document's piece of each row run through the model by itself."""
+    line = options(toy("llama"), text, tmp_path / "out", steps=1, seq_len=128, cross_doc=False, warmup=0)
+    found = train(line).progress.first
+    assert found is not None
+    order = prepare(line, World(0, 1, torch.device("cpu"))).order
+    model = AutoModelForCausalLM.from_pretrained(toy("llama"))
+    total, count = 0.0, 0
+    for ids, documents in zip(order.rows(0), order.documents(0)):
+        for document in np.unique(documents):
+            piece = torch.from_numpy(ids[documents == document])[None]
+            with torch.no_grad():
+                log_probs = model(piece).logits[0, :-1].log_softmax(-1)
+            total -= log_probs.gather(1, piece[0, 1:, None]).sum().item()
+            count += piece.shape[1] - 1
+    assert len(np.unique(order.documents(0))) > 1, "no row holds two documents: nothing is tested"
+    assert found["ce"] == pytest.approx(total / count, rel=1e-5)
