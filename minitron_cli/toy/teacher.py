@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-CONTEXT = 256
+CONTEXT = 128
 # Trainable in two minutes on two cores. Weights start at about 1 / sqrt(hidden), not at 0.02: at this width the
 # usual scale delays everything that needs attention by hundreds of steps.
 _CONFIG = {
