@@ -8,7 +8,7 @@ from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
     from minitron_cli.evaluate.harness import Request
-    from minitron_cli.evaluate.losses import LossOptions
+    from minitron_cli.evaluate.options import LossOptions, Options
 
 NAME = "eval"
 EXAMPLES = examples(
@@ -24,7 +24,7 @@ def command(
     include: Annotated[list[Path] | None, option("--include", help="a directory of task YAMLs; repeatable")] = None,
     data: Annotated[list[str] | None, option("--data", help="text to measure perplexity on; repeatable")] = None,
     shots: Annotated[int | None, option("--shots", help="few-shot examples [default: the task's own]", min=0)] = None,
-    limit: Annotated[float | None, option("--limit", help="documents per task, or a share below 1", min=0)] = None,
+    limit: Annotated[float | None, option("--limit", help="documents per task, or a share below 1")] = None,
     seq_len: Annotated[int | None, option("--seq-len", help="window for --data [default: the context]", min=2)] = None,
     windows: Annotated[int | None, option("--windows", help="use only the first windows of --data", min=1)] = None,
     separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
@@ -43,6 +43,7 @@ def command(
     throughput: Annotated[bool, option("--throughput/--no-throughput", help="time plain forward passes")] = True,
     reuse: Annotated[bool, option("--reuse/--no-reuse", help="use results that were kept")] = True,
     output: Annotated[Path | None, option("-o", "--output", help="write the results object here")] = None,
+    dry_run: Annotated[bool, option("--dry-run", help="only say what would be evaluated")] = False,
     form: Annotated[str, option("--format", help="table, markdown or csv on stdout")] = "table",
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -53,9 +54,7 @@ def command(
     """
     from minitron_cli.evaluate.cache import default_cache
     from minitron_cli.evaluate.gates import parse_gate
-    from minitron_cli.evaluate.results import results
-    from minitron_cli.evaluate.side_by_side import Options, evaluate
-    from minitron_cli.evaluate.tasks import find_tasks
+    from minitron_cli.evaluate.options import Options
 
     names = models or [require_model(None, NAME)]
     parsed = [parse_gate(gate) for gate in gates or []]
@@ -65,17 +64,53 @@ def command(
     losses = _losses(data, seq_len, windows, separator, text_field, against_reference)
     if not requests and losses is None:
         raise MinitronError("nothing to evaluate", "give --tasks, --suite or --data; --include DIR for your own tasks")
-    found_tasks = find_tasks([request.task for request in requests], include or []) if requests else None
+    settings = {"suite": suite, "tasks": tasks, "shots": shots, "limit": limit, "data": data, "dtype": dtype}
+    if dry_run:
+        _plan(names, requests, data or [], settings, as_json)
+        return
     options = Options(
         requests=requests, losses=losses, device=device, dtype=dtype, batch_size=batch_size, unsafe_code=unsafe,
         trust_remote_code=trust_remote_code, throughput=throughput, cache=default_cache() if reuse else None,
     )  # fmt: skip
-    measured = evaluate(names, options, found_tasks, say)
-    settings = {"suite": suite, "tasks": tasks, "shots": shots, "limit": limit, "data": data, "dtype": dtype}
-    _finish(results(measured, settings), parsed, output, form, as_json)
+    _finish(_measure(names, options, include or [], settings), parsed, output, form, as_json)
+
+
+def _measure(names: list[str], options: "Options", include: list[Path], settings: dict[str, Any]) -> dict[str, Any]:
+    """The results object; torch, transformers and lm-eval are imported from here on."""
+    from minitron_cli.evaluate.results import results
+    from minitron_cli.evaluate.side_by_side import evaluate
+    from minitron_cli.evaluate.tasks import find_tasks
+
+    tasks = find_tasks([request.task for request in options.requests], include) if options.requests else None
+    return results(evaluate(names, options, tasks, say), settings)
 
 
 _FORMS = ("table", "markdown", "csv")
+
+
+def _plan(
+    models: list[str], requests: "tuple[Request, ...]", data: list[str], settings: dict[str, Any], as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    plan = {"models": models, "requests": [asdict(request) for request in requests], "data": data, "settings": settings}
+
+    def show() -> None:
+        table(
+            ["task", "shots", "metrics", "limit"],
+            [
+                [
+                    r.task,
+                    "its own" if r.shots is None else str(r.shots),
+                    ", ".join(r.metrics) or "all",
+                    str(r.limit or ""),
+                ]
+                for r in requests
+            ],
+        )
+        print(f"{len(requests)} tasks and {len(data)} texts on {len(models)} models: {', '.join(models)}")
+
+    emit(plan, as_json, show)
 
 
 def _requests(suite: str | None, tasks: str | None, shots: int | None, limit: float | None) -> "tuple[Request, ...]":
@@ -91,6 +126,8 @@ def _requests(suite: str | None, tasks: str | None, shots: int | None, limit: fl
 
 def _limit(limit: float) -> float:
     """The harness takes a count as an int and a share as a float."""
+    if limit <= 0:
+        raise MinitronError(f"--limit {limit:g} leaves nothing", "give a count like 100, or a share like 0.1")
     return int(limit) if limit >= 1 else limit
 
 
@@ -99,7 +136,7 @@ def _losses(
     against_reference: bool,
 ) -> "LossOptions | None":  # fmt: skip
     from minitron_cli.data.source import parse_sources
-    from minitron_cli.evaluate.losses import LossOptions
+    from minitron_cli.evaluate.options import LossOptions
 
     if not data:
         return None

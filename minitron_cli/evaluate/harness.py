@@ -88,7 +88,7 @@ def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = 
     import lm_eval
 
     _check_unsafe(tasks, request.task, unsafe_code)
-    with quiet():
+    with quiet(), _told(request):
         found = lm_eval.simple_evaluate(
             model=lm,
             tasks=[request.task],
@@ -110,6 +110,21 @@ def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = 
     keys = {score.key for score in scores}
     parts = [score for leaf in leaves for score in _scores(leaf, tasks, found) if score.key in keys]
     return scores + [replace(score, group=request.task) for score in parts]
+
+
+@contextlib.contextmanager
+def _told(request: Request) -> Iterator[None]:
+    """What data, the network and the device can do to a task, as errors that name it."""
+    import torch
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MinitronError(f"{request.task} does not fit in memory", "give a smaller --batch-size") from error
+    except (DatasetsError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MinitronError(f"the data of {request.task} can not be loaded: {reason}", "check the network") from error
 
 
 def _named(tasks: Tasks, name: str, found: Mapping[str, Any]) -> list[str]:

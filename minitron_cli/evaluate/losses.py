@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.prepare import token_files
-from minitron_cli.data.source import Source
 from minitron_cli.data.tokenizer import load_tokenizer, token_byte_lengths, tokenizer_hash
 from minitron_cli.data.tokens import require_ids_below
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
+from minitron_cli.evaluate.options import LossOptions
 from minitron_cli.evaluate.perplexity import Loss, add, perplexity, vocabulary
 
 ALL = "all"
-
-
-@dataclass(frozen=True, slots=True)
-class LossOptions:
-    """What text, and how it is cut. `seq_len` None: the model's context, at most 2048; `windows` None: all of them."""
-
-    sources: tuple[Source, ...]
-    seq_len: int | None = None
-    windows: int | None = None
-    separator: str = "auto"
-    text_field: str | None = None
-    against_reference: bool = False
 
 
 def measure_losses(

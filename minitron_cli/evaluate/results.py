@@ -69,7 +69,7 @@ def gate_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """`model -> {"task.metric": value}` for gates; losses are `DOMAIN.nats_per_token`, counts `model.parameters`."""
     values: dict[str, dict[str, float]] = {}
     for model in found["models"]:
-        if model["error"]:
+        if model["parameters"] is None:
             continue
         own = values.setdefault(model["name"], {})
         own |= {f"model.{key}": model[key] for key in ("parameters", "tokens_per_second") if model[key] is not None}
@@ -114,7 +114,7 @@ def model_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = ["model", "parameters", "nats/token", "bits/byte", "mean accuracy", "tokens/s"]
     rows = []
     for model in found["models"]:
-        if model["error"]:
+        if model["parameters"] is None:
             rows.append([model["name"], "not evaluated", "", "", "", ""])
             continue
         speed = model["tokens_per_second"]

@@ -12,8 +12,9 @@ from minitron_cli.checkpoint.reader import resolve_model
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.harness import Request, Score, make_lm, run_request
-from minitron_cli.evaluate.losses import LossOptions, measure_losses
+from minitron_cli.evaluate.losses import measure_losses
 from minitron_cli.evaluate.model import LoadedModel, load_model
+from minitron_cli.evaluate.options import Options
 from minitron_cli.evaluate.tasks import Tasks
 from minitron_cli.evaluate.throughput import forward_rate
 
@@ -21,23 +22,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What is measured, and how. `losses` None: no perplexity; `requests` empty: no tasks."""
-
-    requests: tuple[Request, ...] = ()
-    losses: LossOptions | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_size: int | None = None
-    unsafe_code: bool = False
-    trust_remote_code: bool = False
-    throughput: bool = True
-    cache: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
-    """One model's figures; `error` says why it has none (or lacks some)."""
+    """One model's figures; `error` says why it has none (`parameters` is None then) or lacks some."""
 
     name: str
     path: str
@@ -83,17 +69,24 @@ def _measure(model: str, name: str, reference: str, options: Options, tasks: Tas
     if options.losses is not None:
         losses = measure_losses(loaded, digest, resolve_model(reference), options.losses, options.cache, say)
     scores: list[Score] = []
+    failed: list[str] = []
     if options.requests:
         assert tasks is not None, "requests come with their tasks"
-        scores = _run_tasks(loaded, digest, options, tasks, say)
-    rate = forward_rate(loaded.model) if options.throughput else None
-    return Measured(name, model, loaded.num_parameters, rate, digest, losses, tuple(scores))
+        scores, failed = _run_tasks(loaded, digest, options, tasks, say)
+    rate = forward_rate(loaded) if options.throughput else None
+    error = "; ".join(failed) or None
+    return Measured(name, model, loaded.num_parameters, rate, digest, losses, tuple(scores), error)
 
 
-def _run_tasks(loaded: LoadedModel, digest: str, options: Options, tasks: Tasks, say: Say) -> list[Score]:
-    """Every request in turn; each is kept as it is done, so that an interrupted evaluation goes on behind it."""
+def _run_tasks(
+    loaded: LoadedModel, digest: str, options: Options, tasks: Tasks, say: Say
+) -> tuple[list[Score], list[str]]:
+    """Every request in turn: scores, and what failed. Each is kept as it is done, so that an interrupted evaluation
+    goes on behind it.
+    """
     lm: Any = None
     scores: list[Score] = []
+    failed: list[str] = []
     for request in options.requests:
 
         def run(request: Request = request) -> list[dict[str, Any]]:
@@ -108,12 +101,17 @@ def _run_tasks(loaded: LoadedModel, digest: str, options: Options, tasks: Tasks,
             "batch_size": options.batch_size,
             **environment(loaded),
         }
-        rows, known = cached(options.cache, identity, run)
+        try:
+            rows, known = cached(options.cache, identity, run)
+        except MinitronError as error:
+            say(f"error: {loaded.name}: {error.message}")
+            failed.append(error.message)
+            continue
         found = [Score(**row) for row in rows]
         scores += found
         shown = ", ".join(f"{score.task} {score.key} {score.value:.4f}" for score in found)
         say(f"{loaded.name}: {shown}{' (kept from before)' if known else ''}")
-    return scores
+    return scores, failed
 
 
 def environment(loaded: LoadedModel) -> dict[str, str]:

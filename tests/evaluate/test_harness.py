@@ -169,3 +169,24 @@ def test_the_real_checkpoint_has_its_known_scores(
     (score,) = run_request(lm, found, Request(name, metrics=(metric,)))
     assert round(score.value, 4) == value
     assert harness.find_batch_size(load_model(shared_data / "stories260K", device="cpu")) == 64
+
+
+def test_programs_are_scored_per_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scorer of the code tasks, with the executor replaced by one that only compares."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(OWN_TASKS / "humaneval_20.yaml")
+    metric = config["metric_list"][0]["metric"]
+    complete = config["filter_list"][0]["filter"][0]["filter_fn"]
+
+    class Executor:
+        def compute(self, references, predictions, k):
+            passed = [sum(program == tests for program in programs) for programs, tests in zip(predictions, references)]
+            return [{"pass@1": sum(p / len(x) for p, x in zip(passed, predictions)) / len(passed)}]
+
+    monkeypatch.setitem(metric.__globals__, "_code_eval", Executor)
+    assert complete([["1", "2"]], [{"prompt": "x = "}]) == [["x = 1", "x = 2"]]
+    assert metric(references=["x = 1"], predictions=[["x = 1", "x = 2", "x = 1", "x = 3"]]) == 0.5
+    single = load_yaml(OWN_TASKS / "mbpp_zero_shot.yaml")["metric_list"][0]["metric"]
+    monkeypatch.setitem(single.__globals__, "_code_eval", Executor)
+    assert [single(references=["a"], predictions=[text]) for text in ("a", "b")] == [1.0, 0.0]

@@ -1,6 +1,8 @@
 """Several models through the command line: comparison rows, failures among them, caching, gates, formats."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import side_by_side
 from minitron_cli.evaluate.results import p_text
 from minitron_cli.evaluate.side_by_side import distinct_names
+from tests.evaluate.conftest import write_task
 
 
 def run(*arguments: str | Path) -> tuple[str, BaseException | None]:
@@ -158,3 +161,35 @@ def test_names_are_short_and_distinct() -> None:
 
 def test_p_values_without_false_precision() -> None:
     assert [p_text(p) for p in (0.0, 0.00123, 0.0499, 0.5)] == ["<0.0001", "0.0012", "0.0499", "0.50"]
+
+
+def test_a_task_that_fails_leaves_the_rest(line: list[str], tmp_path: Path) -> None:
+    write_task(tmp_path, "coder", unsafe_code=True)
+    line[line.index("letters_one")] = "coder,letters_one"
+    out, error = run(*line, "--include", tmp_path, "--json")
+    assert isinstance(error, MinitronError)
+    assert "coder runs code" in error.message
+    found = json.loads(out)
+    assert {row["task"] for row in found["rows"]} == {"letters_one"}
+    assert all(model["loss"] and "coder" in model["error"] for model in found["models"])
+
+
+def test_a_dry_run_needs_no_torch_and_writes_nothing(line: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from minitron_cli.__main__ import run; code = run(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules and 'lm_eval' not in sys.modules; sys.exit(code)"
+    )
+    arguments = ["eval", *line, "--suite", "minitron", "--limit", "8", "--dry-run", "--json", "-o", str(tmp_path / "r")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    plan = json.loads(done.stdout)
+    assert not (tmp_path / "r").exists()
+    rows = {row["task"]: row for row in plan["requests"]}
+    assert (rows["arc_challenge"]["shots"], rows["arc_challenge"]["metrics"]) == (25, ["acc_norm"])
+    assert (rows["mbpp_zero_shot"]["shots"], rows["winogrande"]["limit"]) == (0, 8)
+
+
+@pytest.mark.parametrize("limit", ["0", "-3"])
+def test_a_limit_that_leaves_nothing(line: list[str], limit: str) -> None:
+    _, error = run(*line, "--limit", limit)
+    assert isinstance(error, MinitronError)
+    assert "--limit" in error.message

@@ -1,0 +1,36 @@
+"""What an evaluation measures, and how. Importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_cli.data.source import Source
+from minitron_cli.evaluate.harness import Request
+
+
+@dataclass(frozen=True, slots=True)
+class LossOptions:
+    """What text, and how it is cut. `seq_len` None: the model's context, at most 2048; `windows` None: all of them."""
+
+    sources: tuple[Source, ...]
+    seq_len: int | None = None
+    windows: int | None = None
+    separator: str = "auto"
+    text_field: str | None = None
+    against_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`losses` None: no perplexity; `requests` empty: no tasks; `cache` None: nothing is kept or found."""
+
+    requests: tuple[Request, ...] = ()
+    losses: LossOptions | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    unsafe_code: bool = False
+    trust_remote_code: bool = False
+    throughput: bool = True
+    cache: Path | None = None
