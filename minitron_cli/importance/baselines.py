@@ -104,7 +104,6 @@ def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Match, np.ndarray]]:
 
 def _read(checkpoint: Checkpoint, match: Match) -> np.ndarray:
     """One tensor in float64, read from its file alone."""
-    from safetensors import safe_open
+    from minitron_cli.importance.read import read_tensor
 
-    with safe_open(checkpoint.tensors[match.name].file, framework="pt") as stream:
-        return stream.get_tensor(match.name).double().numpy()
+    return read_tensor(checkpoint.tensors[match.name]).double().numpy()

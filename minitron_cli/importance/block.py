@@ -4,8 +4,6 @@ Nothing here knows a family: the config is the one that pruning to this layer wo
 renames and fuses what has to be. The embedding and the head are left out (a few dummy rows stand in for them).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +12,8 @@ import torch
 
 from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.importance.load import base_model, block_names
+from minitron_cli.importance.load import base_model, block_names, quiet
+from minitron_cli.importance.read import read_tensor
 from minitron_cli.importance.sites import Site, find_sites
 from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.family import Match
@@ -49,7 +48,7 @@ def build_block(checkpoint: Checkpoint, read: Tensors, dtype: torch.dtype, devic
     """Build the one-layer model around tensors that `read_layer` has read."""
     config = _config(checkpoint, read.layer, read.vocab)
     model_class = _class_for(config)
-    with _quiet():
+    with quiet():
         model = model_class.from_pretrained(None, config=config, state_dict=read.tensors, dtype=dtype)
     model = model.to(device).eval().requires_grad_(False)
     alone = replace(checkpoint, shape=checkpoint.shape.with_(layer=1), matches=read.matches)
@@ -78,21 +77,15 @@ def _class_for(config: Any) -> Any:
 
 def read_layer(checkpoint: Checkpoint, layer: int, *, vocab: bool) -> Tensors:
     """Read a layer's tensors and those outside the layers; of the embedding and the head only with `vocab`."""
-    from safetensors import safe_open
-
-    wanted: dict[Any, list[tuple[str, Match]]] = {}
+    tensors, matches = {}, {}
     for match in checkpoint.matches.values():
         is_vocab = any("vocab" in axes_of(dim) for dim in match.weight.dims)
-        if not match.weight.junk and match.layer in (None, layer) and (vocab or not is_vocab):
-            name = _name(match, None if match.layer is None else 0)
-            wanted.setdefault(checkpoint.tensors[match.name].file, []).append((name, match))
-    tensors, matches = {}, {}
-    for file, found in wanted.items():
-        with safe_open(file, framework="pt") as stream:
-            for name, match in found:
-                tensors[name] = stream.get_tensor(match.name)
-                if match.layer is not None:
-                    matches[name] = replace(match, name=name, layer=0)
+        if match.weight.junk or match.layer not in (None, layer) or (is_vocab and not vocab):
+            continue
+        name = _name(match, None if match.layer is None else 0)
+        tensors[name] = read_tensor(checkpoint.tensors[match.name])
+        if match.layer is not None:
+            matches[name] = replace(match, name=name, layer=0)
     return Tensors(layer, vocab, tensors, matches)
 
 
@@ -103,19 +96,3 @@ def _name(match: Match, layer: int | None) -> str:
 
 def _real_names(site: Site, read: Tensors) -> tuple[str, ...]:
     return tuple(_name(read.matches[name], read.layer) for name in site.readers)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no word about the embedding that was left out on purpose."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

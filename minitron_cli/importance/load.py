@@ -1,6 +1,7 @@
 """Bring a model into memory for measuring, and find its parts by the names that the axis table gives them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,11 @@ def load_model(
     """The causal LM of a directory in evaluation mode, without a cache: on one device, or placed by accelerate."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=DTYPES[dtype],
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        **({"device_map": device_map} if device_map else {}),
-    )
+    placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code, **placed
+        )
     model.config.use_cache = False
     model = model if device_map else model.to(device)
     return model.eval().requires_grad_(False)
@@ -105,3 +104,19 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
 def base_model(model: Any) -> nn.Module:
     """The decoder without its language-model head."""
     return model.get_decoder()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from showing bars, and from warning of weights that are left out on purpose."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

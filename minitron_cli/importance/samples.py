@@ -11,7 +11,8 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.options import DEFAULT_SEQ_LEN, Options
+from minitron_cli.importance.forecast import sample_length
+from minitron_cli.importance.options import Options
 
 
 def draw(checkpoint: Checkpoint, options: Options) -> tuple[Samples, dict[str, Any]]:
@@ -31,19 +32,6 @@ def draw(checkpoint: Checkpoint, options: Options) -> tuple[Samples, dict[str, A
         samples = Samples(rows)
     check_vocabulary(checkpoint, rows)
     return samples, identity
-
-
-def sample_length(checkpoint: Checkpoint, asked: int | None) -> int:
-    """Tokens per sample; longer than the positions the model was made for is refused."""
-    context = int(checkpoint.config.get("max_position_embeddings") or 0)
-    if asked is None:
-        return min(context or DEFAULT_SEQ_LEN, DEFAULT_SEQ_LEN)
-    if context and asked > context:
-        raise MinitronError(
-            f"--seq-len {asked} is longer than the context of {checkpoint.path} ({context})",
-            f"use --seq-len {context} or shorter",
-        )
-    return asked
 
 
 def check_vocabulary(checkpoint: Checkpoint, rows: np.ndarray) -> None:
