@@ -17,6 +17,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training.options import Options
 from minitron_cli.training.recording import HEADER as RECORDING_HEADER
 from minitron_cli.training.recording import Recording, is_recording, open_recording
+from minitron_cli.training.settle import split_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +105,6 @@ def windows_read(order: Order, steps: int) -> tuple[np.ndarray, ...]:
         if all(r.all() for r in read):
             break
     return tuple(np.flatnonzero(r) for r in read)
-
-
-def split_share(spec: str) -> tuple[str, float]:
-    """`MODEL:0.3` -> (MODEL, 0.3); without a number the share is 1."""
-    where, colon, last = spec.rpartition(":")
-    if not colon or Path(spec).exists():
-        return spec, 1.0
-    try:
-        share = float(last)
-    except ValueError:
-        return spec, 1.0
-    if not 0 < share < float("inf"):
-        raise MinitronError(f"--teacher {spec}: the share must be above 0", "write it as --teacher MODEL:0.7")
-    return where, share
 
 
 def has_tokenizer(model: Path) -> bool:

@@ -42,6 +42,11 @@ class Job:
 # Steps in a row that the spike guard may leave out; then a large norm is the new normal, and a non-finite one stops.
 _PATIENCE = 10
 
+
+class StepRefused(MinitronError):
+    """A step was refused before it touched the weights: they are those of the last good one, and worth keeping."""
+
+
 # Called after each update with the new progress and what was measured in it: logs, evaluates and saves when due.
 AfterStep = Callable[[Progress, Mapping[str, float]], None]
 
@@ -97,7 +102,7 @@ def _check_finite(values: Mapping[str, float], step: int, share: Share, job: Job
     if bad:
         count = len(share.ids) * job.world.size
         rows = f"rows {step * count} to {(step + 1) * count - 1} of the data order"
-        raise MinitronError(
+        raise StepRefused(
             f"{', '.join(bad)} not finite in step {step + 1} ({rows}); the weights of step {step} are unharmed",
             "type the line again with --spike-guard 10 to leave such steps out, or start again with a lower --lr",
         )

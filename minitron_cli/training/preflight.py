@@ -10,9 +10,8 @@ from minitron_cli.checkpoint.reader import load_config, resolve_model
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.spec.shape import Shape, flops_per_token, num_parameters, shape_of
-from minitron_cli.training.inputs import split_share
 from minitron_cli.training.options import Options
-from minitron_cli.training.settle import settle_length
+from minitron_cli.training.settle import settle_length, split_share
 
 # Bytes that the fused loss takes for its chunks of logits at the most.
 _LOSS_CHUNK = 1 << 30

@@ -116,8 +116,7 @@ def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop
         if not own:
             recorder.measure()
         progress = loop.run(job, progress, stop, recorder)
-    except MinitronError:
-        # A step was refused before it touched the weights: they are worth keeping.
+    except loop.StepRefused:
         recorder.save()
         raise
     else:

@@ -13,6 +13,20 @@ from minitron_cli.training.schedule import Schedule
 _USUAL_LENGTH = 4096
 
 
+def split_share(spec: str) -> tuple[str, float]:
+    """`MODEL:0.3` -> (MODEL, 0.3); without a number the share is 1."""
+    where, colon, last = spec.rpartition(":")
+    if not colon or Path(spec).exists():
+        return spec, 1.0
+    try:
+        share = float(last)
+    except ValueError:
+        return spec, 1.0
+    if not 0 < share < float("inf"):
+        raise MinitronError(f"--teacher {spec}: the share must be above 0", "write it as --teacher MODEL:0.7")
+    return where, share
+
+
 def settle_length(options: Options, models: Sequence[Path]) -> Options:
     """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most."""
     limits = {model: limit for model in models if (limit := context_length(model)) is not None}

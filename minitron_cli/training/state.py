@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
-from minitron_cli.checkpoint.atomic import need_space
+from minitron_cli.checkpoint.atomic import disk_full_is_an_error, need_space
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.distributed import World, barrier
 
@@ -94,8 +95,7 @@ def save(
         need_space(final, sum(t.numel() * t.element_size() for t in contents.values()))
         temporary.mkdir(parents=True)
     barrier(world)
-    with _quietly():
-        dcp.save(contents, storage_writer=dcp.FileSystemWriter(temporary), no_dist=world.size == 1)
+    _write(contents, temporary, world)
     if world.rank == 0:
         (temporary / _STATE).write_text(json.dumps(asdict(progress)))
         _sync(temporary / _STATE)
@@ -105,6 +105,21 @@ def save(
             shutil.rmtree(old)
     barrier(world)
     return final
+
+
+def _write(contents: dict[str, Tensor], directory: Path, world: World) -> None:
+    """Write the tensors; a disk that fills up meanwhile is the user's to know, and leaves nothing behind."""
+    try:
+        with _quietly():
+            dcp.save(contents, storage_writer=dcp.FileSystemWriter(directory), no_dist=world.size == 1)
+    except CheckpointException as failure:
+        shutil.rmtree(directory, ignore_errors=True)
+        errors = [error for error, _ in failure.failures.values()]
+        with disk_full_is_an_error(directory):
+            for error in errors:
+                if isinstance(error, OSError):
+                    raise error from failure
+        raise
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
