@@ -8,6 +8,7 @@ lock.
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,11 @@ from typing import TypeVar
 import numpy as np
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES
-from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
+from minitron_cli.checkpoint.writer import TensorOut, header_bytes, reserve, shard_names, shards, write_index
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.cuts import Cut, Read, reads
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 AHEAD = 4  # blocks that a stage may run ahead of the next
 PEAK_BYTES = 2 * (AHEAD + 2) * 2 * BLOCK_BYTES  # both stages' blocks, each with a gathered copy
 
@@ -80,6 +81,8 @@ def _write_shard(file: Path, part: Sequence[TensorOut], blocks: Iterator[memoryv
     digest = hashlib.sha256()
     with file.open("wb", buffering=0) as stream:
         header = memoryview(header_bytes(part))
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            reserve(stream.fileno(), len(header) + left)
         for block in chain([header], blocks) if left else [header]:
             _write_block(stream.fileno(), block)
             digest.update(block)
