@@ -77,11 +77,20 @@ def command(
 
 def _measure(names: list[str], options: "Options", include: list[Path], settings: dict[str, Any]) -> dict[str, Any]:
     """The results object; torch, transformers and lm-eval are imported from here on."""
+    from dataclasses import replace
+
+    from minitron_cli.evaluate.harness import without_unsafe
     from minitron_cli.evaluate.results import results
     from minitron_cli.evaluate.side_by_side import evaluate
     from minitron_cli.evaluate.tasks import find_tasks
 
     tasks = find_tasks([request.task for request in options.requests], include) if options.requests else None
+    if tasks and not options.unsafe_code:
+        safe = without_unsafe(options.requests, (settings["tasks"] or "").split(","), tasks)
+        left_out = [request.task for request in options.requests if request not in safe]
+        if left_out:
+            say(f"left out, for they run code that the model writes (--confirm-run-unsafe-code): {', '.join(left_out)}")
+        options = replace(options, requests=safe)
     return results(evaluate(names, options, tasks, say), settings)
 
 

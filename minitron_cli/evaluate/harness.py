@@ -11,7 +11,7 @@ import logging
 import math
 import numbers
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,7 +87,8 @@ def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = 
     """Evaluate one request; a group's score has the samples of all its tasks, which follow it if they are few."""
     import lm_eval
 
-    _check_unsafe(tasks, request.task, unsafe_code)
+    if not unsafe_code:
+        without_unsafe([request], [request.task], tasks)
     with quiet(), _told(request):
         found = lm_eval.simple_evaluate(
             model=lm,
@@ -188,14 +189,20 @@ def _select(scores: list[Score], request: Request) -> list[Score]:
     return chosen
 
 
-def _check_unsafe(tasks: Tasks, name: str, allowed: bool) -> None:
-    """Code that a model writes is run only when the user has said so."""
-    unsafe = [leaf for leaf in tasks.leaves(name) if (tasks.index[leaf].cfg or {}).get("unsafe_code")]
-    if unsafe and not allowed:
+def without_unsafe(requests: Sequence[Request], named: Sequence[str], tasks: Tasks) -> tuple[Request, ...]:
+    """The requests that run no code of the model's. One that was `named` by the user is an error, not left out."""
+    unsafe = [request.task for request in requests if _runs_code(tasks, request.task)]
+    asked = [name for name in unsafe if name in named]
+    if asked:
         raise MinitronError(
-            f"{', '.join(unsafe)} runs code that the model writes",
+            f"{', '.join(asked)} runs code that the model writes",
             "add --confirm-run-unsafe-code where such code may run (a container, say), or leave the task out",
         )
+    return tuple(request for request in requests if request.task not in unsafe)
+
+
+def _runs_code(tasks: Tasks, name: str) -> bool:
+    return any((tasks.index[leaf].cfg or {}).get("unsafe_code") for leaf in tasks.leaves(name))
 
 
 @contextlib.contextmanager

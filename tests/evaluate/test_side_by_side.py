@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
-from minitron_cli.evaluate import side_by_side
+from minitron_cli.evaluate import side_by_side, suites
+from minitron_cli.evaluate.harness import Request
 from minitron_cli.evaluate.results import p_text
 from minitron_cli.evaluate.side_by_side import distinct_names
 from tests.evaluate.conftest import write_task
@@ -164,14 +165,33 @@ def test_p_values_without_false_precision() -> None:
 
 
 def test_a_task_that_fails_leaves_the_rest(line: list[str], tmp_path: Path) -> None:
+    write_task(tmp_path, "broken", dataset_path=str(tmp_path / "empty"), dataset_kwargs={})
+    (tmp_path / "empty").mkdir()
+    line[line.index("letters_one")] = "broken,letters_one"
+    out, error = run(*line, "--include", tmp_path, "--json")
+    assert isinstance(error, MinitronError)
+    assert "the data of broken can not be loaded" in error.message
+    found = json.loads(out)
+    assert {row["task"] for row in found["rows"]} == {"letters_one"}
+    assert all(model["loss"] and "broken" in model["error"] for model in found["models"])
+
+
+def test_code_is_refused_by_name_and_left_out_of_a_suite(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_task(tmp_path, "coder", unsafe_code=True)
-    line[line.index("letters_one")] = "coder,letters_one"
+    monkeypatch.setitem(suites.SUITES, "both", (Request("letters_one", 0, ("acc",)), Request("coder", 0, ("acc",))))
+    out, error = run(*line[:2], *line[4:], "--suite", "both", "--include", tmp_path, "--json")
+    assert error is None
+    assert {row["task"] for row in json.loads(out)["rows"]} == {"letters_one"}
+    line[line.index("letters_one")] = "letters_one,coder"
     out, error = run(*line, "--include", tmp_path, "--json")
     assert isinstance(error, MinitronError)
     assert "coder runs code" in error.message
-    found = json.loads(out)
-    assert {row["task"] for row in found["rows"]} == {"letters_one"}
-    assert all(model["loss"] and "coder" in model["error"] for model in found["models"])
+    assert out == ""
+    out, error = run(*line, "--include", tmp_path, "--json", "--confirm-run-unsafe-code")
+    assert error is None
+    assert {row["task"] for row in json.loads(out)["rows"]} == {"letters_one", "coder"}
 
 
 def test_a_dry_run_needs_no_torch_and_writes_nothing(line: list[str], tmp_path: Path) -> None:
