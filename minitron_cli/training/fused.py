@@ -19,8 +19,8 @@ from minitron_cli.training.head import Head, compute_dtype, logits_into, widened
 # reads and writes the float32 dW, 8 V H bytes against 2 c V H operations: below some 700 tokens that is the bound.
 _CHUNK_BYTES = {"cpu": 128 << 20, "gpu": 512 << 20}
 _MIN_CHUNK = {"cpu": 256, "gpu": 1024}
-# The pointwise passes run over blocks of this size per buffer. On a CPU a few of them must fit the cache, and malloc must
-# keep them (fresh pages cost more than the arithmetic); smaller ones gain nothing and make threads meet more often.
+# The pointwise passes run over blocks of this size per buffer. On a CPU a few of them must fit the cache and stay with
+# malloc: fresh pages cost more than the arithmetic. Smaller ones gain nothing and make threads meet more often.
 _BLOCK_BYTES = {"cpu": 8 << 20, "gpu": 64 << 20}
 
 
