@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.tokenizer import load_tokenizer, token_byte_lengths, tokenizer_hash
-from minitron_cli.data.tokens import require_ids_below
+from minitron_cli.data.tokens import TokenFile, require_ids_below
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
@@ -28,48 +28,49 @@ def measure_losses(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """`domain -> figures`, and the token-weighted whole as `all`; KL and agreement where a reference is asked for."""
-    seq_len = options.seq_len or min(max_context(loaded) or 2048, 2048)
     context = max_context(loaded)
+    seq_len = options.seq_len or min(context or 2048, 2048)
     if context and seq_len > context:
         raise MinitronError(f"--seq-len {seq_len} is more than the context of {loaded.name}, {context}", "shorten it")
     files = token_files(options.sources, loaded.path, options.separator, options.text_field)
     require_ids_below(files, vocabulary(loaded.model), loaded.path)
     other = _reference(loaded, reference) if options.against_reference else None
-    against = model_digest(reference) if options.against_reference else None
-
-    def run() -> dict[str, dict[str, Any]]:
-        byte_lengths = token_byte_lengths(load_tokenizer(loaded.path))
-        parts: dict[str, list[Loss]] = {}
-        for file in files:
-            found = perplexity(
-                loaded.model,
-                file,
-                seq_len=seq_len,
-                max_windows=options.windows,
-                reference=other.model if other else None,
-                byte_lengths=byte_lengths,
-            )
-            for domain, loss in found.items():
-                parts.setdefault(domain, []).append(loss)
-        sums = {domain: add(losses) for domain, losses in parts.items()}
-        return {domain: loss.to_json() for domain, loss in {**sums, ALL: add(list(sums.values()))}.items()}
-
     identity = {
         "model": digest,
-        "reference": against,
+        "reference": model_digest(other.path) if other else None,
         "tokens": [file.header.tokens_sha256 for file in files],
         "seq_len": seq_len,
         "windows": options.windows,
         "dtype": loaded.dtype,
         "device": loaded.device.type,
     }
-    figures, known = cached(cache, identity, run)
+    figures, known = cached(cache, identity, lambda: _measure(loaded, other, files, seq_len, options.windows))
     whole = figures[ALL]
     say(
         f"{loaded.name}: {whole['nats_per_token']:.4f} nats per token, {whole['bits_per_byte']:.4f} bits per byte"
         f" on {whole['tokens']:,} tokens{' (kept from before)' if known else ''}"
     )
     return figures
+
+
+def _measure(
+    loaded: LoadedModel, other: LoadedModel | None, files: Sequence[TokenFile], seq_len: int, windows: int | None
+) -> dict[str, dict[str, Any]]:
+    byte_lengths = token_byte_lengths(load_tokenizer(loaded.path))
+    parts: dict[str, list[Loss]] = {}
+    for file in files:
+        found = perplexity(
+            loaded.model,
+            file,
+            seq_len=seq_len,
+            max_windows=windows,
+            reference=other.model if other else None,
+            byte_lengths=byte_lengths,
+        )
+        for domain, loss in found.items():
+            parts.setdefault(domain, []).append(loss)
+    sums = {domain: add(losses) for domain, losses in parts.items()}
+    return {domain: loss.to_json() for domain, loss in {**sums, ALL: add(list(sums.values()))}.items()}
 
 
 def _reference(loaded: LoadedModel, path: Path) -> LoadedModel:

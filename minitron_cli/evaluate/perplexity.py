@@ -89,29 +89,18 @@ def perplexity(
     device = next(model.parameters()).device
     for first in range(0, windows, batch_size):
         indices = np.arange(first, min(first + batch_size, windows))
-        ids = torch.from_numpy(file.windows(indices, seq_len)).to(device)
-        values = token_losses(model, ids, reference)
+        nats, *against = token_losses(model, torch.from_numpy(file.windows(indices, seq_len)).to(device), reference)
+        num_bytes = text_bytes(file, indices, seq_len, byte_lengths)[:, 1:]
         of = file.domain_numbers(indices, seq_len)[:, 1:].ravel()
-        rows = [
-            np.ones(of.size),
-            values[0],
-            text_bytes(file, indices, seq_len, byte_lengths)[:, 1:].ravel(),
-            *values[1:],
-        ]
-        for i, row in enumerate(rows):
-            sums[i] += np.bincount(of, weights=np.asarray(row, np.float64).ravel(), minlength=len(domains))
+        for i, values in enumerate((np.ones(of.size), nats, num_bytes, *against)):
+            sums[i] += np.bincount(of, weights=values.astype(np.float64).ravel(), minlength=len(domains))
         progress(int(indices[-1]) + 1, windows)
-    return {
-        domain: Loss(
-            int(sums[0, i]),
-            float(sums[1, i]),
-            float(sums[2, i]),
-            float(sums[3, i]) if reference is not None else None,
-            int(sums[4, i]) if reference is not None else None,
-        )
-        for i, domain in enumerate(domains)
-        if sums[0, i]
-    }
+    return {domain: _loss(sums[:, i], reference is not None) for i, domain in enumerate(domains) if sums[0, i]}
+
+
+def _loss(sums: np.ndarray, against: bool) -> Loss:
+    tokens, nats, num_bytes, kl, agreements = sums.tolist()
+    return Loss(int(tokens), nats, num_bytes, kl if against else None, int(agreements) if against else None)
 
 
 @torch.inference_mode()
