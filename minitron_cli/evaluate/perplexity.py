@@ -107,29 +107,37 @@ def _loss(sums: np.ndarray, against: bool) -> Loss:
 def token_losses(model: nn.Module, ids: Tensor, reference: nn.Module | None = None) -> tuple[np.ndarray, ...]:
     """ids (row, seq) -> nats (row, seq - 1); with `reference` also KL and agreement (0 or 1), of the same shape.
 
-    Logits exist for a few rows at a time only.
+    Logits exist for a few rows at a time, in the model's own type, and in float32 for a few positions of them.
     """
-    rows = max(1, _LOGIT_BUDGET // (ids.shape[1] * vocabulary(model)))
-    parts: list[tuple[np.ndarray, ...]] = []
-    for chunk in ids.split(rows):
-        logits = _logits(model, chunk)
-        targets = chunk[:, 1:]
-        log_probs = logits.log_softmax(-1)
-        found = [-log_probs.gather(-1, targets[..., None])[..., 0]]
+    budget = _LOGIT_BUDGET // vocabulary(model)
+    rows: list[tuple[np.ndarray, ...]] = []
+    for chunk in ids.split(max(1, budget // ids.shape[1])):
+        tensors = [_logits(model, chunk), chunk[:, 1:]]
         if reference is not None:
-            other = _logits(reference, chunk)
-            if other.shape[-1] != logits.shape[-1]:
-                width = min(other.shape[-1], logits.shape[-1])  # a padded vocabulary: compare the common ids
-                other, log_probs = other[..., :width], logits[..., :width].log_softmax(-1)
-            kl = (other.log_softmax(-1).exp() * (other.log_softmax(-1) - log_probs)).sum(-1)
-            found += [kl, (other.argmax(-1) == log_probs.argmax(-1)).float()]
-        parts.append(tuple(value.double().cpu().numpy() for value in found))
-    return tuple(np.concatenate(columns) for columns in zip(*parts))
+            tensors.append(_logits(reference, chunk))
+        step = max(1, budget // chunk.shape[0])
+        parts = [_compare(*part) for part in zip(*(tensor.split(step, dim=1) for tensor in tensors))]
+        rows.append(tuple(np.concatenate(columns, axis=1) for columns in zip(*parts)))
+    return tuple(np.concatenate(columns) for columns in zip(*rows))
+
+
+def _compare(logits: Tensor, targets: Tensor, other: Tensor | None = None) -> tuple[np.ndarray, ...]:
+    """logits (row, token, vocab), targets (row, token) -> nats, and KL and agreement with the logits `other`."""
+    log_probs = logits.float().log_softmax(-1)
+    found = [-log_probs.gather(-1, targets[..., None])[..., 0]]
+    if other is not None:
+        width = min(other.shape[-1], logits.shape[-1])
+        if width < logits.shape[-1]:  # a padded vocabulary: compare over the common ids
+            log_probs = logits[..., :width].float().log_softmax(-1)
+        reference = other[..., :width].float().log_softmax(-1)
+        found.append((reference.exp() * (reference - log_probs)).sum(-1))
+        found.append((reference.argmax(-1) == log_probs.argmax(-1)).float())
+    return tuple(value.double().cpu().numpy() for value in found)
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """(row, seq) -> float32 logits of every token but the last one's successor: (row, seq - 1, vocab)."""
-    return model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    """(row, seq) -> logits of every token but the last, which has no successor here: (row, seq - 1, vocab)."""
+    return model(input_ids=ids, use_cache=False).logits[:, :-1]
 
 
 def vocabulary(model: nn.Module) -> int:

@@ -58,12 +58,15 @@ def test_domains_and_bytes_by_hand(toy, token_file: TokenFile) -> None:
 
 
 def test_batches_and_chunks_do_not_matter(toy, token_file: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(toy("llama"))
+    model, other = model_of(toy("llama")), model_of(toy("llama", num_hidden_layers=2))
     one = perplexity(model, token_file, seq_len=SEQ, batch_size=1)
-    monkeypatch.setattr(module, "_LOGIT_BUDGET", 97 * SEQ * 2)
-    many = perplexity(model, token_file, seq_len=SEQ, batch_size=7)
-    assert {k: v.tokens for k, v in one.items()} == {k: v.tokens for k, v in many.items()}
-    assert all(one[k].nats == pytest.approx(many[k].nats, rel=1e-6) for k in one)
+    for budget in (97 * SEQ * 2, 97 * 5, 1):  # a few rows, a few positions, one position at a time
+        monkeypatch.setattr(module, "_LOGIT_BUDGET", budget)
+        many = perplexity(model, token_file, seq_len=SEQ, batch_size=7, reference=other)
+        for domain, loss in perplexity(model, token_file, seq_len=SEQ, reference=other).items():
+            assert (many[domain].tokens, many[domain].agreements) == (loss.tokens, loss.agreements)
+            assert many[domain].nats == pytest.approx(one[domain].nats, rel=1e-6)
+            assert many[domain].kl == pytest.approx(loss.kl, rel=1e-6)
 
 
 def test_kl_and_agreement_against_the_formula(toy, token_file: TokenFile) -> None:
