@@ -18,10 +18,12 @@ from minitron_cli import __version__
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.reader import weight_files
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.merge import HeadMerge
 from minitron_cli.spec.plan import Plan, plan_problems
 from minitron_cli.spec.shape import Shape
 
 KEPT_INDICES = "kept_indices.safetensors"
+_PARTNER = "head.merged"
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
@@ -116,8 +118,11 @@ def write_plan(directory: Path, plan: Plan) -> None:
     from safetensors.numpy import save
 
     # One metadata key: safetensors does not keep the order of several, and the same plan must give the same bytes.
-    shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)})
+    merge = {"head_merge": plan.merge.mode} if plan.merge else {}
+    shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes), **merge})
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
+    if plan.merge:
+        kept[_PARTNER] = np.ascontiguousarray(plan.merge.partner)
     # Not save_file, which makes files that only their owner can read.
     (directory / KEPT_INDICES).write_bytes(save(kept, {"minitron": shapes}))
 
@@ -134,8 +139,9 @@ def read_plan(directory: Path) -> Plan | None:
             shapes = json.loads((stream.metadata() or {})["minitron"])
             kept = {axis: stream.get_tensor(axis) for axis in stream.keys()}  # noqa: SIM118
         source, target = Shape(shapes["source"]), Shape(shapes["target"])
+        merge = HeadMerge(shapes["head_merge"], kept.pop(_PARTNER)) if "head_merge" in shapes else None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
     if problems := plan_problems(source, target, kept):
         raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")
-    return Plan(source, target, kept)
+    return Plan(source, target, kept, merge)

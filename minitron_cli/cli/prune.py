@@ -38,6 +38,9 @@ def command(
     expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
     shared_ffn: Annotated[int | None, option("--shared-ffn", help="neurons a layer's shared expert keeps")] = None,
     experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
+    head_merge: Annotated[
+        str | None, option("--head-merge", help="merge dropped query heads into kept ones: query or both")
+    ] = None,
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
@@ -59,6 +62,7 @@ def command(
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.prune import target as targets
     from minitron_cli.prune.preflight import preflight
+    from minitron_cli.spec.plan import with_head_merge
 
     sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
              "expert_ffn": expert_ffn, "shared_ffn": shared_ffn, "expert_active": experts_per_token}  # fmt: skip
@@ -86,6 +90,8 @@ def command(
         found = _scores(replace(measure, output=output), needed)
     say(f"pruning {source.path} -> {output}: {facts['change']}")
     plan = targets.make_plan(source.shape, shape, wanted, found)
+    if head_merge is not None:
+        plan = with_head_merge(plan, found, head_merge)
     facts["check"] = _write(source, plan, output, found, overwrite, force, max_shard_size, check)
     emit(facts, as_json, lambda: _show_done(facts, source.path))
 
@@ -117,6 +123,8 @@ def _write(
     from minitron_cli.prune.run import write_pruned
 
     options = {"target": {a: plan.target[a] for a in plan.target if plan.target[a] != plan.source[a]}, "force": force}
+    if plan.merge:
+        options["head_merge"] = plan.merge.mode
     manifest = write_pruned(
         source, plan, output, scores=scores, options=options, overwrite=overwrite, force=force,
         max_shard_bytes=shard or MAX_SHARD_BYTES, check=check,

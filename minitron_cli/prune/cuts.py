@@ -11,7 +11,7 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
 from minitron_cli.prune.repairs import Repair, repair_of
-from minitron_cli.spec.axes import positions, size
+from minitron_cli.spec.axes import Weight, positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.shape import is_routed
@@ -28,6 +28,7 @@ class Piece:
     begin: int
     shape: tuple[int, ...]
     keep: tuple[np.ndarray | None, ...]
+    partner: tuple[np.ndarray | None, ...] = ()  # with merged heads: what is subtracted from twice the kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,24 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     else:
         kept = plan.resolve(layer, expert)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
-        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,)),)
+        partner = _partners(match.weight, plan, layer, keep)
+        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), partner),)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
+
+
+def _partners(
+    weight: Weight, plan: Plan, layer: int | None, keep: tuple[np.ndarray | None, ...]
+) -> tuple[np.ndarray | None, ...]:
+    """Like `keep`, with merged heads' partners in their places; empty where nothing is merged."""
+    merge = plan.merge
+    if merge is None or layer is None or not any(merge.applies(weight, dim) for dim in range(len(weight.dims))):
+        return ()
+    kept = {**plan.resolve(layer), "head": merge.partner[layer]}
+    return tuple(
+        positions(axes, plan.source.sizes, kept) if merge.applies(weight, dim) else keep[dim]
+        for dim, axes in enumerate(weight.dims)
+    )
 
 
 def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:
@@ -116,6 +132,8 @@ def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
     row_bytes = prod(piece.shape[1:]) * ITEM_BYTES[cut.source.dtype]
     step = max(1, block_bytes // max(1, row_bytes))
     kept = piece.keep[0]
+    if piece.partner:
+        step = piece.shape[0]  # a head and its partner may lie anywhere in the tensor
     for first in range(0, piece.shape[0], step):
         last = min(first + step, piece.shape[0])
         begin, num_bytes = piece.begin + first * row_bytes, (last - first) * row_bytes

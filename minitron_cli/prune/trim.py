@@ -23,6 +23,7 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, reserve, shard_names, shards, write_index
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.cuts import Cut, Read, reads
+from minitron_cli.prune.repairs import from_bits, to_bits
 
 BLOCK_BYTES = 4 << 20
 AHEAD = 4  # blocks that a stage may run ahead of the next
@@ -140,13 +141,21 @@ def gather(read: Read, data: np.ndarray) -> memoryview:
     """What stays of a block: its bytes (n,) -> the kept rows and columns, repaired, as contiguous bytes."""
     assert read.cut is not None
     assert read.piece is not None
-    item = np.dtype(f"u{ITEM_BYTES[read.cut.source.dtype]}")
-    kept = data.view(item).reshape(-1, *read.piece.shape[1:])
-    if read.rows is not None:
-        kept = np.take(kept, read.rows, axis=0)
-    for dim, keep in enumerate(read.piece.keep[1:], start=1):
-        if keep is not None:
-            kept = np.take(kept, keep, axis=dim)
+    dtype, piece = read.cut.source.dtype, read.piece
+    rows = data.view(f"u{ITEM_BYTES[dtype]}").reshape(-1, *piece.shape[1:])
+    kept = _select(rows, read.rows, piece.keep)
+    if piece.partner:
+        taken = _select(rows, piece.partner[0], piece.partner)
+        kept = to_bits(2 * from_bits(kept, dtype) - from_bits(taken, dtype), dtype)
     if read.cut.repair is not None:
-        kept = read.cut.repair.apply(kept, read.cut.source.dtype)
+        kept = read.cut.repair.apply(kept, dtype)
     return np.ascontiguousarray(kept).reshape(-1).view(np.uint8).data
+
+
+def _select(rows: np.ndarray, first: np.ndarray | None, keep: Sequence[np.ndarray | None]) -> np.ndarray:
+    """The kept rows (None: all of the block's), then the kept positions along every other dimension."""
+    kept = rows if first is None else np.take(rows, first, axis=0)
+    for dim, index in enumerate(keep[1:], start=1):
+        if index is not None:
+            kept = np.take(kept, index, axis=dim)
+    return kept
