@@ -62,4 +62,5 @@ def _memory(options: Options, student: Size, teachers: list[Size], tokens: int, 
         teacher_item=stored.itemsize,
         shard_teacher=options.shard_teacher,
         checkpointing=options.checkpoint_activations,
+        device=world.device.type,
     )

@@ -14,7 +14,7 @@ from minitron_cli.training.distributed import World, choose_device, shard, shard
 from minitron_cli.training.divergences import Divergence
 from minitron_cli.training.head import head_of
 from minitron_cli.training.inputs import Models
-from minitron_cli.training.load import compute_dtype, load_student, load_teacher
+from minitron_cli.training.load import compute_dtype, load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job
 from minitron_cli.training.objectives import Objective, build_objective
 from minitron_cli.training.optimizer import Call, build, measurer, trainer
@@ -88,7 +88,7 @@ def build_step(options: Options, models: Models, world: World, dtype: torch.dtyp
             shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
             teacher.to(world.device)
     if options.checkpoint_activations:
-        student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        run_again_in_backward(blocks_of(backbone_of(student)))
     if options.compile:
         compile_blocks(backbone_of(student))
     shard(step, list(blocks_of(backbone_of(student))), world, dtype)

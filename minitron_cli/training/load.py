@@ -1,11 +1,13 @@
 """Bring a student and its teachers into memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,3 +60,9 @@ def load_teacher(path: Path, dtype: torch.dtype, trust_remote_code: bool = False
     )
     model.config.use_cache = False
     return model.eval().requires_grad_(False)
+
+
+def run_again_in_backward(blocks: Iterable[nn.Module]) -> None:
+    """Activation checkpointing: keep each block's input, and run it again when its gradient is due."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -13,8 +13,8 @@ from minitron_cli.spec.shape import Shape, flops_per_token, num_parameters, shap
 from minitron_cli.training.options import Options
 from minitron_cli.training.settle import settle_length, split_share
 
-# Bytes that the fused loss takes for its chunks of logits at the most.
-_LOSS_CHUNK = 1 << 30
+# Bytes that the fused loss takes for its chunks of logits at the most (see fused.chunk_size).
+LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +56,25 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
 
 def memory(
     student: Size, teachers: list[Size], *, tokens: int, world: int, item: int, teacher_item: int, shard_teacher: bool,
-    checkpointing: bool,
+    checkpointing: bool, device: str = "cuda",
 ) -> Need:  # fmt: skip
     """Estimate a step on one device: `tokens` in a micro-batch, `item` bytes per computed value, over `world` devices.
 
-    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top.
+    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. When the
+    student's run begins, nothing of the teacher's is left but its last states.
     """
     copy = student.parameters * item if item < 4 and world == 1 else 0
     share = -(-student.parameters // world) * 4
     held = sum(t.parameters for t in teachers) * teacher_item
-    transient = max((_activations(t.shape, 1, tokens) * teacher_item for t in teachers), default=0)
+    taught = max((_activations(t.shape, 1, tokens) * teacher_item for t in teachers), default=0)
     vocab, hidden = student.shape["vocab"], student.shape["hidden"]
     return Need(
         weights=share + copy,
         optimizer=2 * share,
         gradients=share,
-        teacher=(held // world if shard_teacher else held) + transient,
-        activations=_saved(student.shape, tokens, checkpointing) * item,
-        loss=min(_LOSS_CHUNK, 16 * tokens * vocab) + 4 * vocab * hidden + tokens * hidden * item,
+        teacher=held // world if shard_teacher else held,
+        activations=max(_saved(student.shape, tokens, checkpointing) * item, taught),
+        loss=min(LOSS_CHUNK[device], 16 * tokens * vocab) + 4 * vocab * hidden + tokens * hidden * item,
     )
 
 
@@ -85,10 +86,14 @@ def _saved(shape: Shape, tokens: int, checkpointing: bool) -> int:
 
 
 def _activations(shape: Shape, layers: int, tokens: int) -> int:
-    """Values that `layers` blocks keep: norms with their float32 inputs, residuals, q k v, mix, the gated product."""
+    """Values that `layers` blocks keep, counted on Llama's: 1.2 times what was measured on a CPU, rather too much.
+
+    Per token two norms with their float32 input, the normed values and the result (8 hidden); q, k, v and the mix;
+    gate, up, the activation and the product (4 ffn).
+    """
     width = shape.get("ffn") or shape.get("expert_ffn") * shape.get("expert_active", 1)
-    attention = (2 * shape["head"] + 4 * shape.get("kv", shape["head"])) * shape["head_dim"]
-    return layers * tokens * (10 * shape["hidden"] + 2 * attention + 4 * width)
+    attention = 2 * (shape["head"] + shape.get("kv", shape["head"])) * shape["head_dim"]
+    return layers * tokens * (8 * shape["hidden"] + attention + 4 * width)
 
 
 def check_memory(need: Need, available: int, where: str) -> None:

@@ -13,7 +13,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training import loop
 from minitron_cli.training.distributed import World
 from minitron_cli.training.interrupt import StopFlag
-from minitron_cli.training.load import load_student, load_teacher
+from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.optimizer import build, is_spike, trainer
@@ -21,6 +21,7 @@ from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import KDStep
+from minitron_cli.training.student import backbone_of, blocks_of
 from tests.toys import toy_ids
 
 Toy = Callable[..., Path]
@@ -41,7 +42,7 @@ def unequal_mask(rows: int, length: int, seed: int = 0) -> Tensor:
 def job(toy: Toy, *, micro_batch: int = 2, cast_to: torch.dtype | None = None, checkpointing: bool = False) -> Job:
     student = load_student(toy("llama"), from_scratch=False, seed=0)
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        run_again_in_backward(blocks_of(backbone_of(student)))
     teacher = load_teacher(toy("llama", hidden_size=66, seed=5), torch.float32)
     step = KDStep(student, teacher, Objective(layer_map=((1, 1),), embedding=True, alpha=0.5))
     optimizer = build(step, (0.9, 0.95), 1e-8, 0.1)

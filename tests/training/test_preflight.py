@@ -13,9 +13,10 @@ import torch
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import announce
 from minitron_cli.training.export import gather
+from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.load import load_student, load_teacher
 from minitron_cli.training.optimizer import build
-from minitron_cli.training.preflight import check_memory, memory, size_of, size_of_config
+from minitron_cli.training.preflight import LOSS_CHUNK, check_memory, memory, size_of, size_of_config
 from minitron_cli.training.run import train
 from minitron_cli.training.state import model_tensors, prime
 from minitron_cli.training.step import KDStep
@@ -64,6 +65,11 @@ def need_8b(**changes: object) -> float:
     }
     student, teacher = size_of_config(LLAMA_4B, 8192), size_of_config(LLAMA_8B, 8192)
     return memory(student, [teacher], **given).total() / 1e9  # type: ignore[arg-type]
+
+
+def test_the_loss_takes_the_chunks_that_are_counted() -> None:
+    for device, chunk in LOSS_CHUNK.items():
+        assert 0.9 * chunk < 16 * 32000 * chunk_size(10**6, 32000, device, None) <= chunk
 
 
 def test_the_published_pair_in_round_figures() -> None:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from minitron_cli.training import loop, state
 from minitron_cli.training.distributed import World, join, shard, shard_frozen
 from minitron_cli.training.interrupt import StopFlag
-from minitron_cli.training.load import load_student, load_teacher
+from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.optimizer import build, trainer
@@ -49,7 +49,7 @@ def job(models: Path, case: str, world: World) -> Job:
     name, checkpointing, shard_teacher = CASES[case]
     student = load_student(models / name, from_scratch=False, seed=0)
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        run_again_in_backward(blocks_of(backbone_of(student)))
     teacher = load_teacher(models / "teacher", torch.float32)
     step = KDStep(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
     if shard_teacher:
