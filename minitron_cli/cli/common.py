@@ -33,9 +33,9 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def parse_count(text: str) -> int:
-    """A count as people write it: "4.5B", "300M", "1_000", "2e9" -> int."""
-    number = text.strip().replace("_", "").replace(",", "")
+def parse_count(text: str | int) -> int:
+    """A count as people write it: "4.5B", "300M", "1_000", "2e9" -> int. A default comes as the int it is."""
+    number = str(text).strip().replace("_", "").replace(",", "")
     unit = number[-1:].upper() if number[-1:].upper() in ("K", "M", "B", "T") else ""
     try:
         value = float(number[: -1 if unit else None]) * _UNITS[unit]
