@@ -34,6 +34,7 @@ def command(
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16, float16")] = "auto",
     trust_remote_code: Annotated[bool, option("--trust-remote-code", help="run code of the model directory")] = False,
     output: Annotated[Path | None, option("-o", "--output", help="write the results object here")] = None,
+    dry_run: Annotated[bool, option("--dry-run", help="only say what would be timed")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Time prefill and decoding of every model in the same interleaved rounds; the first model is the reference.
@@ -42,12 +43,18 @@ def command(
     """
     from minitron_cli.checkpoint.reader import resolve_model
     from minitron_cli.evaluate.bench import check_context, measure, parse_grid
-    from minitron_cli.evaluate.engines import make_subjects
-    from minitron_cli.evaluate.side_by_side import distinct_names
 
     given = models or [require_model(None, NAME)]
     cells = parse_grid(grid, batch_sizes)
     budget = _parse_bytes(memory) if memory else None
+    if dry_run:
+        shown = [str(cell) for cell in cells]
+        text = f"{len(given)} models x {', '.join(shown)}: {warmup} + {repeats} rounds, engine {engine}"
+        emit({"models": given, "cells": shown, "rounds": warmup + repeats}, as_json, lambda: print(text))
+        return
+    from minitron_cli.evaluate.engines import make_subjects
+    from minitron_cli.evaluate.side_by_side import distinct_names
+
     subjects = make_subjects(
         engine, [resolve_model(model) for model in given], distinct_names(given),
         device=device, dtype=dtype, trust_remote_code=trust_remote_code,

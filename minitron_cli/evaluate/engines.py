@@ -30,6 +30,10 @@ def make_subjects(
     """Every model in memory at once, for they take turns."""
     if engine not in ENGINES:
         raise MinitronError(f"no engine {engine!r}", f"known: {', '.join(ENGINES)}")
+    if engine == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise MinitronError("engine vllm is not installed", "pip install vllm, or leave --engine out")
+        device = "cpu"  # only its sizes are read here; vLLM loads the weights itself
     loaded = [
         load_model(path, device=device, dtype=dtype, name=name, trust_remote_code=trust_remote_code)
         for path, name in zip(paths, names)
@@ -93,15 +97,12 @@ def _start_memory(device: torch.device) -> int | None:
 
 def _vllm_runner(loaded: LoadedModel, num_models: int) -> Any:
     """Time to one token, and to all of them; their difference is the decoding."""
-    if importlib.util.find_spec("vllm") is None:
-        raise MinitronError("engine vllm is not installed", "pip install vllm, or leave --engine out")
     from vllm import LLM, SamplingParams, TokensPrompt
 
     share = 0.9 / num_models
     llm = LLM(model=str(loaded.path), dtype=loaded.dtype, gpu_memory_utilization=share, enable_prefix_caching=False)
     config: Any = loaded.model.config
     vocab = config.get_text_config().vocab_size
-    loaded.model.to("meta")  # vLLM holds its own weights
 
     def timed(prompts: list[Any], tokens: int) -> float:
         start = time.perf_counter()

@@ -163,6 +163,21 @@ def test_the_harness_finds_the_tasks_where_the_world_was_moved_to(world: Path, t
     assert len(found.manager.load(["toy"])["tasks"]["toy_recall"].eval_docs) == SMALL.questions
 
 
+def test_the_command_and_its_dry_run(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from minitron_cli.cli.app import app
+
+    line = ["toy", str(tmp_path / "w"), "--questions", "10"]
+    shown = CliRunner().invoke(app, [*line, "--dry-run"])
+    assert shown.exception is None
+    assert not (tmp_path / "w").exists()
+    made = CliRunner().invoke(app, [*line, "--json"])
+    assert json.loads(made.stdout)["questions"] == 50
+    assert len(rows(tmp_path / "w" / "tasks" / "toy_recall.jsonl")) == 10
+    assert isinstance(CliRunner().invoke(app, [*line, "--dry-run"]).exception, MinitronError)
+
+
 def test_an_existing_directory_is_refused_and_only_ours_is_replaced(world: Path, tmp_path: Path) -> None:
     with pytest.raises(MinitronError, match="exists already"):
         make_toy(world, 0, SMALL)
