@@ -14,7 +14,7 @@ from minitron_cli.training.options import Options
 from minitron_cli.training.settle import settle_length, split_share
 
 # Bytes that the fused loss takes for its chunks of logits at the most (see fused.chunk_size).
-LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 1 << 30}
+LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 512 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def memory(
     student: Size, teachers: list[Size], *, tokens: int, world: int, item: int, teacher_item: int, shard_teacher: bool,
     checkpointing: bool, device: str = "cuda",
 ) -> Need:  # fmt: skip
-    """Estimate a step on one device: `tokens` in a micro-batch, `item` bytes per computed value, over `world` devices.
+    """Estimate a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
 
     Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. When the
     student's run begins, nothing of the teacher's is left but its last states.
