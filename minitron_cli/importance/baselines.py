@@ -7,7 +7,7 @@ import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
-from minitron_cli.importance.readers import AXES, COUNT, EXPERT_FFN, SEQ, Rows, layout
+from minitron_cli.importance.readers import AXES, COUNT, EXPERT, EXPERT_FFN, SEQ, Rows, is_matrix, layout
 from minitron_cli.spec.axes import SCOPE, Dim, axes_of
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.scores import score_shape
@@ -81,24 +81,30 @@ def wanda_scores(
         if axis not in raw:
             continue
         activation = over_samples(raw[axis].sum(0)[:, SEQ.index(how.seq)], count, how.batch)
-        columns = np.stack([_column_sums(checkpoint, row.readers) for row in rows[axis]])
+        columns = np.stack([_column_sums(checkpoint, axis, row.readers) for row in rows[axis]])
         units = over_unit(activation * columns, layout(checkpoint.family, axis), axis, shape.sizes)
         values[axis] = units.sum(0) if axis == "hidden" else per_layer(units, rows[axis], score_shape(axis, shape))
     return values
 
 
-def _column_sums(checkpoint: Checkpoint, readers: tuple[str, ...]) -> np.ndarray:
+def _column_sums(checkpoint: Checkpoint, axis: str, readers: tuple[str, ...]) -> np.ndarray:
     """Sum of |w| over outputs of the weights that read one input: (channel,). Experts stand side by side."""
-    found = [checkpoint.matches[name] for name in readers]
-    sums = [(m, np.abs(_read(checkpoint, m)).sum(-2)) for m in found]
-    if found[0].expert is not None:
-        return np.concatenate([s for m, s in sorted(sums, key=lambda pair: pair[0].expert or 0)])
-    return np.sum([s.reshape(-1) for _, s in sums], axis=0)
+    sums: dict[int, np.ndarray] = {}
+    for name in readers:
+        match = checkpoint.matches[name]
+        dims = match.weight.dims
+        read = max(i for i, dim in enumerate(dims) if axis in axes_of(dim))
+        stacked = len(dims) > 2 and axes_of(dims[0]) == (EXPERT,)
+        outputs = tuple(i for i in range(len(dims)) if i != read and not (stacked and i == 0))
+        columns = np.abs(_read(checkpoint, match)).sum(axis=outputs).reshape(-1)
+        place = match.expert or 0
+        sums[place] = sums[place] + columns if place in sums else columns
+    return np.concatenate([sums[expert] for expert in sorted(sums)])
 
 
 def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Match, np.ndarray]]:
     for match in checkpoint.matches.values():
-        if not match.weight.junk and len(match.weight.dims) > 1:
+        if is_matrix(match.weight):
             yield match, _read(checkpoint, match)
 
 

@@ -13,6 +13,7 @@ from minitron_cli.spec.family import Family
 
 AXES = ("hidden", "ffn", "shared_ffn", "head")  # read by plain linear layers
 EXPERT, EXPERT_FFN, EXPERT_USAGE = "expert", "expert_ffn", "expert_usage"  # recorded inside the experts' own forward
+_ALONE: Dim = ((EXPERT_FFN,),)
 EXPERT_LAYOUTS: dict[str, tuple[str, ...]] = {EXPERT: ("expert",), EXPERT_FFN: ("expert", "expert_ffn")}
 
 SEQ = ("mean", "l2", "var")  # sequence aggregations, in the order they are stored: of |x|, of x, of x
@@ -33,15 +34,22 @@ class Row:
 Rows = dict[str, list[Row]]  # axis -> its rows, in the order of the running sums
 
 
+def is_matrix(weight: Weight) -> bool:
+    """Whether the line multiplies its input; stacked biases of experts have two dimensions but do not."""
+    return not weight.junk and len(weight.dims) > 1 and not weight.name.endswith("bias")
+
+
 def read_axis(weight: Weight) -> str | None:
     """The axis that this line's tensor reads inside a layer, or None."""
-    if weight.junk or len(weight.dims) < 2 or "layer" not in weight.name_axes:
+    if not is_matrix(weight) or "layer" not in weight.name_axes:
         return None
     inside = axes_of(weight.dims[-1])
-    if EXPERT_FFN in inside:
+    # Stacked experts may be transposed: what they read stands alone, not beside its gate.
+    stacked = len(weight.dims) > 2
+    if _ALONE in weight.dims if stacked else EXPERT_FFN in inside:
         return EXPERT_FFN
     # Experts read the hidden channels too, but the router has read the same ones before them.
-    if "expert" in weight.name_axes or len(weight.dims) > 2:
+    if stacked or "expert" in weight.name_axes:
         return None
     return next((axis for axis in AXES if axis in inside), None)
 

@@ -38,6 +38,7 @@ def candidates(checkpoint: Checkpoint, model: Any, layers: Iterable[int]) -> lis
     for m in sorted(readers, key=lambda m: (m.layer, m.name)):
         module = modules[m.name]  # one for all the experts of a layer
         before = found[module].readers if module in found else ()
+        assert not before or found[module].axis == read_axis(m.weight), f"{module} reads two axes"
         found[module] = Site(str(read_axis(m.weight)), int(m.layer or 0), module, m.weight.dims[-1], (*before, m.name))
     return list(found.values())
 

@@ -54,8 +54,11 @@ def _catch_one(model, row, begin, end):
         handles.append(getattr(heads, reads).register_forward_pre_hook(keep(n, "qkv")))
         handles.append(getattr(heads, writes).register_forward_pre_hook(keep(n, "o")))
         if hasattr(block.mlp, "experts"):
-            handles.append(block.mlp.gate.register_forward_pre_hook(keep(n, "mlp")))
+            router = block.mlp.router if kind_of_model == "gpt_oss" else block.mlp.gate
+            handles.append(router.register_forward_pre_hook(keep(n, "mlp")))
             handles.append(block.mlp.experts.register_forward_pre_hook(experts(n)))
+            if hasattr(block.mlp, "shared_expert"):
+                handles.append(block.mlp.shared_expert.down_proj.register_forward_pre_hook(keep(n, "shared")))
         else:
             handles.append(getattr(block.mlp, up).register_forward_pre_hook(keep(n, "mlp")))
             handles.append(getattr(block.mlp, down).register_forward_pre_hook(keep(n, "down")))
@@ -70,19 +73,37 @@ def _catch_one(model, row, begin, end):
 def _experts(module, hidden, index, weights):
     """One token and one expert at a time: neurons (token, ffn) and |weight x output| (token, 1), zero if unrouted."""
     hidden, weights = hidden.double(), weights.double()
-    gate_up, down = module.gate_up_proj.double(), module.down_proj.double()
     found = {}
-    for expert in range(len(down)):
-        inner = np.zeros((len(hidden), down.shape[-1]))
+    for expert in range(len(module.down_proj)):
+        into, out_of = (_gpt_oss if hasattr(module, "alpha") else _gated)(module, expert)
+        inner = np.zeros((len(hidden), len(into(hidden[0]))))
         norm, usage = np.zeros((len(hidden), 1)), np.zeros((len(hidden), 1))
         for token, place in (index == expert).nonzero().tolist():
-            gate, up = (gate_up[expert] @ hidden[token]).chunk(2)
-            neurons = module.act_fn(gate) * up
+            neurons = into(hidden[token])
             inner[token] = neurons.detach().numpy()
-            norm[token] = float((weights[token, place] * (down[expert] @ neurons)).norm())
+            norm[token] = float((weights[token, place] * out_of(neurons)).detach().norm())
             usage[token] = 1
         found |= {f"expert{expert}": inner, f"norm{expert}": norm, f"usage{expert}": usage}
     return found
+
+
+def _gated(module, expert):
+    gate_up, down = module.gate_up_proj[expert].double(), module.down_proj[expert].double()
+    half = len(gate_up) // 2
+    return lambda x: module.act_fn(gate_up[:half] @ x) * (gate_up[half:] @ x), lambda y: down @ y
+
+
+def _gpt_oss(module, expert):
+    """Columns [g0 u0 g1 u1 ...], biases, both clamped at 7; (up + 1) * gate * sigmoid(1.702 gate)."""
+    weight, bias = module.gate_up_proj[expert].double(), module.gate_up_proj_bias[expert].double()
+    down, down_bias = module.down_proj[expert].double(), module.down_proj_bias[expert].double()
+
+    def into(x):
+        both = x @ weight + bias
+        gate, up = both[0::2].clamp(max=7.0), both[1::2].clamp(min=-7.0, max=7.0)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+    return into, lambda y: y @ down + down_bias
 
 
 def aggregate(values, how):
@@ -106,6 +127,8 @@ def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0)
     """Every axis from what `catch` caught; `num_heads` may be None where a head is not wanted."""
     result = {"hidden": 0.0, "head": [], "layer": []}
     dense = {"ffn": []} if not num_experts else {"expert": [], "expert_ffn": []}
+    if (0, "shared") in caught[0]:
+        dense["shared_ffn"] = []
     for n in range(num_layers):
 
         def at(kind, n=n):
@@ -121,6 +144,8 @@ def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0)
             dense["expert_ffn"].append([channel_scores(at(f"expert{e}"), batch, seq) for e in each])
         else:
             dense["ffn"].append(channel_scores(at("down"), batch, seq))
+        if "shared_ffn" in dense:
+            dense["shared_ffn"].append(channel_scores(at("shared"), batch, seq))
         result["layer"].append(np.mean([block_influence(f[n, "in"], f[n, "out"]) for f in caught]))
     return {axis: np.array(values) for axis, values in (result | dense).items()}
 

@@ -74,14 +74,16 @@ def test_heads(toy, tmp_path):
     assert (head[:, 3:] > 0).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3", "mixtral", "qwen3_moe", "gpt_oss"])
 def test_baselines_are_their_formulas(toy, family):
     """Against weights taken from the model in memory, unit by unit."""
     checkpoint = open_checkpoint(toy(family))
     model = AutoModelForCausalLM.from_pretrained(toy(family)).eval().requires_grad_(False)
     shape, found = checkpoint.shape, magnitude_scores(checkpoint)
     layers = model.get_decoder().layers
-    total = sum(float(p.double().square().sum()) for p in layers[2].parameters() if p.dim() > 1)
+    total = sum(
+        float(p.double().square().sum()) for n, p in layers[2].named_parameters() if p.dim() > 1 and "bias" not in n
+    )
     np.testing.assert_allclose(found["layer"][2], total**0.5, rtol=1e-6)
     raw, rows, _ = run(toy(family), Samples(toy_ids(3, 8).numpy()))
     wanda = wanda_scores(checkpoint, raw, rows, Aggregation("l2", "l2"))
@@ -89,6 +91,9 @@ def test_baselines_are_their_formulas(toy, family):
     if "expert" in shape:
         experts = layers[1].mlp.experts
         up, down = experts.gate_up_proj[2].double(), experts.down_proj[2].double()
+        if family == "gpt_oss":  # transposed, and columns [g0 u0 g1 u1 ...]
+            order = [*range(0, 2 * shape["expert_ffn"], 2), *range(1, 2 * shape["expert_ffn"], 2)]
+            up, down = up.T[order], down.T
         rows_of = [up[4], up[4 + shape["expert_ffn"]], down[:, 4]]
         np.testing.assert_allclose(
             found["expert_ffn"][1, 2, 4], sum(float(w.square().sum()) for w in rows_of) ** 0.5, rtol=1e-6
