@@ -1,6 +1,6 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,81 +58,104 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained."""
-    from minitron_cli.checkpoint.atomic import check_output
-    from minitron_cli.checkpoint.reader import open_checkpoint
-    from minitron_cli.prune import target as targets
-    from minitron_cli.prune.preflight import preflight
-    from minitron_cli.spec.plan import with_head_merge
-
     sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
              "expert_ffn": expert_ffn, "shared_ffn": shared_ffn, "expert_active": experts_per_token}  # fmt: skip
-    wanted = targets.Target(
-        {axis: int(n) for axis, n in sizes.items() if n is not None},
-        targets.parse_layers(drop_layers) if drop_layers else (),
-    )
-    source = open_checkpoint(require_model(model, NAME))
-    measure = Measure(source.path, scores, tuple(data or ()), samples, seq_len, output)
-    found = None
-    if params is not None:
-        _only_params(wanted, target)
-        found = _scores(measure, ["a shape of that size"])
-        wanted = targets.target_for_budget(source, params, found)
-    targets.check_kind(target, wanted)
-    shape = targets.target_shape(source, targets.rounded(source.shape, wanted, multiple_of))
-    output = output or Path(targets.default_name(source.path.resolve().name, source.shape, shape))
-    facts = preflight(source, shape) | {"output": str(output)}
-    if dry_run:
-        emit(facts, as_json, lambda: _show_plan(facts))
-        return
-    check_output(output, overwrite)
-    needed = targets.needed_scores(source.shape, shape, wanted)
-    if needed and found is None:
-        found = _scores(replace(measure, output=output), needed)
-    say(f"pruning {source.path} -> {output}: {facts['change']}")
-    plan = targets.make_plan(source.shape, shape, wanted, found)
-    if head_merge is not None:
-        plan = with_head_merge(plan, found, head_merge)
-    facts["check"] = _write(source, plan, output, found, overwrite, force, max_shard_size, check)
-    emit(facts, as_json, lambda: _show_done(facts, source.path))
+    asked = Asked(target, {a: int(n) for a, n in sizes.items() if n is not None}, drop_layers, params, multiple_of)
+    measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len)
+    writing = Writing(head_merge, max_shard_size, check, force, overwrite)
+    _prune(asked, measure, writing, output, dry_run, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The shape asked for, as typed."""
+
+    kind: str | None
+    sizes: dict[str, int]
+    drop_layers: str | None
+    params: int | None
+    multiple_of: int
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
     """Where the scores are, or what to measure them on first."""
 
-    model: Path
+    model: str
     scores: Path | None
     data: tuple[str, ...]
     samples: int
     seq_len: int | None
-    output: Path | None
 
 
-def _only_params(wanted: Any, kind: str | None) -> None:
-    if wanted.sizes or wanted.drop_layers or kind:
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How the result is made."""
+
+    head_merge: str | None
+    max_shard_size: int | None
+    check: bool
+    force: bool
+    overwrite: bool
+
+
+def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dry_run: bool, as_json: bool) -> None:
+    from minitron_cli.checkpoint.atomic import check_output
+    from minitron_cli.checkpoint.reader import open_checkpoint
+    from minitron_cli.prune import target as targets
+    from minitron_cli.prune.preflight import preflight
+
+    wanted = targets.Target(asked.sizes, targets.parse_layers(asked.drop_layers) if asked.drop_layers else ())
+    source = open_checkpoint(measure.model)
+    found = None
+    if asked.params is not None:
+        _only_params(asked)
+        found = _scores(measure, output or Path(source.path.resolve().name), ["a shape of that size"])
+        wanted = targets.target_for_budget(source, asked.params, found)
+    targets.check_kind(asked.kind, wanted)
+    shape = targets.target_shape(source, targets.rounded(source.shape, wanted, asked.multiple_of))
+    output = output or Path(targets.default_name(source.path.resolve().name, source.shape, shape))
+    facts = preflight(source, shape) | {"output": str(output)}
+    if dry_run:
+        emit(facts, as_json, lambda: _show_plan(facts))
+        return
+    check_output(output, how.overwrite)
+    needed = targets.needed_scores(source.shape, shape, wanted)
+    if needed and found is None:
+        found = _scores(measure, output, needed)
+    say(f"pruning {source.path} -> {output}: {facts['change']}")
+    facts["check"] = _write(source, targets.make_plan(source.shape, shape, wanted, found), output, found, how)
+    emit(facts, as_json, lambda: _show_done(facts, source.path))
+
+
+def _only_params(asked: Asked) -> None:
+    if asked.sizes or asked.drop_layers or asked.kind:
         raise MinitronError(
             "--params chooses the whole shape; it does not go with sizes of your own",
             "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
         )
 
 
-def _write(
-    source: Any, plan: Any, output: Path, scores: Any, overwrite: bool, force: bool, shard: int | None, check: bool
-) -> Any:
+def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing) -> Any:
     from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
     from minitron_cli.prune.run import write_pruned
+    from minitron_cli.spec.plan import with_head_merge
 
-    options = {"target": {a: plan.target[a] for a in plan.target if plan.target[a] != plan.source[a]}, "force": force}
-    if plan.merge:
-        options["head_merge"] = plan.merge.mode
+    options: dict[str, Any] = {
+        "target": {axis: plan.target[axis] for axis in plan.target if plan.target[axis] != plan.source[axis]},
+        "force": how.force,
+    }
+    if how.head_merge is not None:
+        plan = with_head_merge(plan, scores, how.head_merge)
+        options["head_merge"] = how.head_merge
     manifest = write_pruned(
-        source, plan, output, scores=scores, options=options, overwrite=overwrite, force=force,
-        max_shard_bytes=shard or MAX_SHARD_BYTES, check=check,
+        source, plan, output, scores=scores, options=options, overwrite=how.overwrite, force=how.force,
+        max_shard_bytes=how.max_shard_size or MAX_SHARD_BYTES, check=how.check,
     )  # fmt: skip
     return manifest["check"]
 
 
-def _scores(measure: Measure, needed: list[str]) -> Any:
+def _scores(measure: Measure, output: Path, needed: list[str]) -> Any:
     """Read the scores, or measure them first and keep them next to the output."""
     from minitron_cli.checkpoint.scores_file import read_scores
 
@@ -145,10 +168,9 @@ def _scores(measure: Measure, needed: list[str]) -> Any:
             )
         from minitron_cli.cli.importance import measure as run
 
-        beside = measure.output or Path(measure.model.resolve().name)
-        scores = beside.with_name(beside.name + ".scores.safetensors")
+        scores = output.with_name(output.name + ".scores.safetensors")
         say(f"measuring importance first; the scores are kept in {scores}")
-        run(str(measure.model), list(measure.data), scores, samples=measure.samples, seq_len=measure.seq_len)
+        run(measure.model, list(measure.data), scores, samples=measure.samples, seq_len=measure.seq_len)
     return read_scores(scores)[0]
 
 
