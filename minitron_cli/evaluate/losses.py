@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from minitron_cli.evaluate.options import LossOptions
 from minitron_cli.evaluate.perplexity import Loss, add, perplexity, vocabulary
 
 ALL = "all"
+_SECONDS_PER_LINE = 5.0
 
 
 def measure_losses(
@@ -44,7 +46,7 @@ def measure_losses(
         "dtype": loaded.dtype,
         "device": loaded.device.type,
     }
-    figures, known = cached(cache, identity, lambda: _measure(loaded, other, files, seq_len, options.windows))
+    figures, known = cached(cache, identity, lambda: _measure(loaded, other, files, seq_len, options.windows, say))
     whole = figures[ALL]
     say(
         f"{loaded.name}: {whole['nats_per_token']:.4f} nats per token, {whole['bits_per_byte']:.4f} bits per byte"
@@ -54,7 +56,12 @@ def measure_losses(
 
 
 def _measure(
-    loaded: LoadedModel, other: LoadedModel | None, files: Sequence[TokenFile], seq_len: int, windows: int | None
+    loaded: LoadedModel,
+    other: LoadedModel | None,
+    files: Sequence[TokenFile],
+    seq_len: int,
+    windows: int | None,
+    say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     byte_lengths = token_byte_lengths(load_tokenizer(loaded.path))
     parts: dict[str, list[Loss]] = {}
@@ -66,11 +73,26 @@ def _measure(
             max_windows=windows,
             reference=other.model if other else None,
             byte_lengths=byte_lengths,
+            progress=_progress(loaded.name, say),
         )
         for domain, loss in found.items():
             parts.setdefault(domain, []).append(loss)
     sums = {domain: add(losses) for domain, losses in parts.items()}
     return {domain: loss.to_json() for domain, loss in {**sums, ALL: add(list(sums.values()))}.items()}
+
+
+def _progress(name: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A line every few seconds: windows done, and the time that the rest will take."""
+    start = last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > _SECONDS_PER_LINE and done < total:
+            last = now
+            say(f"{name}: window {done:,} of {total:,}, {(now - start) / done * (total - done):.0f} s left")
+
+    return tell
 
 
 def _reference(loaded: LoadedModel, path: Path) -> LoadedModel:
