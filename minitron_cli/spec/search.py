@@ -68,7 +68,8 @@ def candidates(
     """Every valid grid point inside the window, largest first.
 
     `grid` gives absolute sizes per axis; `ffn_factors` instead sets ffn = factor x hidden, as the paper's table does.
-    Axes not on the grid keep the source's size. Points that can not be cut from the source are left out.
+    Axes not on the grid keep the source's size. The source itself and points that can not be cut
+    from it are left out.
     """
     unknown = [axis for axis in grid if axis not in source]
     if unknown:
@@ -80,7 +81,7 @@ def candidates(
         shape = source.with_(**dict(zip(axes, values)))
         for sized in _with_factors(shape, ffn_factors):
             total = num_parameters(lines, sized)
-            if window.low <= total <= window.high and _fits(sized, total, window) and _valid(family, source, sized):
+            if sized != source and window.low <= total <= window.high and _fits(sized, total, window) and _valid(family, source, sized):
                 found.append(Candidate(sized, total, num_parameters(lines, sized, embedding=False)))
     return sorted(found, key=lambda c: (-c.parameters, [-c.shape[axis] for axis in FLAG_OF_AXIS if axis in source]))
 

@@ -1,0 +1,112 @@
+"""The search on a toy: stages in order, ties by paired errors, everything found again, a runnable next command."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitron_cli.__main__ import run
+from minitron_cli.search.options import Entry
+from minitron_cli.search.picture import pareto
+from minitron_cli.search.refine import hopeless
+from minitron_cli.search.run import mark_ties
+from minitron_cli.spec.search import Candidate
+from minitron_cli.spec.shape import Shape
+
+
+def _entry(losses: np.ndarray | None, refined: np.ndarray | None = None) -> Entry:
+    return Entry(Candidate(Shape({}), 1, 1), 0.0, losses, refined)
+
+
+def test_a_tie_is_judged_on_the_same_windows() -> None:
+    base = np.linspace(1, 9, 50)  # windows differ far more than models do
+    alike = base + 0.02 * np.cos(np.arange(50) * 2.4)
+    worse = base + 0.05
+    entries = [_entry(base), _entry(alike), _entry(worse), _entry(None)]
+    mark_ties(entries)
+    assert [entry.tied for entry in entries] == [False, True, False, False]
+
+
+def test_only_what_is_clearly_behind_is_given_up() -> None:
+    best, start = np.full(40, 2.0), np.full(40, 4.0)
+    noise = 0.01 * np.cos(np.arange(40))
+    assert hopeless(best + 0.5 + noise, best, start)
+    assert not hopeless(best + 0.1 + noise, best, start), "a gap small against what training has won can still flip"
+    assert not hopeless(best + 0.5 + 200 * noise, best, start), "a gap inside the noise says nothing"
+    assert not hopeless(best, best, start)
+
+
+def test_the_front_is_what_nothing_beats_on_both() -> None:
+    assert pareto([(1, 5), (2, 3), (3, 4), (4, 1), (2, 6)]) == [(1, 5), (2, 3), (4, 1)]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, toy) -> tuple[list[str], Path]:
+    """A finished search of a toy llama: (its command line, its directory)."""
+    directory = tmp_path_factory.mktemp("search")
+    text = directory / "text.jsonl"
+    rng = np.random.default_rng(0)
+    lines = ["".join(rng.choice(list("abc de"), 200)) for _ in range(40)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    model, scores = str(toy("llama")), str(directory / "scores.safetensors")
+    assert run(["importance", model, "--data", str(text), "--samples", "16", "--seq-len", "32", "-o", scores]) == 0
+    line = ["search", model, "--params", "60K", "--tolerance", "20%", "--grid", "ffn=40:88:16", "--grid", "layers=2:3",
+            "--scores", scores, "--data", str(text), "--seq-len", "32", "--eval-windows", "16", "--measure", "3",
+            "--refine", "2", "--refine-tokens", "1024", "--batch", "4", "-o", str(directory / "out")]  # fmt: skip
+    assert run(line) == 0
+    return line, directory / "out"
+
+
+def test_refined_before_measured_before_forecast(searched: tuple[list[str], Path]) -> None:
+    found = json.loads((searched[1] / "search.json").read_text())["candidates"]
+    stages = [2 if c["refined"] is not None else 1 if c["loss"] is not None else 0 for c in found]
+    assert stages == sorted(stages, reverse=True)
+    assert stages[0] == 2
+    assert sum(stage > 0 for stage in stages) == 3
+    for stage, key in ((2, "refined"), (1, "loss"), (0, "forecast")):
+        values = [c[key] for c, s in zip(found, stages) if s == stage]
+        assert values == sorted(values)
+    assert (searched[1] / "pareto.svg").read_text().startswith("<?xml")
+
+
+def test_the_same_line_finds_everything_again(
+    searched: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minitron_cli.search import measure, refine
+
+    def not_again(*_: object, **__: object) -> None:
+        raise AssertionError("measured or trained twice")
+
+    monkeypatch.setattr(measure, "_measure", not_again)
+    monkeypatch.setattr(refine, "train", not_again)
+    before = json.loads((searched[1] / "search.json").read_text())
+    assert run([*searched[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == before
+
+
+def test_the_next_command_runs(searched: tuple[list[str], Path], tmp_path: Path) -> None:
+    found = json.loads((searched[1] / "search.json").read_text())
+    assert run([*shlex.split(found["next"])[1:], "-o", str(tmp_path / "small")]) == 0
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["intermediate_size"] == found["candidates"][0]["shape"]["ffn"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a search needs a budget"),
+        (["--params", "60K"], "ranking needs --scores and --data"),
+        (["--params", "60K", "--tolerance", "lots"], "--tolerance lots is not a share"),
+        (["--params", "60K", "--grid", "fnn=1"], "did you mean 'ffn'"),
+        (["--params", "60K", "--grid", "ffn=a"], "can not be read"),
+        (["--params", "9B", "--list"], "no shape on the grid has"),
+    ],
+)
+def test_bad_input(words: list[str], message: str, toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", str(toy("llama")), *words]) == 1
+    stderr = capsys.readouterr().err
+    assert re.search(r"^error: .*\nhint: ", stderr)
+    assert message in stderr
