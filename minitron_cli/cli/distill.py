@@ -79,6 +79,7 @@ def command(
     preset: o.Preset = None,
     separator: o.Separator = None,
     cross_doc: o.CrossDoc = None,
+    stream: o.Stream = None,
     text_field: o.TextField = None,
     export_dtype: o.ExportDtype = None,
     export_step: o.ExportStep = None,

@@ -57,6 +57,7 @@ Separator = Annotated[str | None, option("--separator", help="between documents:
 CrossDoc = Annotated[
     bool | None, option("--cross-doc/--no-cross-doc", help="attend over documents of a row [default: cross-doc]")
 ]
+Stream = Annotated[bool | None, option("--stream/--no-stream", help="read the text as it comes, without token files")]
 TextField = Annotated[str | None, option("--text-field", help="the column that holds the text")]
 ExportDtype = Annotated[str | None, option("--export-dtype", help="type of the saved weights [default: the student's]")]
 ExportStep = Annotated[int | None, option("--export-step", help="only export this saved step, to OUTPUT-step-N")]

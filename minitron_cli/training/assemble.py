@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from minitron_cli.checkpoint.provenance import read_plan
-from minitron_cli.data.order import Order
 from minitron_cli.training.branch import check_branch
 from minitron_cli.training.distributed import World, choose_device, shard, shard_frozen
 from minitron_cli.training.divergences import Divergence
@@ -20,7 +19,7 @@ from minitron_cli.training.objectives import Objective, build_objective
 from minitron_cli.training.optimizer import Call, build, measurer, trainer
 from minitron_cli.training.options import Options
 from minitron_cli.training.preflight import size_of
-from minitron_cli.training.rows import choose_micro_batch, rows_of
+from minitron_cli.training.rows import Rows, choose_micro_batch
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.settle import schedule_of
 from minitron_cli.training.state import prime
@@ -45,32 +44,34 @@ class StepPlan:
     micro_batch: int
 
 
-def plan_steps(options: Options, order: Order, world: World) -> StepPlan:
+def plan_steps(options: Options, world: World) -> StepPlan:
     """Cut the batch into this world's micro-batches, and fix the learning rate's course."""
-    micro_batch = choose_micro_batch(options.micro_batch, options.batch, world.size, order.seq_len, world.device)
+    assert options.seq_len is not None
+    micro_batch = choose_micro_batch(options.micro_batch, options.batch, world.size, options.seq_len, world.device)
     return StepPlan(schedule_of(options, check_branch(options) if options.branch_from else None), micro_batch)
 
 
-def assemble(options: Options, models: Models, order: Order, world: World, plan: StepPlan) -> Assembly:
+def assemble(options: Options, models: Models, rows: Rows, world: World, plan: StepPlan) -> Assembly:
     """Load, shard and connect everything that a run needs."""
+    assert options.seq_len is not None
     dtype = compute_dtype(options.dtype, world.device)
     step = build_step(options, models, world, dtype)
     cast_to = dtype if world.size == 1 and dtype != torch.float32 else None
     optimizer = build(step, options.betas, options.eps, options.weight_decay)
     prime(optimizer)
-    teachers = sum(size_of(path, order.seq_len).flops for path in models.teachers)
+    teachers = sum(size_of(path, options.seq_len).flops for path in models.teachers)
     job = Job(
         step=step,
         train=trainer(step, cast_to),
         optimizer=optimizer,
         schedule=plan.schedule,
-        rows=rows_of(order, world, cross_doc=options.cross_doc, recording=models.recording),
+        rows=rows,
         micro_batch=plan.micro_batch,
         grad_clip=options.grad_clip,
         spike_guard=options.spike_guard,
         seed=options.seed,
-        tokens_per_step=options.batch * order.seq_len,
-        flops_per_token=3 * size_of(models.student, order.seq_len).flops + teachers,
+        tokens_per_step=options.batch * options.seq_len,
+        flops_per_token=3 * size_of(models.student, options.seq_len).flops + teachers,
         world=world,
     )
     return Assembly(job, measurer(step, cast_to), cast_to)

@@ -1,5 +1,7 @@
 """What a run reads: models and token files, found, checked against one another, and identified by their content."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from minitron_cli.checkpoint.reader import load_config, resolve_model
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
+from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokenizer import tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
@@ -128,8 +131,7 @@ def open_order(options: Options, models: Models) -> Order:
     assert options.seq_len is not None
     files, named = open_files(options.data, models, options)
     weights = mixture_weights(named, files, options.seq_len)
-    phases = tuple(_phase(spec) for spec in options.phases)
-    return Order(files, weights, options.seq_len, options.batch, options.seed, phases)
+    return Order(files, weights, options.seq_len, options.batch, options.seed, parse_phases(options))
 
 
 def open_files(
@@ -139,6 +141,11 @@ def open_files(
     sources = parse_sources(tuple(specs))
     files = token_files(sources, models.tokenizer, separator=options.separator, text_field=options.text_field)
     return files, tuple(source.weight for source in sources)
+
+
+def parse_phases(options: Options) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """The `--phase` values: until which step the sources are mixed by which weights."""
+    return tuple(_phase(spec) for spec in options.phases)
 
 
 def _phase(spec: str) -> tuple[int, tuple[float, ...]]:
@@ -155,13 +162,16 @@ def _phase(spec: str) -> tuple[int, tuple[float, ...]]:
     return phase
 
 
-def digests(models: Models, order: Order, from_scratch: bool) -> dict[str, str]:
+def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> dict[str, str]:
     """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
     found = {"student": config_digest(models.student) if from_scratch else model_digest(models.student)}
     for i, (teacher, share) in enumerate(zip(models.teachers, models.shares)):
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"
     if models.recording is not None:
         found["teacher"] = f"{file_digest(models.recording.path / RECORDING_HEADER)} recorded"
+    if isinstance(order, StreamOrder):
+        # What is read is watched by the stream's own index.
+        return found | {"data": hashlib.sha256(json.dumps(order.identity()).encode()).hexdigest() + " streamed"}
     for i, (file, weight) in enumerate(zip(order.files, order.weights)):
         found[f"data {i + 1}" if len(order.files) > 1 else "data"] = f"{file.header.tokens_sha256} x {weight:g}"
     return found

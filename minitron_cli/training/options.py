@@ -28,6 +28,7 @@ class Options:
     eval_data: tuple[str, ...] = ()
     separator: str = "auto"
     cross_doc: bool = True
+    stream: bool = False
     text_field: str | None = None
     from_scratch: bool = False
     branch_from: str | None = None
@@ -87,7 +88,7 @@ class Options:
 # Fields that must agree between a run and its resumption. What is absent may change: devices, logging, saving, and the
 # inputs' paths, which are compared by content (`digests` in inputs.py). A spike guard may be put on a run in trouble.
 IDENTITY = (
-    *("verb", "from_scratch", "branch_from", "phases", "cross_doc", "steps", "batch", "seq_len", "seed"),
+    *("verb", "from_scratch", "branch_from", "phases", "cross_doc", "stream", "steps", "batch", "seq_len", "seed"),
     *("lr", "min_lr", "warmup", "schedule", "decay", "decay_fraction", "betas", "eps", "weight_decay", "grad_clip"),
     *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "dtype", "teacher_dtype"),
 )

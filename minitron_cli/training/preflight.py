@@ -60,8 +60,8 @@ def memory(
 ) -> Need:  # fmt: skip
     """Estimate a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
 
-    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. When the
-    student's run begins, nothing of the teacher's is left but its last states.
+    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. When
+    the student's run begins, nothing of the teacher's is left but its last states.
     """
     copy = student.parameters * item if item < 4 and world == 1 else 0
     share = -(-student.parameters // world) * 4

@@ -11,6 +11,8 @@ import torch
 from minitron_cli.checkpoint.atomic import disk_full_is_an_error, need_space
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import load_config
+from minitron_cli.data.order import Order
+from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import recording, topk
 from minitron_cli.training.distributed import World, choose_device
@@ -41,11 +43,13 @@ def record_teacher(
     """Record the teacher of `options` for every window that its steps read; the same line again goes on."""
     device = choose_device(options.teacher_device or options.device)
     ready = prepare(options, World(0, 1, device))
+    if isinstance(ready.order, StreamOrder):
+        raise MinitronError("a stream can not be recorded", "leave --stream out: the text is then tokenised once")
     if len(ready.models.teachers) != 1:
         raise MinitronError(
             "a recording is of one teacher", "give one --teacher MODEL, and record each into its own directory"
         )
-    header, windows = plan(ready, top_k)
+    header, windows = plan(ready, ready.order, top_k)
     total = sum(len(numbers) for numbers in windows)
     size = total * header.record().itemsize
     need_space(path, size)
@@ -55,16 +59,16 @@ def record_teacher(
         f"{header.seq_len} tokens: {size / 1e9:.2f} GB in {path}"
     )
     with stop_on_signal() as stop:
-        done = _record(ready, header, windows, path, device, stop)
+        done = _record(ready, ready.order, header, windows, path, device, stop)
     if done < total:
         return Recorded(path, done * header.seq_len, size, stop.exit_code)
     recording.finish(path, header)
     return Recorded(path, total * header.seq_len, size)
 
 
-def plan(ready: Prepared, top_k: int) -> tuple[Header, tuple[np.ndarray, ...]]:
+def plan(ready: Prepared, order: Order, top_k: int) -> tuple[Header, tuple[np.ndarray, ...]]:
     """What to record: the header, and the windows of each token file that the run's steps read."""
-    teacher, order = ready.models.teachers[0], ready.order
+    teacher = ready.models.teachers[0]
     vocab = min(int(load_config(m)["vocab_size"]) for m in (ready.models.student, teacher))
     if not 0 < top_k < vocab:
         raise MinitronError(
@@ -84,8 +88,9 @@ def plan(ready: Prepared, top_k: int) -> tuple[Header, tuple[np.ndarray, ...]]:
 
 
 def _record(
-    ready: Prepared, header: Header, windows: tuple[np.ndarray, ...], path: Path, device: torch.device, stop: StopFlag
-) -> int:
+    ready: Prepared, order: Order, header: Header, windows: tuple[np.ndarray, ...], path: Path, device: torch.device,
+    stop: StopFlag,
+) -> int:  # fmt: skip
     """Append the records that are missing; returns how many windows there are now."""
     dtype = compute_dtype(ready.options.teacher_dtype, device)
     teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code).to(device)
@@ -99,7 +104,7 @@ def _record(
             with (path / f"top-{i}.bin").open("ab") as stream, disk_full_is_an_error(path / "top"):
                 while counts[i] < len(numbers) and not stop.signal:
                     part = numbers[counts[i] : counts[i] + size]
-                    ids = torch.from_numpy(ready.order.files[i].windows(part, header.seq_len)).to(device)
+                    ids = torch.from_numpy(order.files[i].windows(part, header.seq_len)).to(device)
                     stream.write(_records(teacher, ids, header))
                     counts[i] += len(part)
                     rate = (sum(counts) - before) * header.seq_len / (time.perf_counter() - began)

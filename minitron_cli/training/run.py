@@ -1,6 +1,7 @@
 """One training run, from options to the exported checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from minitron_cli.checkpoint.atomic import atomic_dir
 from minitron_cli.data.order import Order
+from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, loop, rundir, state
 from minitron_cli.training.announce import announce
@@ -20,8 +22,10 @@ from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.options import Options, check, to_json
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
+from minitron_cli.training.rows import Rows, rows_of
 from minitron_cli.training.settle import settle_cadence, settle_length, settle_steps
 from minitron_cli.training.state import Progress
+from minitron_cli.training.streams import check_streaming, close, open_streams, stream_rows
 from minitron_cli.training.validation import evaluator
 
 Say = Callable[[str], None]
@@ -46,7 +50,7 @@ class Prepared:
 
     options: Options
     models: Models
-    order: Order
+    order: Order | StreamOrder
     plan: StepPlan
     dtype: torch.dtype
 
@@ -56,14 +60,38 @@ def prepare(options: Options, world: World) -> Prepared:
     check(options)
     models = find_models(options)
     options = settle_length(options, [models.student, *models.teachers])
-    order = open_order(options, models)
-    options = settle_cadence(settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files)))
-    if models.recording is not None:
-        check_recording(models.recording, order, options.steps or 0)
+    options, order = open_data(options, models)
+    options = settle_cadence(options)
     dtype = export.export_dtype(models.student, options.export_dtype)
     if options.bare_limit and world.size > 1:
         raise MinitronError("--bare-limit is measured in one process", "measure it once without --nproc")
-    return Prepared(options, models, order, plan_steps(options, order, world), dtype)
+    return Prepared(options, models, order, plan_steps(options, world), dtype)
+
+
+def open_data(options: Options, models: Models) -> tuple[Options, Order | StreamOrder]:
+    """The rows to train on, and for how many steps."""
+    if options.stream:
+        check_streaming(options, models)
+        return settle_steps(options, options.batch), open_streams(options, models, None, 0)
+    order = open_order(options, models)
+    options = settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
+    if models.recording is not None:
+        check_recording(models.recording, order, options.steps or 0)
+    return options, order
+
+
+@contextmanager
+def rows_for(ready: Prepared, run: Path, world: World) -> Iterator[Rows]:
+    """This rank's rows; streams read ahead until the block ends."""
+    options, order = ready.options, ready.order
+    if isinstance(order, Order):
+        yield rows_of(order, world, cross_doc=options.cross_doc, recording=ready.models.recording)
+        return
+    streams = open_streams(options, ready.models, run, world.rank)
+    try:
+        yield stream_rows(streams, world)
+    finally:
+        close(streams)
 
 
 def train(
@@ -84,8 +112,9 @@ def train(
             announce(options, models, ready.order, world, ready.plan.micro_batch, check=preflight, say=say)
             rundir.create(output, options, inputs)
         barrier(world)
-        assembly = assemble(options, models, ready.order, world, ready.plan)
-        progress = follow(options, models, assembly, output / "run", stop)
+        with rows_for(ready, output / "run", world) as rows:
+            assembly = assemble(options, models, rows, world, ready.plan)
+            progress = follow(options, models, assembly, output / "run", stop)
         if progress.step < ready.plan.schedule.steps:
             return _outcome(output, options, progress, stopped_by=stop.exit_code)
         tensors = export.gather(assembly.job.step, ready.dtype, world.rank)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,17 @@ def test_tensorboard_is_named_where_it_is_missing(toy: Toy, text: Path, tmp_path
     except ModuleNotFoundError:
         with pytest.raises(MinitronError, match="needs the tensorboard package"):
             train(options(toy("llama"), text, tmp_path / "out", tensorboard=True))
+
+
+def test_a_stream_resumes_bitwise_and_needs_its_length(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "whole", stream=True)
+    train(line)
+    with signal_after(5):
+        train(replace(line, output=str(tmp_path / "parts")))
+    assert train(replace(line, output=str(tmp_path / "parts"))).progress.step == 12
+    assert_bitwise(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    with pytest.raises(MinitronError, match="a stream has no end"):
+        train(replace(line, output=str(tmp_path / "endless"), steps=None))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

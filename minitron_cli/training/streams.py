@@ -1,0 +1,64 @@
+"""Training on corpora that are never tokenised as a whole: the same rows interface over streams."""
+
+from pathlib import Path
+
+import torch
+
+from minitron_cli.data.source import parse_sources
+from minitron_cli.data.stream import RowStream, StreamOrder
+from minitron_cli.data.tokenizer import load_tokenizer
+from minitron_cli.errors import MinitronError
+from minitron_cli.training.distributed import World
+from minitron_cli.training.inputs import Models, parse_phases
+from minitron_cli.training.options import Options
+from minitron_cli.training.rows import Rows, Share, full_mask
+
+
+def check_streaming(options: Options, models: Models) -> None:
+    """Refuse what needs to know the whole of the data."""
+    faults = []
+    if options.steps is None and options.tokens is None:
+        faults.append("a stream has no end: say --steps or --tokens")
+    if not options.cross_doc:
+        faults.append("--no-cross-doc needs token files")
+    if models.recording is not None:
+        faults.append("a recorded teacher needs token files")
+    if faults:
+        raise MinitronError(f"--stream: {'; '.join(faults)}", "or leave --stream out: the text is then tokenised once")
+
+
+def open_streams(options: Options, models: Models, run: Path | None, rank: int) -> StreamOrder:
+    """One stream per source; with a run directory each keeps the index that lets a resumed run skip what it has read."""
+    assert options.seq_len is not None
+    sources, tokenizer = parse_sources(options.data), load_tokenizer(models.tokenizer)
+    streams = tuple(
+        RowStream(
+            source,
+            tokenizer,
+            options.seq_len,
+            options.seed,
+            options.separator,
+            options.text_field,
+            index=None if run is None else run / f"stream-{i}-rank-{rank}.jsonl",
+        )
+        for i, source in enumerate(sources)
+    )
+    weights = tuple(s.weight for s in sources if s.weight is not None) or ((1.0,) if len(sources) == 1 else ())
+    return StreamOrder(streams, weights, options.batch, parse_phases(options))
+
+
+def stream_rows(order: StreamOrder, world: World) -> Rows:
+    """This rank's rows of a step: a contiguous block of the global batch."""
+
+    def share(step: int) -> Share:
+        count = order.global_batch // world.size
+        ids = order.rows(step)[world.rank * count : (world.rank + 1) * count]
+        return Share(torch.from_numpy(ids), torch.from_numpy(full_mask(ids)))
+
+    return share
+
+
+def close(order: StreamOrder) -> None:
+    """Stop reading ahead."""
+    for stream in order.streams:
+        stream.close()
