@@ -28,7 +28,7 @@ def check_streaming(options: Options, models: Models) -> None:
 
 
 def open_streams(options: Options, models: Models, run: Path | None, rank: int) -> StreamOrder:
-    """One stream per source; with a run directory each keeps the index that lets a resumed run skip what it has read."""
+    """One stream per source; in a run directory each keeps the index by which a resumed run skips what it has read."""
     assert options.seq_len is not None
     sources, tokenizer = parse_sources(options.data), load_tokenizer(models.tokenizer)
     streams = tuple(
