@@ -31,11 +31,17 @@ def command(
         list[int] | None, option("--depth-block", help="drop each block of N layers; repeatable")
     ] = None,
     depth_metric: Annotated[str, option("--depth-metric", help="of a dropped block: loss, kl or mse")] = "loss",
+    depth_task: Annotated[str | None, option("--depth-task", help="judge blocks by this lm-eval task instead")] = None,
+    include: Annotated[list[Path] | None, option("--include", help="directory of your own task YAMLs")] = None,
+    task_limit: Annotated[int | None, option("--task-limit", help="documents of the task")] = None,
     depth_greedy: Annotated[int, option("--depth-greedy", help="drop N layers one by one, measuring anew")] = 0,
     depth_samples: Annotated[int, option("--depth-samples", help="samples of those for the depth sweeps")] = 256,
     layer_score: Annotated[
         str, option("--layer-score", help="what ranks layers: influence, loss, kl, mse")
     ] = "influence",
+    second_moments: Annotated[
+        bool, option("--second-moments", help="also take E[x x^T], for `prune --compensate`")
+    ] = False,
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
     device_map: Annotated[str | None, option("--device-map", help="auto: let accelerate place the model")] = None,
@@ -64,23 +70,51 @@ def command(
         seq_agg=seq_agg, metric=metric, seed=seed, dtype=dtype, device=device, separator=separator,
         text_field=text_field, allow_fewer=allow_fewer, padded=padded, force=force, mode=mode, device_map=device_map,
         memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_greedy=depth_greedy,
+        depth_task=depth_task,
         depth_samples=depth_samples, layer_score=layer_score, trust_remote_code=trust_remote_code,
+        second_moments=second_moments,
     )  # fmt: skip
     if dry_run:
         _dry_run(path, options, output, as_json)
         return
-    result = run(path, options, output, say=say, show=_Progress())
+    judge = _judge(path, depth_task, include or [], task_limit) if depth_task else None
+    result = run(path, options, output, say=say, show=_Progress(), judge=judge)
     if _is_main_process():
         facts = _facts(result)
         emit(facts, as_json, lambda: _show(facts, path))
 
 
-def measure(model: str, data: list[str], output: Path, *, samples: int = 1024, seq_len: int | None = None) -> None:
+def measure(
+    model: str, data: list[str], output: Path, *, samples: int = 1024, seq_len: int | None = None,
+    second_moments: bool = False,
+) -> None:  # fmt: skip
     """Measure with defaults, for verbs that need scores and were given data instead."""
     from minitron_cli.importance.options import Options
     from minitron_cli.importance.run import measure as run
 
-    run(model, Options(data=tuple(data), samples=samples, seq_len=seq_len), output, say=say, show=_Progress())
+    options = Options(data=tuple(data), samples=samples, seq_len=seq_len, second_moments=second_moments)
+    run(model, options, output, say=say, show=_Progress())
+
+
+def _judge(model: Path, task: str, include: list[Path], limit: int | None) -> Any:
+    """A task of the harness as `importance` wants it: a number for a model in memory. The verbs meet only here."""
+    from transformers import AutoTokenizer
+
+    from minitron_cli.evaluate.harness import Request, make_lm, run_request
+    from minitron_cli.evaluate.model import LoadedModel
+    from minitron_cli.evaluate.tasks import find_tasks
+    from minitron_cli.importance.curves import Judge
+
+    tasks = find_tasks([task], include)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    request = Request(task, limit=limit)
+
+    def score(loaded: Any, device: Any) -> float:
+        ready = LoadedModel(model.name, model, loaded, tokenizer, device, str(loaded.dtype).removeprefix("torch."))
+        first = run_request(make_lm(ready), tasks, request)[0]
+        return first.value if first.higher_is_better else -first.value
+
+    return Judge(task, f"{tasks.identity(task)} limit {limit}", score)
 
 
 class _Progress:

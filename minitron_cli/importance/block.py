@@ -52,7 +52,7 @@ def build_block(checkpoint: Checkpoint, read: Tensors, dtype: torch.dtype, devic
         model = model_class.from_pretrained(None, config=config, state_dict=read.tensors, dtype=dtype)
     model = model.to(device).eval().requires_grad_(False)
     alone = replace(checkpoint, shape=checkpoint.shape.with_(layer=1), matches=read.matches)
-    sites = find_sites(alone, model)
+    sites = find_sites(alone, model, device)
     module = model.get_submodule(block_names((site.module, 0) for site in sites)[0])
     real = tuple(replace(site, layer=read.layer, readers=_real_names(site, read)) for site in sites)
     return Block(read.layer, model, base_model(model), module, real)

@@ -68,11 +68,11 @@ def block_inputs(blocks: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
-def answers_with_tuple(model: Any, blocks: Sequence[nn.Module]) -> bool:
+def answers_with_tuple(model: Any, blocks: Sequence[nn.Module], device: torch.device) -> bool:
     """Whether this family's blocks return a tuple or the bare hidden states, seen on two tokens."""
     seen: list[bool] = []
     handle = blocks[0].register_forward_hook(lambda module, args, output: seen.append(isinstance(output, tuple)))
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     with torch.inference_mode():
         base_model(model)(input_ids=ids, use_cache=False)
     handle.remove()

@@ -2,16 +2,21 @@
 
 A curve is the raw array "depth.METRIC.SIZE": the metric itself (not its increase) with layers [i, i + SIZE) dropped,
 for every i. "depth.METRIC.greedy" holds the metric after each greedy step. The provenance's "depth" says the rest
-under "METRIC.SIZE": the full model's value, tokens, the best candidate, the cost in passes.
+under "METRIC.SIZE": the full model's value, tokens, the best candidate, the cost in passes. METRIC is loss, kl, mse or
+the name of a task, of which more is better.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance import depth
+from minitron_cli.importance.bypass import answers_with_tuple, replaced, without
 from minitron_cli.importance.job import Job
 from minitron_cli.importance.load import block_names
 from minitron_cli.importance.options import Options
@@ -19,71 +24,103 @@ from minitron_cli.importance.sites import candidates
 from minitron_cli.importance.statistics import Batch
 
 PREFIX = "depth."
-Known = tuple[dict[str, np.ndarray], dict[str, Any]]
+Curve = tuple[np.ndarray, dict[str, Any]]
 
 
-def missing(options: Options, facts: Mapping[str, Any], samples: int) -> list[str]:
-    """Names of the sweeps that are asked for and not known on this many samples."""
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A downstream task: `score` grades a model in memory, more is better; `identity` changes when the task does."""
+
+    name: str
+    identity: str
+    score: Callable[[Any, torch.device], float]
+
+
+def missing(options: Options, facts: Mapping[str, Any], samples: int, judge: Judge | None) -> list[str]:
+    """Names of the sweeps that are asked for and not known on this many samples, or of this very task."""
     names = [f"{metric}.{size}" for metric, size in options.curves]
     names += [f"{options.depth_metric}.greedy"] if options.depth_greedy else []
-    return [
-        name
-        for name in names
-        if facts.get(name, {}).get("samples") != samples
-        or (name.endswith("greedy") and len(facts[name]["order"]) < options.depth_greedy)
-    ]
+    return [name for name in names if not _is_known(name, facts.get(name, {}), options, samples, judge)]
 
 
-def run(job: Job, model: Any, options: Options, names: list[str]) -> Known:
-    """The sweeps of these names: (raw arrays, facts)."""
+def _is_known(name: str, fact: Mapping[str, Any], options: Options, samples: int, judge: Judge | None) -> bool:
+    metric, _, kind = name.rpartition(".")
+    if judge is not None and metric == judge.name:
+        return bool(fact.get("task") == judge.identity)
+    known = fact.get("samples") == samples
+    return known and (kind != "greedy" or len(fact["order"]) >= options.depth_greedy)
+
+
+def run(job: Job, model: Any, options: Options, names: list[str], judge: Judge | None) -> dict[str, Curve]:
+    """The sweeps of these names: name -> (raw array, what is said of it)."""
     sites = candidates(job.checkpoint, model, range(job.checkpoint.shape["layer"]))
     modules = block_names((site.module, site.layer) for site in sites)
     blocks = [model.get_submodule(modules[layer]) for layer in range(len(modules))]
     samples = min(options.depth_samples, len(job.samples))
-    begin, end = job.world.share(samples)
-    arrays: dict[str, np.ndarray] = {}
-    facts: dict[str, Any] = {}
-
-    def batches() -> Iterator[Batch]:
-        return job.samples.batches(job.batch_size, job.device, begin, end)
-
+    found = {}
     for name in names:
-        metric, _, kind = name.partition(".")
-        common = {"samples": samples}
-        if kind == "greedy":
-            _check_greedy(options.depth_greedy, len(blocks))
-            steps = depth.greedy(model, blocks, batches, options.depth_greedy, metric, total=job.world.total)
-            arrays[PREFIX + name] = np.array([step.values[step.best] for step in steps])
-            order = [step.candidates[step.best][0] for step in steps]
-            facts[name] = common | {"full": steps[0].full, "tokens": steps[0].tokens, "order": order}
-            continue
-        dropping = depth.contiguous(range(len(blocks)), int(kind))
-        cost = depth.cost(dropping, range(len(blocks)))
-        job.say(
-            f"depth: {len(dropping)} candidates of {kind} layers on {samples:,} samples by {metric}: "
-            f"{cost:.1f} passes, {cost / len(dropping):.2f} for each candidate"
+        metric, _, kind = name.rpartition(".")
+        if judge is not None and metric == judge.name:
+            found[name] = _judged(job, model, blocks, int(kind), judge)
+        elif kind == "greedy":
+            found[name] = _greedy(job, model, blocks, metric, samples, options.depth_greedy)
+        else:
+            found[name] = _swept(job, model, blocks, metric, samples, int(kind))
+    return found
+
+
+def _swept(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, size: int) -> Curve:
+    dropping = depth.contiguous(range(len(blocks)), size)
+    cost = depth.cost(dropping, range(len(blocks)))
+    job.say(
+        f"depth: {len(dropping)} blocks of {size} on {samples:,} samples by {metric}: "
+        f"{cost:.1f} passes, {cost / len(dropping):.2f} for each"
+    )
+    begin, end = job.world.share(samples)
+
+    def tick(batch: Batch, candidate: int) -> None:
+        done = batch.first - begin + len(batch.ids) * (candidate + 1) / len(dropping)
+        job.show(done / (end - begin), 0.0)
+
+    swept = depth.sweep(model, blocks, _batches(job, samples), dropping, metric, tick=tick, total=job.world.total)
+    best = {"layers": list(dropping[swept.best]), "value": float(swept.values[swept.best])}
+    fact = {"samples": samples, "full": swept.full, "tokens": swept.tokens, "best": best, "passes": cost}
+    return swept.values, fact
+
+
+def _greedy(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, steps: int) -> Curve:
+    if steps >= len(blocks):
+        raise MinitronError(
+            f"--depth-greedy {steps} leaves nothing of {len(blocks)} layers", f"use 1 to {len(blocks) - 1}"
         )
-        swept = depth.sweep(model, blocks, batches(), dropping, metric, tick=_tick(job, begin, end, len(dropping)),
-                            total=job.world.total)  # fmt: skip
-        arrays[PREFIX + name] = swept.values
-        best = {"layers": list(dropping[swept.best]), "value": float(swept.values[swept.best])}
-        facts[name] = common | {"full": swept.full, "tokens": swept.tokens, "best": best, "passes": cost}
-    return arrays, facts
+    job.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}")
+    sweeps = depth.greedy(model, blocks, lambda: _batches(job, samples), steps, metric, total=job.world.total)
+    order = [sweep.candidates[sweep.best][0] for sweep in sweeps]
+    fact = {"samples": samples, "full": sweeps[0].full, "tokens": sweeps[0].tokens, "order": order}
+    return np.array([sweep.values[sweep.best] for sweep in sweeps]), fact
+
+
+def _judged(job: Job, model: Any, blocks: Sequence[nn.Module], size: int, judge: Judge) -> Curve:
+    """A downstream task without each block of layers (Minitron in practice, arXiv 2408.11796, figures 8 and 9)."""
+    if job.world.size > 1:
+        raise MinitronError("--depth-task runs in one process", "leave torchrun out, or measure --depth-metric loss")
+    dropping = depth.contiguous(range(len(blocks)), size)
+    as_tuple = answers_with_tuple(model, blocks, job.device)
+    job.say(f"depth: {len(dropping)} blocks of {size} by {judge.name}, one evaluation for each")
+    full, values = judge.score(model, job.device), np.zeros(len(dropping))
+    for number, dropped in enumerate(dropping):
+        with replaced(without(blocks, dropped, None, as_tuple)):
+            values[number] = judge.score(model, job.device)
+        job.show((number + 1) / len(dropping), 0.0)
+    best = int(np.argmax(values))
+    fact = {"task": judge.identity, "full": full, "higher_is_better": True}
+    return values, fact | {"best": {"layers": list(dropping[best]), "value": float(values[best])}}
+
+
+def _batches(job: Job, samples: int) -> Iterator[Batch]:
+    return job.samples.batches(job.batch_size, job.device, *job.world.share(samples))
 
 
 def layer_scores(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], metric: str) -> np.ndarray:
     """How much dropping each layer hurts: (layer,)."""
     return arrays[f"{PREFIX}{metric}.1"] - facts[f"{metric}.1"]["full"]
-
-
-def _check_greedy(steps: int, layers: int) -> None:
-    if steps >= layers:
-        raise MinitronError(f"--depth-greedy {steps} leaves nothing of {layers} layers", f"use 1 to {layers - 1}")
-
-
-def _tick(job: Job, begin: int, end: int, count: int) -> depth.Tick:
-    def tick(batch: Batch, candidate: int) -> None:
-        done = batch.first - begin + len(batch.ids) * (candidate + 1) / count
-        job.show(done / (end - begin), 0.0)
-
-    return tick

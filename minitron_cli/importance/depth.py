@@ -78,11 +78,14 @@ def sweep(
 
     `total` adds up the sums of several processes that each have some of the batches.
     """
-    decoder, as_tuple = base_model(model), answers_with_tuple(model, blocks)
+    decoder = base_model(model)
+    as_tuple: bool | None = None
     sums = np.zeros(len(candidates) + 1)
     tokens = 0
     with torch.inference_mode():
         for batch in batches:
+            if as_tuple is None:
+                as_tuple = answers_with_tuple(model, blocks, batch.ids.device)
             with block_inputs(blocks) as inputs, replaced(without(blocks, dropped, None, as_tuple)):
                 full = forward(decoder, batch).last_hidden_state
             targets = _targets(batch)

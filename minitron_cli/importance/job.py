@@ -10,6 +10,7 @@ import torch
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.parallel import World
+from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.snapshot import Snapshot
 
 Say = Callable[[str], None]
@@ -30,6 +31,7 @@ class Job:
     scratch: Path  # for hidden states that do not fit in memory
     say: Say
     show: Show
+    moments: SecondMoments | None = None
 
     @property
     def share(self) -> tuple[int, int]:

@@ -17,7 +17,8 @@ class Options:
     """One measurement. `seq_len` None is the model's context up to 4096; `batch_size` None is chosen by size.
 
     `depth_blocks` are the sizes of contiguous blocks to drop, `depth_greedy` how many layers to drop one by one;
-    `layer_score` is what ranks single layers: block influence, or a depth metric. `memory` caps what may be used.
+    `depth_task` names the task that judges the blocks in the place of `depth_metric`; `layer_score` is what ranks
+    single layers: block influence, or a depth metric. `memory` caps what may be used.
     """
 
     data: tuple[str, ...] = ()
@@ -40,9 +41,11 @@ class Options:
     memory: int | None = None
     depth_blocks: tuple[int, ...] = ()
     depth_metric: str = "loss"
+    depth_task: str | None = None
     depth_greedy: int = 0
     depth_samples: int = 256
     layer_score: str = "influence"
+    second_moments: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -64,9 +67,15 @@ class Options:
         ):
             if value is not None and value < 1:
                 raise MinitronError(f"--{flag} {value} is not a count", f"give --{flag} 1 or more")
+        if self.depth_task and not self.depth_blocks:
+            raise MinitronError("--depth-task needs the sizes of the blocks to drop", "add --depth-block N")
         if self.wants_depth and not self.needs_data:
             raise MinitronError(
                 f"--metric {self.metric} makes no forward passes to measure depth with", "use --metric activation"
+            )
+        if self.second_moments and not self.needs_data:
+            raise MinitronError(
+                f"--metric {self.metric} makes no forward passes to take second moments in", "use --metric activation"
             )
         if self.needs_data and not self.data:
             raise MinitronError(
@@ -82,7 +91,7 @@ class Options:
     @property
     def curves(self) -> tuple[tuple[str, int], ...]:
         """The sweeps asked for: (metric, block size)."""
-        wanted = [(self.depth_metric, size) for size in self.depth_blocks]
+        wanted = [(self.depth_task or self.depth_metric, size) for size in self.depth_blocks]
         if self.layer_score != "influence":
             wanted.append((self.layer_score, 1))
         return tuple(dict.fromkeys(wanted))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance.bypass import replaced
 from minitron_cli.importance.experts import join_parts, part_statistics, routed
-from minitron_cli.importance.load import block_input, hidden_states
+from minitron_cli.importance.load import base_model, block_input, hidden_states
 from minitron_cli.importance.readers import COUNT, EXPERT, EXPERT_FFN, EXPERT_USAGE, HALVES, LAYER, MOMENTS, Row, Rows
+from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import (
     Batch,
@@ -28,10 +29,14 @@ class Recorder:
     """Running sums of every site, and of every block's influence.
 
     `sums[(axis, row)]` is (half, moment, seq, channel) float64 on the device where the activation lives, `row` counting
-    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer).
+    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer). `moments` hears what the
+    sites hear.
     """
 
-    def __init__(self, sites: Sequence[Site] = (), rows: Rows | None = None) -> None:
+    def __init__(
+        self, sites: Sequence[Site] = (), rows: Rows | None = None, moments: SecondMoments | None = None
+    ) -> None:
+        self.moments = moments
         self.sums: dict[tuple[str, int], Tensor] = {}
         self.count = np.zeros(HALVES, np.int64)
         self.batch: Batch | None = None
@@ -58,6 +63,14 @@ class Recorder:
         assert self.batch is not None
         x = x.reshape(*self.batch.ids.shape, x.shape[-1])
         self._add((site.axis, self._row_of[site]), sequence_statistics(x, self.batch.spans))
+        if self.moments is not None:
+            self.moments.hear(site, x, self.batch)
+
+    def hear_head(self, output: Any) -> None:
+        """Take in what the decoder hands to the head."""
+        assert self.batch is not None
+        assert self.moments is not None
+        self.moments.hear_head(output.last_hidden_state, self.batch)
 
     def hear_experts(self, site: Site, statistics: Mapping[str, Tensor]) -> None:
         """Take in what one layer's experts did: axis -> (batch, seq, channel)."""
@@ -135,6 +148,9 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
             stack.callback(handle.remove)
         for layer, name in blocks.items():
             handle = model.get_submodule(name).register_forward_hook(at_block(layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        if recorder.moments is not None and recorder.moments.wants_head(blocks):
+            handle = base_model(model).register_forward_hook(lambda module, args, output: recorder.hear_head(output))
             stack.callback(handle.remove)
         yield
 

@@ -13,10 +13,10 @@ from minitron_cli.importance.statistics import Batch
 
 def run(job: Job, model: Any) -> Progress:
     """Send this process's share of the samples through `model`, going on where an interrupted run stopped."""
-    sites = find_sites(job.checkpoint, model)
-    recorder = Recorder(sites)
+    sites = find_sites(job.checkpoint, model, job.device)
+    recorder = Recorder(sites, moments=job.moments)
     begin, end = job.share
-    earlier = job.snapshot.load()
+    earlier = job.snapshot.load() if job.moments is None else None  # moments are too large for snapshots
     if earlier is not None:
         recorder.restore(earlier.raw)
         begin += earlier.done
@@ -26,6 +26,8 @@ def run(job: Job, model: Any) -> Progress:
     estimate.run(model, sites, batches, recorder, clock.after)
     raw = recorder.raw()
     check_finite(raw, recorder.rows)
+    if job.moments is not None:
+        job.moments.finish()
     return Progress(raw, recorder.rows, end - job.share[0])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores, write_scores
-from minitron_cli.importance import curves, stability
+from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
 from minitron_cli.importance.identity import differences, require_same, weights_identity
@@ -49,15 +49,16 @@ def measure(
     output: Path,
     say: Say = lambda text: None,
     show: Show = lambda fraction, rate: None,
+    judge: curves.Judge | None = None,
 ) -> Result:
-    """Score every axis of `model` and write the scores to `output`."""
+    """Score every axis of `model` and write the scores to `output`; `judge` grades what `--depth-task` names."""
     began = time.monotonic()
     checkpoint = open_checkpoint(model)
     with join() as world:
         if world.rank:
             say, show = (lambda text: None), (lambda fraction, rate: None)
         if options.needs_data:
-            scores, raw, made = _from_passes(checkpoint, options, output, world, say, show)
+            scores, raw, made = _from_passes(checkpoint, options, output, world, say, show, judge)
         else:
             scores, raw, made = _from_weights(checkpoint, options, output)
         if made != "found" and world.rank == 0:
@@ -80,26 +81,38 @@ def _from_weights(
 
 
 def _from_passes(
-    checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
+    checkpoint: Checkpoint,
+    options: Options,
+    output: Path,
+    world: World,
+    say: Say,
+    show: Show,
+    judge: curves.Judge | None,
 ) -> tuple[Scores, Mapping[str, np.ndarray], str]:
     """Activation and Wanda scores: what is known is kept, what is missing is measured."""
     from minitron_cli.importance.work import load, prepare, run_pass
 
     job, mode, identity = prepare(checkpoint, options, output, world, say, show)
     known, stored, forced = _known(output, identity, options)
+    moments = second_moments.find(output, identity, options.force)
     model = cache(lambda: load(job, options))
     made = "aggregated"
-    if not known.raw:
+    if not known.raw or (options.second_moments and not moments):
         progress = run_pass(job, mode, model)
-        known = Known(world.totals(progress.raw), progress.rows)
+        known = Known(world.totals(progress.raw), progress.rows, known.arrays, known.depth)
         made = "measured"
-    names = curves.missing(options, known.depth, min(options.depth_samples, len(job.samples)))
+        moments = second_moments.find(output, identity, False) if options.second_moments else {}
+    names = curves.missing(options, known.depth, min(options.depth_samples, len(job.samples)), judge)
     if names:
-        arrays, facts = curves.run(job, model(), options, names)
+        new = curves.run(job, model(), options, names, judge)
+        arrays = {curves.PREFIX + name: array for name, (array, _) in new.items()}
+        facts = {name: fact for name, (_, fact) in new.items()}
         known = Known(known.raw, known.rows, {**known.arrays, **arrays}, {**known.depth, **facts})
         made = "measured"
     job.snapshot.remove()
     scores = _scores(checkpoint, options, known, identity, forced)
+    if moments:
+        scores = Scores(scores.values, {**scores.provenance, "second_moments": moments})
     if stored is not None and made == "aggregated" and dict(stored.provenance) == dict(scores.provenance):
         made = "found"
     return scores, {**known.raw, **known.arrays}, made

@@ -43,11 +43,11 @@ def candidates(checkpoint: Checkpoint, model: Any, layers: Iterable[int]) -> lis
     return list(found.values())
 
 
-def find_sites(checkpoint: Checkpoint, model: Any) -> list[Site]:
+def find_sites(checkpoint: Checkpoint, model: Any, device: torch.device) -> list[Site]:
     """The sites of a resident model, each distinct input once (q, k and v share one), found by running two tokens."""
     sites = candidates(checkpoint, model, range(checkpoint.shape["layer"]))
     decoder = base_model(model)
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=next(decoder.parameters()).device)
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     with heard(model, sites) as inputs, torch.inference_mode():
         decoder(input_ids=ids, use_cache=False)
     return distinct(sites, inputs)

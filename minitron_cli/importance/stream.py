@@ -53,8 +53,10 @@ class States:
 def run(job: Job, on_disk: bool) -> Progress:
     """Send this process's share of the samples through the model, layer by layer."""
     num_layers = job.checkpoint.shape["layer"]
-    states, earlier = States(job, on_disk), job.snapshot.load() if on_disk else None
-    recorder, first = Recorder(rows=earlier.rows if earlier else None), 0
+    # The moments of layers that are done would have to be trusted to be there still: such a run starts again.
+    resumable = on_disk and job.moments is None
+    states, earlier = States(job, on_disk), job.snapshot.load() if resumable else None
+    recorder, first = Recorder(rows=earlier.rows if earlier else None, moments=job.moments), 0
     if earlier is not None:
         recorder.restore(earlier.raw)
         first = earlier.done
@@ -65,8 +67,12 @@ def run(job: Job, on_disk: bool) -> Progress:
         done = block.layer + 1
         raw = recorder.raw()
         check_finite(raw, recorder.rows)
-        if on_disk and done < num_layers:
+        if job.moments is not None:
+            job.moments.close(block.layer)
+        if resumable and done < num_layers:
             job.snapshot.save(Progress(raw, recorder.rows, done))
+    if job.moments is not None:
+        job.moments.finish()
     if on_disk:
         shutil.rmtree(job.scratch, ignore_errors=True)
     return Progress(recorder.raw(), recorder.rows, num_layers)

@@ -1,12 +1,13 @@
 """Set up a pass and run it in the mode that fits; the one place that knows both ways."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance import resident, stream
+from minitron_cli.importance import resident, second_moments, stream
 from minitron_cli.importance.identity import pass_identity
 from minitron_cli.importance.job import Job, Say, Show
 from minitron_cli.importance.load import choose_device, choose_dtype, load_model
@@ -30,6 +31,10 @@ def prepare(
     begin, end = world.share(len(samples))
     seq_len, item = samples.rows.shape[1], 4 if dtype == "float32" else 2
     need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item)
+    if options.second_moments:
+        of_all, of_layer = second_moments.bytes_of(checkpoint)
+        # Of a block there are two while the next is read ahead, of its moments never.
+        need = replace(need, model=need.model + of_all, block=need.block + of_layer // 2)
     mode = choose(options.mode if not options.device_map else "resident", need, device, options.memory)
     if mode.name == "stream" and options.wants_depth:
         raise MinitronError(
@@ -39,7 +44,8 @@ def prepare(
     work = f"{mode.name} rank {world.rank} of {world.size}, batches of {size}"
     snapshot = Snapshot(output.with_name(f".{output.name}.partial-{world.rank}"), {**identity, "work": work})
     scratch = stream.scratch_of(output, world.rank)
-    job = Job(checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show)
+    moments = second_moments.SecondMoments(checkpoint, output, identity, world) if options.second_moments else None
+    job = Job(checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show, moments)
     return job, mode, identity
 
 

@@ -71,7 +71,7 @@ def overhead(name: str, device: torch.device, dtype: torch.dtype, rounds: int, c
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = open_checkpoint(make(name, dtype, Path(folder)))
         model = load_model(checkpoint.path, str(dtype).removeprefix("torch."), device)
-        sites, samples, batch = find_sites(checkpoint, model), samples_of(name), SHAPES[name][1][2]
+        sites, samples, batch = find_sites(checkpoint, model, device), samples_of(name), SHAPES[name][1][2]
 
         def bare() -> None:
             with torch.inference_mode():

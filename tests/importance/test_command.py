@@ -3,21 +3,25 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance import resident
+from minitron_cli.importance import depth, resident
+from minitron_cli.importance.curves import Judge
+from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
-from tests.toys import toy_tokenizer
+from tests.toys import toy_ids, toy_tokenizer
 
 
 @pytest.fixture
@@ -77,6 +81,43 @@ def test_a_depth_curve_is_added_to_what_is_known(toy, options, tmp_path, monkeyp
     np.testing.assert_array_equal(scores.values["layer"], raw["depth.kl.1"])
     assert scores.provenance["depth"]["loss.2"]["passes"] == pytest.approx(1 + 1 / 3)
     assert measure(toy("llama"), replace(options, layer_score="kl"), tmp_path / "s").made == "found"
+
+
+def test_a_task_judges_blocks(toy, options, tmp_path, monkeypatch):
+    """A judge that only knows the loss must draw the loss' own curve, upside down."""
+    ids = toy_ids(2, 10)
+
+    def score(model, device):
+        with torch.no_grad():
+            return -float(model(input_ids=ids, labels=ids).loss)
+
+    judged = replace(options, depth_blocks=(1,), depth_task="exam")
+    result = measure(toy("llama"), judged, tmp_path / "s", judge=Judge("exam", "version 1", score))
+    _, raw = read_scores(tmp_path / "s")
+    model = AutoModelForCausalLM.from_pretrained(toy("llama")).eval()
+    batches = Samples(ids.numpy()).batches(2, torch.device("cpu"))
+    swept = depth.sweep(model, list(model.model.layers), batches, depth.contiguous(range(3), 1))
+    np.testing.assert_allclose(raw["depth.exam.1"], -swept.values, rtol=1e-5)
+    fact = result.scores.provenance["depth"]["exam.1"]
+    assert fact["best"]["layers"] == [swept.best]
+    assert fact["full"] == pytest.approx(-swept.full, rel=1e-5)
+    no_pass(monkeypatch)
+    silent = Judge("exam", "version 1", lambda model, device: pytest.fail("judged again"))
+    assert measure(toy("llama"), judged, tmp_path / "s", judge=silent).made == "found"
+    assert measure(toy("llama"), judged, tmp_path / "s", judge=Judge("exam", "version 2", score)).made == "measured"
+
+
+@pytest.mark.slow
+def test_a_task_of_the_harness(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])  # where the tasks' data paths count from
+    line = ["importance", str(shared_data / "stories260K"), "--data", str(shared_data / "stories_train.jsonl")]
+    line += ["--samples", "8", "--seq-len", "64", "--separator", "bos", "--depth-block", "1", "--json"]
+    line += ["--depth-task", "stories_next", "--include", str(shared_data / "tasks"), "--task-limit", "20"]
+    made = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "s")])
+    assert made.exit_code == 0, made.output
+    fact = json.loads(made.stdout.splitlines()[-1])["depth"]["stories_next.1"]
+    assert 0 <= fact["best"]["value"] <= 1
+    assert fact["full"] * 20 == pytest.approx(round(fact["full"] * 20))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +188,7 @@ def test_nan_activations_name_the_layer(toy, options, tmp_path, mode):
         ({"samples": 0}, "--samples 0 is not a count"),
         ({"data": ()}, "there is no calibration data"),
         ({"metric": "random", "depth_blocks": (1,)}, "no forward passes"),
+        ({"depth_task": "piqa"}, "--depth-task needs the sizes"),
     ],
 )
 def test_options_that_make_no_sense(options, change, named):

@@ -23,7 +23,7 @@ def run(path, samples, batch_size=4):
     """(raw, rows, checkpoint) of one pass."""
     checkpoint = open_checkpoint(path)
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    sites = find_sites(checkpoint, model)
+    sites = find_sites(checkpoint, model, torch.device("cpu"))
     recorder = Recorder(sites)
     estimate.run(model, sites, samples.batches(batch_size, torch.device("cpu")), recorder)
     return recorder.raw(), recorder.rows, checkpoint
