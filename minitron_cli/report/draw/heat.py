@@ -9,7 +9,8 @@ from minitron_cli.report.draw.svg import to_svg
 from minitron_cli.report.draw.theme import ACCENT, INK, SERIES, SURFACE, canvas, heat_colours
 from minitron_cli.report.html import Html
 
-_MOST_COLUMNS = 240
+# More columns than these would be thinner than a pixel can show.
+_MOST_RANKS, _MOST_UNITS = 240, 640
 _WIDTH = 720
 
 
@@ -18,34 +19,37 @@ def ranked(scores: np.ndarray) -> np.ndarray:
     rows = -np.sort(-np.asarray(scores, np.float64), axis=-1)
     means = rows.mean(-1, keepdims=True)
     rows = rows / np.where(means > 0, means, 1.0)
-    return columns(rows)
+    return columns(rows, _MOST_RANKS)
 
 
-def columns(rows: np.ndarray) -> np.ndarray:
-    """Neighbouring units as their mean, so that a picture has at most 240 columns: (row, unit) -> (row, column)."""
-    if rows.shape[-1] <= _MOST_COLUMNS:
+def columns(rows: np.ndarray, most: int) -> np.ndarray:
+    """Neighbouring units as their mean, in columns that divide the axis evenly: (row, unit) -> (row, <= most)."""
+    units = rows.shape[-1]
+    if units <= most:
         return rows
-    return np.stack([part.mean(-1) for part in np.array_split(rows, _MOST_COLUMNS, axis=-1)], axis=-1)
+    edges = np.linspace(0, units, most + 1).round().astype(int)
+    return np.add.reduceat(rows, edges[:-1], axis=-1) / np.diff(edges)
 
 
 def ranked_map(
-    name: str, scores: np.ndarray, row_words: Sequence[str], unit: str, kept: int | None, label: str
+    name: str, scores: np.ndarray, row_words: Sequence[str], unit: str, cuts: Sequence[tuple[str, int]], label: str
 ) -> Html:
-    """Each row's units from the most to the least important; a line where a cut falls: scores (row, unit)."""
+    """Each row's units from the most to the least important: scores (row, unit); a line for every (model, kept)."""
     from matplotlib.colors import LogNorm
 
-    values = ranked(scores)
+    values, units = ranked(scores), scores.shape[-1]
     low, high = max(float(values.min()), 0.1), min(float(values.max()), 10.0)
     with canvas(_WIDTH, _height(len(values), 96)) as figure:
         axes = figure.subplots()
         norm = LogNorm(low, max(high, 1.05 * low))
         image = _image(axes, np.clip(values, low, None), norm, (0, 100, len(values) - 0.5, -0.5))
         _rows(axes, row_words)
-        axes.set_xlabel(f"{unit} by rank, the most important first (% of {scores.shape[-1]:,})")
-        if kept is not None:
-            at = 100 * kept / scores.shape[-1]
-            axes.axvline(at, color=ACCENT, linewidth=2)
-            axes.set_title(f"kept: {kept:,} of {scores.shape[-1]:,}, left of the line", color=INK, fontsize=11)
+        axes.set_xlabel(f"{unit} by rank, the most important first (% of {units:,})")
+        for _, kept in cuts:
+            axes.axvline(100 * kept / units, color=ACCENT, linewidth=2)
+        if cuts:
+            kept_words = "; ".join(f"{model} keeps {kept:,} of {units:,}" for model, kept in cuts)
+            axes.set_title(f"left of the line: {kept_words}", color=INK, fontsize=11)
         _bar(figure, axes, image)
         return to_svg(figure, name, label)
 
@@ -77,10 +81,10 @@ def kept_map(name: str, kept: np.ndarray, row_words: Sequence[str], unit: str, l
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
-    values = columns(kept.astype(np.float64))
+    values = columns(kept.astype(np.float64), _MOST_UNITS)
     with canvas(_WIDTH, _height(len(values), 66, least=14)) as figure:
         axes = figure.subplots()
-        wide = kept.shape[-1] > _MOST_COLUMNS
+        wide = kept.shape[-1] > _MOST_UNITS
         _image(axes, values, Normalize(0, 1), (0, kept.shape[-1], len(values) - 0.5, -0.5) if wide else None)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         _rows(axes, row_words)
@@ -88,8 +92,8 @@ def kept_map(name: str, kept: np.ndarray, row_words: Sequence[str], unit: str, l
         return to_svg(figure, name, label)
 
 
-def layer_bars(name: str, scores: np.ndarray, dropped: Sequence[int], label: str) -> Html:
-    """Block influence of every layer: scores (layer,); dropped layers are hollow."""
+def layer_bars(name: str, scores: np.ndarray, dropped: Sequence[int], words: str, label: str) -> Html:
+    """What ranks the layers, in `words`, of every layer: scores (layer,); dropped layers are hollow."""
     with canvas(_WIDTH, 240) as figure:
         axes = figure.subplots()
         gone = set(dropped)
@@ -105,7 +109,7 @@ def layer_bars(name: str, scores: np.ndarray, dropped: Sequence[int], label: str
             )
         axes.set_xticks(_some(len(scores), 32))
         axes.set_xlabel("layer")
-        axes.set_ylabel("block influence")
+        axes.set_ylabel(words)
         axes.grid(axis="x", visible=False)
         axes.set_xlim(-0.7, len(scores) - 0.3)
         return to_svg(figure, name, label)

@@ -147,7 +147,7 @@ def _finish(axes: Any, x: str, y_label: str, values: list[np.ndarray], teacher: 
         high = max(np.quantile(everything, 0.97), max(float(v[-1]) for v in values))
         room = 0.06 * max(high - low, 1e-3)
         axes.set_ylim(low - room, high + 2 * room)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.015 * axes.get_xlim()[1])  # so that the points at 0 are whole
     _x_axis(axes, x)
     axes.set_ylabel(y_label)
     axes.legend(loc="upper right")

@@ -19,12 +19,15 @@ class Loss:
     source: str
 
 
-def held_out_loss(model: Model) -> Loss | None:
-    """From `minitron eval` where it has been; else the last one that training measured on its own held-out windows."""
-    if model.loss is not None:
-        return Loss(model.loss, "evaluation")
-    last = last_evaluated(model)
-    return None if last is None else Loss(last, "training")
+def _loss_in_training(model: Model, run: Run) -> float | None:
+    """The last one that a model's training measured; of a cut model the first, before the first update of its child."""
+    if model.verb != "prune":
+        return last_evaluated(model)
+    for child in run.models:
+        evaluated = child.curve.evaluated if child.parent == model.name and child.curve else {}
+        if "eval_ce" in evaluated and evaluated["step"][0] == 0:
+            return float(evaluated["eval_ce"][0])
+    return None
 
 
 def last_evaluated(model: Model, name: str = "eval_ce") -> float | None:
@@ -35,11 +38,12 @@ def last_evaluated(model: Model, name: str = "eval_ce") -> float | None:
 
 
 def comparable_losses(run: Run) -> dict[str, Loss]:
-    """Held-out losses that may stand on one scale: all from the evaluation, or without one all from training."""
+    """Held-out losses that may stand on one scale: all from the evaluation, or without one all from trainings."""
     evaluated = {m.name: Loss(m.loss, "evaluation") for m in run.models if m.loss is not None}
     if evaluated:
         return evaluated
-    return {m.name: loss for m in run.models if (loss := held_out_loss(m))}
+    found = {m.name: _loss_in_training(m, run) for m in run.models}
+    return {name: Loss(value, "training") for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from minitron_cli.spec.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class AxisKept:
-    """One axis of a plan. `mask` (row, unit) is 1 where a unit was kept; rows are the source layers that stayed, with
-    experts one row each, or one row for the whole network. `importance` (row,) is the share of the row's summed score
-    that the kept units hold, None without the scores that the cut was made by.
+    """One axis of a plan. `mask` (row, unit) is the share of a unit that was kept: 0 or 1, and between them for neurons
+    of experts, whose layer's experts are taken together. Rows are the source layers that stayed, or one row for the
+    whole network. `importance` (row,) is the share of the row's summed score that the kept units hold, None without
+    the scores that the cut was made by.
     """
 
     axis: str
@@ -33,16 +34,16 @@ def axes_kept(plan: Plan, scores: ScoresFile | None) -> list[AxisKept]:
 
 def _axis(plan: Plan, axis: str, scores: ScoresFile | None) -> AxisKept:
     index, source = plan.kept[axis], plan.source[axis]
-    flat = index.reshape(-1, index.shape[-1])
-    mask = np.zeros((len(flat), source))
-    np.put_along_axis(mask, flat, 1.0, axis=1)
+    rows = index.reshape(index.shape[0] if axis in SCOPE else 1, -1, index.shape[-1])  # (row, expert or 1, unit)
+    mask = np.zeros((*rows.shape[:2], source))
+    np.put_along_axis(mask, rows, 1.0, axis=-1)
     importance = None
     values = None if scores is None else scores.scores.values.get(axis)
     if values is not None:
-        whole = _source_rows(plan, axis, values).reshape(-1, source)
-        totals = whole.sum(-1)
-        importance = (whole * mask).sum(-1) / np.where(totals > 0, totals, 1.0)
-    return AxisKept(axis, source, plan.target[axis], mask, tuple(_row_words(plan, axis)), importance)
+        whole = _source_rows(plan, axis, np.asarray(values, np.float64)).reshape(mask.shape)
+        totals = whole.sum((1, 2))
+        importance = (whole * mask).sum((1, 2)) / np.where(totals > 0, totals, 1.0)
+    return AxisKept(axis, source, plan.target[axis], mask.mean(1), tuple(_row_words(plan, axis)), importance)
 
 
 def _source_rows(plan: Plan, axis: str, values: np.ndarray) -> np.ndarray:
@@ -58,11 +59,7 @@ def _source_rows(plan: Plan, axis: str, values: np.ndarray) -> np.ndarray:
 def _row_words(plan: Plan, axis: str) -> list[str]:
     if axis not in SCOPE:
         return ["all layers" if axis != "layer" else "layers"]
-    layers = [plan.source_layer(i) for i in range(plan.target["layer"])]
-    if axis == "expert_ffn":
-        experts = range(plan.target["expert"])
-        return [f"layer {a}, expert {plan.source_expert(i, e)}" for i, a in enumerate(layers) for e in experts]
-    return [f"layer {layer}" for layer in layers]
+    return [f"layer {plan.source_layer(i)}" for i in range(plan.target["layer"])]
 
 
 def scores_of(model: Model, files: Sequence[ScoresFile]) -> ScoresFile | None:

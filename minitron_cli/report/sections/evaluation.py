@@ -64,10 +64,11 @@ def _tasks(results: Results, rows: Sequence[Mapping[str, Any]], look: Mapping[st
     grid = table(
         ("task", *models), body, caption="Score ± standard error; share of the reference kept; paired test against it"
     )
+    tests = sum(row.get("comparison") is not None for row in rows)
     legend = tag(
         "p",
-        "A share of the reference in bold is a difference that a paired test on the same samples calls real "
-        f"(p < {REAL}).",
+        f"A share in bold is a difference that the paired test on the same samples calls real (p < {REAL}); of {tests} "
+        f"tests, about {REAL * tests:.0f} would be bold by chance alone.",
         class_="quiet",
     )
     if not measures:
@@ -84,7 +85,8 @@ def _tasks(results: Results, rows: Sequence[Mapping[str, Any]], look: Mapping[st
 def _setting(row: Mapping[str, Any]) -> str:
     shots = "" if row.get("shots") is None else f"{row['shots']}-shot, "
     direction = "" if row["higher_is_better"] else ", lower is better"
-    return f"{shots}{row['num_samples']:,} samples{direction}"
+    group = f", part of {row['group']}" if row.get("group") else ""
+    return f"{shots}{row['num_samples']:,} samples{direction}{group}"
 
 
 def _cell(row: Mapping[str, Any] | None) -> Html | str:

@@ -9,6 +9,7 @@ from minitron_cli.report import text
 from minitron_cli.report.draw import heat
 from minitron_cli.report.draw.svg import unique
 from minitron_cli.report.html import Html, figure, missing, section, table, tag
+from minitron_cli.report.read.depth import METRIC_WORDS
 from minitron_cli.report.read.kept import cuts_by
 from minitron_cli.report.read.values import Model, Run, ScoresFile
 
@@ -57,55 +58,68 @@ def _words(provenance: Any) -> str:
 def _axis(file: ScoresFile, axis: str, values: np.ndarray, cuts: Sequence[Model]) -> Html | None:
     if not np.isfinite(values).all():
         return missing(f"The scores of axis {axis} are not finite.")
-    cut = next((m for m in cuts if m.plan is not None and axis in m.plan.kept), None)
-    name = unique("importance", file.name, axis)
+    cutting = [m for m in cuts if m.plan is not None and axis in m.plan.kept]
+    name, unit = unique("importance", file.name, axis), text.axis_words(axis)
     if axis == "layer":
-        return _layers(name, values, cut)
-    rows = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values[None]
-    words = _row_words(values)
-    unit = text.axis_words(axis)
+        return _layers(name, values, cutting[0] if cutting else None, file)
+    rows, words = _rows(values), _row_words(values)
     label = f"Importance of {unit} in {file.name}. {_concentration(rows)}"
-    if values.shape[-1] <= _FEW and values.ndim > 1:
+    if values.shape[-1] <= _FEW and values.ndim == 2:
+        cut = cutting[0] if cutting else None
         picture = heat.grid_map(name, rows, words, unit, _dropped(cut, axis, values), label)
-        caption = f"Importance of the {unit}, as multiples of their layer's mean" + (
-            f"; crossed out: not kept in {cut.name}." if cut else "."
-        )
+        caption = f"Importance of the {unit}, as multiples of their layer's mean"
+        caption += f"; crossed out: not kept in {cut.name}." if cut else "."
     else:
-        kept = cut.plan.target[axis] if cut and cut.plan else None
-        picture = heat.ranked_map(name, rows, words, unit, kept, label)
+        lines = [(m.name, m.plan.target[axis]) for m in cutting if m.plan is not None]
+        picture = heat.ranked_map(name, rows, words, unit, lines, label)
+        together = ", the experts of a layer averaged rank by rank" if values.ndim == 3 else ""
         caption = (
-            f"Importance of {unit}, ranked inside each row, as multiples of the row's mean. {_concentration(rows)}"
-            + (f" The line is the cut of {cut.name}." if cut else "")
+            f"Importance of {unit}, ranked inside each row{together}, as multiples of the row's mean. "
+            f"{_concentration(rows)}"
         )
-    return figure(picture, caption, _numbers(rows, words, unit), wide=True)
+    return figure(picture, caption + _stability(file, axis), _numbers(rows, words, unit), wide=True)
 
 
-def _layers(name: str, values: np.ndarray, cut: Model | None) -> Html:
+def _rows(values: np.ndarray) -> np.ndarray:
+    """One row a layer, or one for the network: (unit,), (layer, unit) or (layer, expert, unit) -> (row, unit)."""
+    if values.ndim == 3:
+        return -np.sort(-values, axis=-1).mean(1)
+    return values if values.ndim == 2 else values[None]
+
+
+def _layers(name: str, values: np.ndarray, cut: Model | None, file: ScoresFile) -> Html:
     kept = set(cut.plan.kept["layer"].tolist()) if cut and cut.plan else set(range(len(values)))
     dropped = [layer for layer in range(len(values)) if layer not in kept]
+    words, how = _layer_words(file.scores.provenance.get("layer_score") or "influence")
     least, most = int(values.argmin()), int(values.argmax())
-    label = f"Block influence of {len(values)} layers: least in layer {least}, most in layer {most}."
-    caption = (
-        f"Block influence of each layer: 1 − cosine between what enters and what leaves it. "
-        f"Least: layer {least} ({values[least]:.3f}); most: layer {most} ({values[most]:.3f})."
-    )
+    extremes = f"Least: layer {least} ({values[least]:.3f}); most: layer {most} ({values[most]:.3f})."
+    caption = f"{how} {extremes}{_stability(file, 'layer')}"
     if cut and dropped:
         caption += f" Hollow: dropped in {cut.name}."
     rows = [[f"layer {i}", f"{v:.4f}"] for i, v in enumerate(values.tolist())]
-    return figure(
-        heat.layer_bars(name, values, dropped, label),
-        caption,
-        table(("layer", "block influence"), rows, caption="Block influence per layer"),
-        wide=True,
-    )
+    numbers = table(("layer", words), rows, caption=f"{words[0].upper()}{words[1:]} per layer")
+    picture = heat.layer_bars(name, values, dropped, words, f"{words} of {len(values)} layers. {extremes}")
+    return figure(picture, caption, numbers, wide=True)
+
+
+def _layer_words(score: str) -> tuple[str, str]:
+    """What ranks the layers: a name for the axis, and a sentence."""
+    if score == "influence":
+        return "block influence", "Block influence of each layer: 1 − cosine between what enters and what leaves it."
+    return f"increase in {score}", f"How much worse ({METRIC_WORDS.get(score, score)}) the model is without each layer."
+
+
+def _stability(file: ScoresFile, axis: str) -> str:
+    """Whether more samples would change the ranking: that of the even samples against that of the odd ones."""
+    found = (file.scores.provenance.get("stability") or {}).get(axis)
+    if not found:
+        return ""
+    worst = f", {found['worst']:.3f} in the worst row" if found["worst"] < found["spearman"] - 5e-4 else ""
+    return f" Even against odd samples, the rankings correlate by (Spearman) {found['spearman']:.3f}{worst}."
 
 
 def _row_words(values: np.ndarray) -> list[str]:
-    if values.ndim == 1:
-        return ["all layers"]
-    if values.ndim == 2:
-        return [f"layer {i}" for i in range(len(values))]
-    return [f"layer {i}, expert {e}" for i in range(values.shape[0]) for e in range(values.shape[1])]
+    return ["all layers"] if values.ndim == 1 else [f"layer {i}" for i in range(len(values))]
 
 
 def _dropped(cut: Model | None, axis: str, values: np.ndarray) -> np.ndarray | None:

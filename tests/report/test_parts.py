@@ -1,0 +1,129 @@
+"""The arithmetic and the drawing of parts, away from a whole run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitron_cli.report import text
+from minitron_cli.report.draw.heat import columns, ranked
+from minitron_cli.report.draw.training import smooth, thin
+from minitron_cli.report.html import Html, escape, missing, table, tag
+from minitron_cli.report.read.kept import axes_kept
+from minitron_cli.report.read.values import Run, ScoresFile
+from minitron_cli.report.sections.depth import depth
+from minitron_cli.report.sections.importance import importance
+from minitron_cli.spec.plan import from_scores
+from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.shape import Shape
+from tests.report.reading import Page
+
+MOE = Shape({"vocab": 11, "hidden": 16, "layer": 3, "head": 4, "kv": 2, "head_dim": 4, "expert": 5, "expert_active": 2,
+             "expert_ffn": 24})  # fmt: skip
+
+
+def _run(*files: ScoresFile) -> Run:
+    return Run("parts", "", Path(), True, (), (), files, (), (), {}, ())
+
+
+def _experts(seed: int = 0) -> Scores:
+    rng = np.random.default_rng(seed)
+    shapes = {"layer": (3,), "hidden": (16,), "head": (3, 4), "expert": (3, 5), "expert_ffn": (3, 5, 24)}
+    return Scores({axis: rng.lognormal(0, 1, shape) for axis, shape in shapes.items()}, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "–"), (0, "0"), (999, "999"), (166_032, "166K"), (999_600, "1M"), (4_512_746_496, "4.51B"), (2e12, "2T")],
+)
+def test_counts(value: float | None, words: str) -> None:
+    assert text.count(value) == words
+
+
+def test_other_numbers() -> None:
+    assert text.flops(1.2345e15) == "1.23 × 10¹⁵"
+    assert [text.duration(s) for s in (None, 4.2, 42, 3725)] == ["–", "4.2 s", "42 s", "1 h 2 min"]
+    assert [text.p_value(p) for p in (1e-9, 0.0123, 0.5)] == ["p < 0.0001", "p = 0.0123", "p = 0.50"]
+    assert [text.size(b) for b in (None, 12, 1_234_567)] == ["–", "12 B", "1.23 MB"]
+
+
+def test_text_is_escaped_wherever_it_stands() -> None:
+    hostile = "\"><script>alert('x')</script>"
+    for html in (tag("p", hostile), tag("p", title=hostile), table((hostile,), [[hostile]], caption=hostile)):
+        assert "<script" not in html
+        assert Page(html).tags.count("script") == 0
+    assert escape(Html("<b>")) == "<b>"
+    assert missing("type `minitron <x>` now") == '<p class="missing">type <code>minitron &lt;x&gt;</code> now</p>'
+
+
+def test_columns_divide_an_axis_evenly_and_keep_its_mean() -> None:
+    rows = np.arange(2 * 352.0).reshape(2, 352)
+    found = columns(rows, 240)
+    assert found.shape == (2, 240)
+    at = (found[0] + 0.5) / 352  # where each column's units stand, against where the column stands
+    np.testing.assert_allclose(at, (np.arange(240) + 0.5) / 240, atol=1 / 240)
+    even = columns(rows, 176)
+    np.testing.assert_allclose(even.mean(1), rows.mean(1))
+    assert columns(rows, 352) is rows
+
+
+def test_ranked_rows_descend_around_one() -> None:
+    found = ranked(np.random.default_rng(0).random((4, 100)))
+    assert (np.diff(found, axis=1) <= 0).all()
+    np.testing.assert_allclose(found.mean(1), 1)
+    assert (ranked(np.zeros((1, 5))) == 0).all(), "a layer without the axis has scores of zero"
+
+
+def test_smoothing_keeps_constants_and_does_not_lag() -> None:
+    np.testing.assert_allclose(smooth(np.full(300, 3.0)), 3)
+    line = np.linspace(5, 1, 300)
+    np.testing.assert_allclose(smooth(line)[20:-20], line[20:-20], atol=1e-9)
+    assert smooth(np.array([2.0])).tolist() == [2.0]
+
+
+def test_thinning_leaves_out_what_is_no_number_and_keeps_the_mean() -> None:
+    at, values = thin(np.arange(1200.0), np.where(np.arange(1200) % 10 == 0, np.nan, 1.5))
+    assert len(at) == len(values) <= 600
+    np.testing.assert_allclose(values, 1.5)
+
+
+def test_a_mixture_of_experts_is_shown_per_layer() -> None:
+    scores = _experts()
+    page = Page(importance(_run(ScoresFile("moe", Path("moe.safetensors"), scores, {}))))
+    assert page.tags.count("svg") == 5
+    rows = page.table("Importance of expert neurons, in numbers")
+    assert list(rows) == ["layer 0", "layer 1", "layer 2"]
+    ranks = np.sort(scores.values["expert_ffn"], axis=-1)[..., ::-1].mean(1)
+    assert rows["layer 1"][3] == f"{ranks[1].max():.4g}"
+
+
+def test_kept_importance_of_experts_and_their_neurons() -> None:
+    scores = _experts()
+    plan = from_scores(scores, MOE, MOE.with_(layer=2, expert=3, expert_ffn=8))
+    found = {a.axis: a for a in axes_kept(plan, ScoresFile("moe", Path("moe.safetensors"), scores, {}))}
+    layers = plan.kept["layer"]
+    for row, layer in enumerate(layers):
+        experts = plan.kept["expert"][row]
+        whole = scores.values["expert"][layer]
+        assert found["expert"].importance[row] == pytest.approx(whole[experts].sum() / whole.sum())
+        neurons = scores.values["expert_ffn"][layer][experts]
+        kept = sum(neurons[e][plan.kept["expert_ffn"][row, e]].sum() for e in range(3))
+        assert found["expert_ffn"].importance[row] == pytest.approx(kept / neurons.sum())
+    assert found["expert_ffn"].mask.shape == (2, 24)
+    np.testing.assert_allclose(found["expert_ffn"].mask.sum(1), 8)
+    assert found["expert_ffn"].rows == tuple(f"layer {i}" for i in layers)
+
+
+def test_scores_that_are_not_finite_are_said_not_drawn() -> None:
+    scores = Scores({"hidden": np.array([1.0, np.nan])}, {})
+    page = Page(importance(_run(ScoresFile("bad", Path("bad.safetensors"), scores, {}))))
+    assert "not finite" in page.text
+    assert "svg" not in page.tags
+
+
+def test_an_accuracy_curve_is_best_where_it_is_highest() -> None:
+    """Every depth metric but the known losses is an accuracy: higher is better."""
+    scores = Scores({"layer": np.ones(4)}, {"depth": {"winogrande.2": {"full": 0.7, "samples": 10}}})
+    raw = {"depth.winogrande.2": np.array([0.5, 0.66, 0.6])}
+    page = Page(depth(_run(ScoresFile("s", Path("s.safetensors"), scores, raw))))
+    assert "Least harm: without layers 1–2 (0.66)" in page.text
