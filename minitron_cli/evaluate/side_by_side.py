@@ -13,7 +13,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.harness import Request, Score, make_lm, run_request
 from minitron_cli.evaluate.losses import measure_losses
-from minitron_cli.evaluate.model import LoadedModel, load_model
+from minitron_cli.evaluate.model import LoadedModel, load_model, resolve_device, resolve_dtype
 from minitron_cli.evaluate.options import Options
 from minitron_cli.evaluate.tasks import Tasks
 from minitron_cli.evaluate.throughput import forward_rate
@@ -37,15 +37,22 @@ class Measured:
 
 def evaluate(models: Sequence[str], options: Options, tasks: Tasks | None, say: Say) -> list[Measured]:
     """Measure every model in turn. One that can not be loaded or measured is noted, and the others go on."""
+    resolve_dtype(options.dtype, resolve_device(options.device))  # no model can do with one that is not there
     names = distinct_names(models)
     found = []
     for model, name in zip(models, names):
         try:
             found.append(_measure(model, name, models[0], options, tasks, say))
         except MinitronError as error:
-            say(f"error: {name}: {error.message}")
+            _tell(name, error, say)
             found.append(Measured(name, model, None, None, None, {}, (), error.message))
     return found
+
+
+def _tell(name: str, error: MinitronError, say: Say) -> None:
+    say(f"error: {name}: {error.message}")
+    if error.hint:
+        say(f"hint: {error.hint}")
 
 
 def distinct_names(models: Sequence[str]) -> list[str]:
@@ -104,7 +111,7 @@ def _run_tasks(
         try:
             rows, known = cached(options.cache, identity, run)
         except MinitronError as error:
-            say(f"error: {loaded.name}: {error.message}")
+            _tell(loaded.name, error, say)
             failed.append(error.message)
             continue
         found = [Score(**row) for row in rows]
