@@ -15,40 +15,28 @@ EXAMPLES = examples(
 def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
     data: Annotated[list[str] | None, option("--data", help="calibration text, SOURCE[:WEIGHT]; repeatable")] = None,
-    output: Annotated[
-        Path | None, option("-o", "--output", help="scores file [default: MODEL.scores.safetensors]")
-    ] = None,
+    output: Annotated[Path | None, option("-o", "--output", help="scores [default: MODEL.scores.safetensors]")] = None,
     samples: Annotated[int, option("--samples", help="calibration samples", parser=parse_count)] = 1024,
-    seq_len: Annotated[
-        int | None, option("--seq-len", help="tokens a sample [default: the context, up to 4096]")
-    ] = None,
+    seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample [default: context, up to 4096]")] = None,
     batch_size: Annotated[int | None, option("--batch-size", help="samples at a time; changes no score")] = None,
     batch_agg: Annotated[str, option("--batch-agg", help="over samples: mean, l2 or var")] = "l2",
     seq_agg: Annotated[str, option("--seq-agg", help="over a sample's tokens: mean (of |x|), l2 or var")] = "mean",
     metric: Annotated[str, option("--metric", help="activation, wanda, magnitude or random")] = "activation",
     seed: Annotated[int, option("--seed", help="draws the samples (and the random metric)")] = 0,
-    depth_block: Annotated[
-        list[int] | None, option("--depth-block", help="drop each block of N layers; repeatable")
-    ] = None,
+    depth_block: Annotated[list[int] | None, option("--depth-block", help="drop each block of N layers")] = None,
     depth_metric: Annotated[str, option("--depth-metric", help="of a dropped block: loss, kl or mse")] = "loss",
     depth_task: Annotated[str | None, option("--depth-task", help="judge blocks by this lm-eval task instead")] = None,
     include: Annotated[list[Path] | None, option("--include", help="directory of your own task YAMLs")] = None,
     task_limit: Annotated[int | None, option("--task-limit", help="documents of the task")] = None,
     depth_greedy: Annotated[int, option("--depth-greedy", help="drop N layers one by one, measuring anew")] = 0,
     depth_samples: Annotated[int, option("--depth-samples", help="samples of those for the depth sweeps")] = 256,
-    layer_score: Annotated[
-        str, option("--layer-score", help="what ranks layers: influence, loss, kl, mse")
-    ] = "influence",
-    second_moments: Annotated[
-        bool, option("--second-moments", help="also take E[x x^T], for `prune --compensate`")
-    ] = False,
+    layer_score: Annotated[str, option("--layer-score", help="by influence, loss, kl or mse")] = "influence",
+    second_moments: Annotated[bool, option("--second-moments", help="E[x x^T], for prune --compensate")] = False,
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
     device_map: Annotated[str | None, option("--device-map", help="auto: let accelerate place the model")] = None,
     mode: Annotated[str, option("--mode", help="auto, resident, or stream: one layer at a time")] = "auto",
-    memory: Annotated[
-        int | None, option("--memory", help="bytes that may be used, e.g. 8G", parser=parse_count)
-    ] = None,
+    memory: Annotated[int | None, option("--memory", help="bytes it may use: 8B is 8 GB", parser=parse_count)] = None,
     separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
     text_field: Annotated[str | None, option("--text-field", help="column that holds the text")] = None,
     allow_fewer: Annotated[bool, option("--allow-fewer", help="go on with fewer samples than asked for")] = False,
@@ -69,14 +57,12 @@ def command(
         data=tuple(data or ()), samples=samples, seq_len=seq_len, batch_size=batch_size, batch_agg=batch_agg,
         seq_agg=seq_agg, metric=metric, seed=seed, dtype=dtype, device=device, separator=separator,
         text_field=text_field, allow_fewer=allow_fewer, padded=padded, force=force, mode=mode, device_map=device_map,
-        memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_greedy=depth_greedy,
-        depth_task=depth_task,
-        depth_samples=depth_samples, layer_score=layer_score, trust_remote_code=trust_remote_code,
-        second_moments=second_moments,
+        memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_task=depth_task,
+        depth_greedy=depth_greedy, depth_samples=depth_samples, layer_score=layer_score,
+        trust_remote_code=trust_remote_code, second_moments=second_moments,
     )  # fmt: skip
     if dry_run:
-        _dry_run(path, options, output, as_json)
-        return
+        return _dry_run(path, options, output, as_json)
     judge = _judge(path, depth_task, include or [], task_limit) if depth_task else None
     result = run(path, options, output, say=say, show=_Progress(), judge=judge)
     if _is_main_process():
