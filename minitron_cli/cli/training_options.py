@@ -193,9 +193,19 @@ def _show(outcome: "Outcome") -> None:
     )
     size = sum(f.stat().st_size for f in outcome.output.glob("*.safetensors"))
     print(f"{outcome.output}: {bytes_text(size)} of weights, loads with from_pretrained")
-    data = " ".join(f"--data {d}" for d in (options.eval_data or options.data))
-    others = " ".join(spec for spec in options.teacher)
-    print(f"next: minitron eval {others + ' ' if others else ''}{outcome.output} {data}")
+    print(f"next: {_next(outcome)}")
+
+
+def _next(outcome: "Outcome") -> str:
+    """The line that compares the result with what it learned from, or came from."""
+    from minitron_cli.training.settle import split_share
+
+    options = outcome.options
+    teachers = [model for model, _ in map(split_share, options.teacher) if (Path(model) / "config.json").is_file()]
+    before = teachers or ([] if options.from_scratch else [options.student])
+    data = [f"--data {source}" for source in options.eval_data or options.data]
+    separator = [] if options.separator == "auto" else [f"--separator {options.separator}"]
+    return " ".join(["minitron eval", *before, str(outcome.output), *data, *separator])
 
 
 def _pairs(outcome: "Outcome") -> list[tuple[str, float, float]]:
