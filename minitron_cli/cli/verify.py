@@ -15,6 +15,9 @@ EXAMPLES = examples("minitron verify runs/small", "minitron verify runs/small --
 def command(
     directory: Annotated[Path | None, argument("DIR", help="what a minitron command made")] = None,
     source: Annotated[str | None, option("--source", help="derive the weights again from this model")] = None,
+    moments: Annotated[
+        Path | None, option("--moments", help="second moments of a compensated model [default: where they were]")
+    ] = None,
     load: Annotated[bool, option("--load/--no-load", help="load the model with transformers")] = True,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -23,7 +26,7 @@ def command(
 
     if directory is None:
         raise MinitronError("`minitron verify` needs a directory", "type `minitron verify DIR`")
-    result = verify(directory, source, load)
+    result = verify(directory, source, load, moments)
     emit(result, as_json, lambda: _show(result))
     if result["problems"]:
         say(f"error: {directory} does not verify: {'; '.join(result['problems'])}")

@@ -1,7 +1,7 @@
 """The geometry of trimming: which rows and columns of which bytes of the source make each tensor of the target."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
+from minitron_cli.prune.compensate import Compensation, Fold
 from minitron_cli.prune.repairs import Repair, repair_of
 from minitron_cli.spec.axes import Weight, positions, size
 from minitron_cli.spec.family import Match
@@ -39,6 +40,7 @@ class Cut:
     source: TensorInfo
     pieces: tuple[Piece, ...]
     repair: Repair | None = None
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,9 @@ class Read:
     rows: np.ndarray | None = None
 
 
-def cuts(checkpoint: Checkpoint, plan: Plan) -> list[Cut]:
+def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None = None) -> list[Cut]:
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
+    assert compensation is None or plan.merge is None, "merged heads are not what the moments were taken of"
     found = []
     for match in checkpoint.matches.values():
         layer = None if match.layer is None else plan.target_layer(match.layer)
@@ -62,7 +65,8 @@ def cuts(checkpoint: Checkpoint, plan: Plan) -> list[Cut]:
             continue
         expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
         if match.expert is None or expert is not None:
-            found.append(_cut(checkpoint, plan, match, layer, expert))
+            cut = _cut(checkpoint, plan, match, layer, expert)
+            found.append(cut if compensation is None else _compensated(cut, compensation))
     return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
 
 
@@ -79,6 +83,14 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
         pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), partner),)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
+
+
+def _compensated(cut: Cut, compensation: Compensation) -> Cut:
+    """The cut with what it folds in, if it is a linear map of which inputs go."""
+    piece = cut.pieces[0]
+    if len(piece.shape) != 2 or cut.repair is not None:
+        return cut
+    return replace(cut, fold=compensation.fold_of(cut.source.name, piece.keep[-1], piece.shape[-1]))
 
 
 def _partners(

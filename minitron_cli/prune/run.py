@@ -12,6 +12,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, weight_files
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.check import check_pruned
+from minitron_cli.prune.compensate import Compensation, check_moments, record
 from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import prefetch, write_model
@@ -34,17 +35,19 @@ def write_pruned(
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     check: bool = False,
+    compensation: Compensation | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint that `plan` leaves to `output` and return its manifest.
 
     The source's digest is taken while its tensors stream by; scores of another model are refused before the output
     takes its name, so nothing is left of it. With `check`, so is a result whose logits are not the masked source's.
+    `compensation` folds what the dropped inputs of a linear map carried into those that stay.
     """
     files = weight_files(checkpoint.path)
     prefetch(files)  # importing transformers, for its say on the config, takes seconds that the disk can use
     config = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
     validate_config(config)
-    cut = cuts(checkpoint, plan)
+    cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))
     with atomic_dir(output, overwrite) as temporary:
         streamed = write_model(temporary, files, cut, max_shard_bytes)
@@ -52,6 +55,8 @@ def write_pruned(
         digest = combined_digest(source_files)
         if scores is not None and not force:
             check_scores(scores, digest)
+        if compensation is not None and not force:
+            check_moments(compensation.moments, digest)
         write_config(temporary, config)
         carry(checkpoint.path, temporary)
         write_plan(temporary, plan)
@@ -69,6 +74,7 @@ def write_pruned(
             shape={"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)},
             max_shard_bytes=max_shard_bytes,
             check=checked,
+            **({"compensation": record(compensation)} if compensation else {}),
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
         )
 

@@ -143,12 +143,18 @@ def gather(read: Read, data: np.ndarray) -> memoryview:
     assert read.piece is not None
     dtype, piece = read.cut.source.dtype, read.piece
     rows = data.view(f"u{ITEM_BYTES[dtype]}").reshape(-1, *piece.shape[1:])
+    if read.cut.fold is not None:
+        return _bytes(read.cut.fold.apply(rows if read.rows is None else rows[read.rows], dtype))
     kept = _select(rows, read.rows, piece.keep)
     if piece.partner:
         taken = _select(rows, piece.partner[0], piece.partner)
         kept = to_bits(2 * from_bits(kept, dtype) - from_bits(taken, dtype), dtype)
     if read.cut.repair is not None:
         kept = read.cut.repair.apply(kept, dtype)
+    return _bytes(kept)
+
+
+def _bytes(kept: np.ndarray) -> memoryview:
     return np.ascontiguousarray(kept).reshape(-1).view(np.uint8).data
 
 

@@ -10,11 +10,14 @@ from minitron_cli.checkpoint.provenance import combined_digest, digests, file_di
 from minitron_cli.checkpoint.reader import Checkpoint, load_config, open_checkpoint, weight_files
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.check import available_memory
+from minitron_cli.prune.compensate import from_record
 from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.trim import write_model
 
 
-def verify(directory: Path, source: str | None = None, load: bool = True) -> dict[str, Any]:
+def verify(
+    directory: Path, source: str | None = None, load: bool = True, moments: Path | None = None
+) -> dict[str, Any]:
     """Check hashes, tables, config and kept indices; load with transformers; with `source`, derive the weights again.
 
     Returns what was checked, as {"checks": [..], "problems": [..], ..}; problems are collected, not raised.
@@ -32,7 +35,7 @@ def verify(directory: Path, source: str | None = None, load: bool = True) -> dic
     if (directory / "config.json").is_file():
         _check_model(directory, result, load)
     if source is not None:
-        _check_source(directory, manifest, source, result)
+        _check_source(directory, manifest, source, moments, result)
     result["lineage"] = manifest.get("lineage", [])
     return result
 
@@ -79,7 +82,9 @@ def _check_load(checkpoint: Checkpoint, result: dict[str, Any]) -> None:
     result["problems"] += [f"transformers reports {kind}: {', '.join(names[:3])}" for kind, names in wrong.items()]
 
 
-def _check_source(directory: Path, manifest: Mapping[str, Any], model: str, result: dict[str, Any]) -> None:
+def _check_source(
+    directory: Path, manifest: Mapping[str, Any], model: str, moments: Path | None, result: dict[str, Any]
+) -> None:
     """Derive weights and config from the source and the kept indices again, and compare."""
     plan = read_plan(directory)
     if manifest.get("verb") != "prune" or plan is None:
@@ -91,7 +96,8 @@ def _check_source(directory: Path, manifest: Mapping[str, Any], model: str, resu
     if source.shape != plan.source:
         result["problems"].append(f"{model} has another shape than the source the kept indices speak of")
         return
-    derived = write_model(None, weight_files(source.path), cuts(source, plan), manifest["max_shard_bytes"])
+    cut = cuts(source, plan, from_record(manifest, moments))
+    derived = write_model(None, weight_files(source.path), cut, manifest["max_shard_bytes"])
     identity = combined_digest({**derived.source, "config.json": file_digest(source.path / "config.json")})
     if identity != manifest["inputs"]["model"]["digest"]:
         result["problems"].append(f"{model} is not the model that was pruned (its digest differs)")

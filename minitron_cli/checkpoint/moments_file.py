@@ -1,0 +1,134 @@
+"""Second moments on disk: a directory with one safetensors file per layer, and an index that says who reads what.
+
+    scores.moments/moments.json              identity, and for every input the weights that read it
+    scores.moments/layer-00000.safetensors   one packed array per distinct input of the layer
+    scores.moments/outside.safetensors       the output of the final norm, which the head reads
+
+The moments of even and of odd samples are kept apart, so that a solution found on one half can be judged by the other.
+Both are symmetric: they share one array (n, n + 1), the even one in its lower triangle, the odd one right of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.checkpoint.provenance import file_digest
+from minitron_cli.errors import MinitronError
+
+INDEX = "moments.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One distinct input: the disk names of the weights that read it, its tokens per half, where its moments lie."""
+
+    axis: str
+    layer: int | None
+    readers: tuple[str, ...]
+    tokens: tuple[int, int]
+    file: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """An opened directory; nothing but its index has been read."""
+
+    path: Path
+    identity: Mapping[str, Any]
+    inputs: tuple[Input, ...]
+    files: Mapping[str, str]  # sha256 by name
+
+    def of(self, reader: str) -> Input | None:
+        """The input that a weight reads, or None where it was not recorded."""
+        return next((one for one in self.inputs if reader in one.readers), None)
+
+    def read(self, one: Input) -> np.ndarray:
+        """E[x x^T] over each half's tokens: (half, n, n) float64; zeros for a half without tokens."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path / one.file, framework="numpy") as stream:
+                packed = stream.get_tensor(one.tensor)
+        except (SafetensorError, OSError) as error:
+            raise MinitronError(
+                f"{self.path / one.file} can not be read: {error}", "measure again with --second-moments"
+            ) from error
+        return unpack(packed) / np.maximum(one.tokens, 1)[:, None, None]
+
+
+def pack(sums: np.ndarray) -> np.ndarray:
+    """(2, n, n) symmetric -> (n, n + 1) float32."""
+    packed = np.zeros((sums.shape[1], sums.shape[1] + 1), np.float32)
+    packed[:, :-1] = np.tril(sums[0])
+    packed[:, 1:] += np.triu(sums[1])
+    return packed
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """(n, n + 1) -> (2, n, n) float64, symmetric."""
+    even, odd = np.tril(packed[:, :-1].astype(np.float64)), np.triu(packed[:, 1:].astype(np.float64))
+    return np.stack([even + np.tril(even, -1).T, odd + np.triu(odd, 1).T])
+
+
+def write_inputs(
+    directory: Path, layer: int | None, found: Iterable[tuple[str, tuple[str, ...], np.ndarray]], tokens: np.ndarray
+) -> list[Input]:
+    """Write one layer's inputs (axis, readers, sums (2, n, n)); `tokens` (2,) counts those summed over."""
+    from safetensors.numpy import save
+
+    file = "outside.safetensors" if layer is None else f"layer-{layer:05d}.safetensors"
+    arrays: dict[str, np.ndarray] = {}
+    inputs = []
+    for axis, readers, sums in found:
+        name = f"{axis}.{sum(key.startswith(axis + '.') for key in arrays)}"
+        arrays[name] = pack(sums)
+        inputs.append(Input(axis, layer, readers, (int(tokens[0]), int(tokens[1])), file, name))
+    # Not save_file, which makes files that only their owner can read.
+    (directory / file).write_bytes(save(arrays))
+    return inputs
+
+
+def write_index(directory: Path, identity: Mapping[str, Any], inputs: Iterable[Input]) -> None:
+    """Write the index, last: a directory that has it is complete."""
+    inputs = list(inputs)
+    files = {name: file_digest(directory / name) for name in sorted({one.file for one in inputs})}
+    content = {"format": FORMAT, **identity, "files": files, "inputs": [asdict(one) for one in inputs]}
+    (directory / INDEX).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def open_moments(path: Path) -> Moments:
+    """Open by the index alone; a directory of another kind is refused by name."""
+    file = path / INDEX
+    if not file.is_file():
+        raise MinitronError(
+            f"there are no second moments at {path}", "measure them with `minitron importance MODEL --second-moments`"
+        )
+    try:
+        content = json.loads(file.read_text())
+        inputs = tuple(
+            Input(**{**one, "readers": tuple(one["readers"]), "tokens": tuple(one["tokens"])})
+            for one in content.pop("inputs")
+        )
+        files = content.pop("files")
+    except (ValueError, KeyError, TypeError) as error:
+        raise MinitronError(
+            f"{file} is no index of second moments ({error})", "measure again with --second-moments"
+        ) from error
+    return Moments(path, content, inputs, files)
+
+
+def moments_digest(path: Path) -> str:
+    """Identity of the moments: sha256 of the index, which holds those of the files."""
+    return hashlib.sha256((path / INDEX).read_bytes()).hexdigest()
+
+
+def moments_path(scores: Path) -> Path:
+    """Where the moments of a scores file lie: beside it."""
+    return scores.with_name(scores.name.removesuffix(".safetensors") + ".moments")

@@ -1,0 +1,160 @@
+"""Compensated trimming: what the kept inputs of a linear map can foretell of the dropped ones is folded into it.
+
+For a map W whose inputs x = (x_K, x_D) lose x_D, the best use of x_K in the mean square over the calibration tokens is
+
+    W' = W_K + W_D T,   T = C_DK (C_KK + eps diag C_KK)^-1,   C = E[x x^T]   (W C_:K C_KK^-1 for eps = 0)
+
+T does not depend on W: it is solved once for all the maps that read the same input. The ridge is relative to each
+input's own mean square, so that the result does not depend on the units' scales, and pulls T towards 0, which is plain
+trimming; with everything kept nothing is added at all. The statistics are those of the unpruned model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.checkpoint.moments_file import Input, Moments, moments_digest, open_moments
+from minitron_cli.errors import MinitronError
+from minitron_cli.prune.repairs import from_bits, to_bits
+
+METHODS = ("none", "least-squares")
+RIDGE = 1e-2
+# Tried by `auto`, judged on the half of the samples that T was not solved on; infinity is plain trimming.
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, np.inf)
+_HELD = 4  # solutions held: the readers of one input do not lie next to each other on disk
+_FLOOR = 1e-12  # of the mean diagonal, for inputs that are always 0
+
+
+@dataclass(slots=True)
+class Compensation:
+    """Second moments, the relative ridge (None: the best of GRID by held-out error), and solutions in use."""
+
+    moments: Moments
+    ridge: float | None = RIDGE
+    chosen: dict[str, float] = field(default_factory=dict)  # ridge of each input that was solved
+    _held: dict[tuple[Any, ...], np.ndarray] = field(default_factory=dict)
+
+    def fold_of(self, reader: str, kept: np.ndarray | None, width: int) -> "Fold | None":
+        """What is folded into this weight when of its `width` inputs those `kept` stay, or None."""
+        one = self.moments.of(reader)
+        if kept is None or one is None or len(kept) == width:
+            return None
+        return Fold(self, one, kept, np.setdiff1d(np.arange(width), kept))
+
+    def transfer(self, one: Input, kept: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        """T (dropped, kept) float64."""
+        key = (one.file, one.tensor, kept.tobytes())
+        if key not in self._held:
+            while len(self._held) >= _HELD:
+                del self._held[next(iter(self._held))]
+            halves = self.moments.read(one)
+            ridge = self.ridge if self.ridge is not None else best_ridge(halves, kept, dropped)
+            self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
+            share = np.asarray(one.tokens, float) / max(sum(one.tokens), 1)
+            self._held[key] = transfer(np.tensordot(share, halves, 1), kept, dropped, ridge)
+        return self._held[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Rows of a weight as they are stored, all inputs (row, n) -> compensated rows (row, kept)."""
+
+    by: Compensation
+    input: Input
+    kept: np.ndarray
+    dropped: np.ndarray
+
+    def apply(self, raw: np.ndarray, dtype: str) -> np.ndarray:
+        """Bits in, bits out; the sum is made in float32 (float64 where that is stored) and rounded once."""
+        values = from_bits(raw, dtype)
+        wide = np.float64 if dtype == "F64" else np.float32
+        solved = self.by.transfer(self.input, self.kept, self.dropped).astype(wide, copy=False)
+        values = values.astype(wide, copy=False)
+        return to_bits(values[:, self.kept] + values[:, self.dropped] @ solved, dtype)
+
+
+def transfer(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float) -> np.ndarray:
+    """Solve for T (dropped, kept) by Cholesky: moment (n, n) float64."""
+    if np.isinf(ridge) or not len(dropped):
+        return np.zeros((len(dropped), len(kept)))
+    import torch
+
+    normal = moment[np.ix_(kept, kept)].copy()
+    diagonal = np.diagonal(normal).copy()
+    floor = _FLOOR * max(float(diagonal.mean()), np.finfo(np.float64).tiny)
+    normal[np.diag_indices_from(normal)] += np.maximum(ridge * diagonal, floor)
+    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(normal))
+    if int(failed):
+        raise MinitronError(
+            f"the second moments are not positive definite with a ridge of {ridge:g}",
+            "give a larger --ridge, or measure with --dtype float32 and more --samples",
+        )
+    return torch.cholesky_solve(torch.from_numpy(moment[np.ix_(kept, dropped)]), factor).numpy().T
+
+
+def residual(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, solved: np.ndarray) -> float:
+    """E |x_D - T x_K|^2, each input relative to its own mean square: what is lost of the dropped ones."""
+    across = moment[np.ix_(dropped, kept)]
+    own = np.diagonal(moment)[dropped]
+    lost = own - 2 * (solved * across).sum(1) + ((solved @ moment[np.ix_(kept, kept)]) * solved).sum(1)
+    return float((lost / np.maximum(own, np.finfo(np.float64).tiny)).sum())
+
+
+def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> float:
+    """The ridge of GRID with the least error on the half that T was not solved on: halves (2, n, n)."""
+    if not halves.any((1, 2)).all():
+        return RIDGE
+    errors = [
+        sum(residual(halves[1 - h], kept, dropped, transfer(halves[h], kept, dropped, ridge)) for h in (0, 1))
+        for ridge in GRID
+    ]
+    return GRID[int(np.argmin(errors))]
+
+
+def open_compensation(path: Path, ridge: float | None) -> Compensation:
+    """Compensation by the moments in a directory."""
+    if ridge is not None and not 0 <= ridge < np.inf:
+        raise MinitronError(f"--ridge {ridge:g} is no ridge", "give auto, or a number from 0 up, such as 1e-2")
+    return Compensation(open_moments(path), ridge)
+
+
+def check_moments(moments: Moments, digest: str) -> None:
+    """Moments must have been measured on the very model that is pruned."""
+    measured = moments.identity.get("model", {})
+    if measured.get("digest") != digest:
+        raise MinitronError(
+            f"the second moments were measured on another model ({measured.get('name', 'unnamed')}, "
+            f"digest {str(measured.get('digest'))[:12]}; this one has {digest[:12]})",
+            "measure this model with `minitron importance --second-moments`",
+        )
+
+
+def record(by: Compensation | None) -> dict[str, Any] | None:
+    """How minitron.json names what was folded in: method, ridge, and the moments by digest."""
+    if by is None:
+        return None
+    return {
+        "method": METHODS[1],
+        "ridge": "auto" if by.ridge is None else by.ridge,
+        "moments": {"name": str(by.moments.path), "sha256": moments_digest(by.moments.path)},
+        "identity": dict(by.moments.identity),
+        **({"chosen": dict(sorted(by.chosen.items()))} if by.ridge is None else {}),
+    }
+
+
+def from_record(manifest: Mapping[str, Any], moments: Path | None) -> Compensation | None:
+    """The compensation that a pruned model's manifest tells of, to derive the weights again."""
+    told = manifest.get("compensation")
+    if not told:
+        return None
+    path = moments or Path(told["moments"]["name"])
+    found = open_compensation(path, None if told["ridge"] == "auto" else told["ridge"])
+    if moments_digest(path) != told["moments"]["sha256"]:
+        raise MinitronError(
+            f"{path} does not hold the second moments that the model was compensated by (sha256 differs)",
+            "give the right ones with --moments, or leave --source out",
+        )
+    return found
