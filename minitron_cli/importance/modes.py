@@ -71,13 +71,20 @@ def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = N
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device now."""
+    """Bytes that can be had on a device now; on the CPU also within the limit of the container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
-    return 8 << 30  # systems that do not say
+    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdigit():
+        cached = [int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("file ")]
+        found.append(max(0, int(limit[0]) - int(used[0]) + sum(cached)))
+    return min(found, default=8 << 30)  # systems that do not say
+
+
+def _lines(file: str) -> list[str]:
+    path = Path(file)
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def batch_size(asked: int | None, seq_len: int, device: torch.device) -> int:

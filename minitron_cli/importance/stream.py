@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minitron_cli.checkpoint.atomic import need_space
 from minitron_cli.importance.block import Block, build_block, read_layer
 from minitron_cli.importance.estimate import forward
 from minitron_cli.importance.job import Job
@@ -33,7 +35,12 @@ class States:
         self._begin = begin
         self._shape = (end - begin, job.samples.rows.shape[1], job.checkpoint.shape["hidden"])
         self._dtype, self._folder = job.torch_dtype, job.scratch if on_disk else None
+        if on_disk and not self._folder_exists():  # a mapped file that finds the disk full kills the process
+            need_space(job.scratch, 2 * prod(self._shape) * self._dtype.itemsize)
         self._memory = None if on_disk else torch.empty(self._shape, dtype=self._dtype)
+
+    def _folder_exists(self) -> bool:
+        return self._folder is not None and self._folder.exists()
 
     def at(self, layer: int) -> Tensor:
         """The hidden states that enter `layer`: (sample, token, hidden). In memory all layers share one place."""
@@ -41,9 +48,8 @@ class States:
             return self._memory
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
-        count = self._shape[0] * self._shape[1] * self._shape[2]
         file = self._folder / f"states-{layer % 2}"
-        return torch.from_file(str(file), shared=True, size=count, dtype=self._dtype).view(self._shape)
+        return torch.from_file(str(file), shared=True, size=prod(self._shape), dtype=self._dtype).view(self._shape)
 
     def rows(self, batch: Batch) -> slice:
         first = batch.first - self._begin
