@@ -13,6 +13,7 @@ from minitron_cli.cli import (
     importance,
     inspect,
     prune,
+    recipes,
     report,
     run,
     search,
@@ -45,4 +46,5 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 for module in (importance, prune, distill, train, eval, bench, search, inspect, verify, run, report, toy):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.command)
-app.add_typer(data.app, name=data.NAME)
+for group in (data, recipes):
+    app.add_typer(group.app, name=group.NAME)

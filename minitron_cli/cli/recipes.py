@@ -1,8 +1,41 @@
-"""Where recipes are found, and which options each verb has."""
+"""`minitron recipes`: the recipes that come along; where they are found, and which options each verb has."""
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from minitron_cli.cli.common import argument, emit, examples, option, table
 from minitron_cli.errors import MinitronError, near_matches
+
+NAME = "recipes"
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The published recipes that come along.")
+
+
+@app.command("ls", epilog=examples("minitron recipes ls", "minitron recipes ls --json | jq -r '.recipes[].name'"))
+def ls(as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False) -> None:
+    """List the recipes that `minitron run NAME` knows."""
+    from minitron_cli.spec.recipe_file import load_recipe
+
+    found = [{"name": name, "about": load_recipe(bundled() / f"{name}.yaml").about} for name in names()]
+    emit(
+        {"recipes": found},
+        as_json,
+        lambda: table(["recipe", "what it makes"], [[r["name"], r["about"]] for r in found]),
+    )
+
+
+@app.command("cp", epilog=examples("minitron recipes cp tiny", "minitron recipes cp qwen3-8b-to-6b my-family.yaml"))
+def cp(
+    name: Annotated[str, argument("RECIPE", help="a name from `minitron recipes ls`")],
+    target: Annotated[Path | None, argument("FILE", help="where to [default: RECIPE.yaml]")] = None,
+) -> None:
+    """Copy a recipe, to make it one's own."""
+    path = target or Path(f"{name}.yaml")
+    if path.exists():
+        raise MinitronError(f"{path} exists already", "give another file name")
+    path.write_text(find_recipe(name).read_text())
+    print(f"{path}: a copy of {name}; next: minitron run {path} --dry-run")
 
 
 def bundled() -> Path:

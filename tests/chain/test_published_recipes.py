@@ -1,9 +1,11 @@
 """Every recipe that comes along ends, by shape alone, at the published parameter counts."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from minitron_cli.__main__ import run
 from minitron_cli.chain.estimate import estimate
 from minitron_cli.cli.recipes import bundled, find_recipe, names, options_by_verb
 from minitron_cli.spec.recipe_file import load_recipe
@@ -44,3 +46,16 @@ def test_every_recipe_has_its_oracle() -> None:
 @pytest.mark.parametrize("path", sorted(bundled().glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_option_exists(path: Path) -> None:
     load_recipe(path, options_by_verb())
+
+
+def test_recipes_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["recipes", "ls", "--json"]) == 0
+    assert {r["name"] for r in json.loads(capsys.readouterr().out)["recipes"]} == set(names())
+    assert run(["recipes", "cp", "tiny"]) == 0
+    assert run(["run", "tiny.yaml", "--dry-run"]) == 0
+    capsys.readouterr()
+    assert run(["recipes", "cp", "tiny"]) == 1
+    assert "tiny.yaml exists already" in capsys.readouterr().err
