@@ -41,6 +41,13 @@ def command(
     head_merge: Annotated[
         str | None, option("--head-merge", help="merge dropped query heads into kept ones: query or both")
     ] = None,
+    compensate: Annotated[
+        str, option("--compensate", help="fold what is dropped into what stays: none or least-squares")
+    ] = "none",
+    moments: Annotated[
+        Path | None, option("--moments", help="of `importance --second-moments` [default: beside the scores]")
+    ] = None,
+    ridge: Annotated[str, option("--ridge", help="of least squares, relative; auto: by held-out error")] = "1e-2",
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
@@ -61,8 +68,9 @@ def command(
     sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
              "expert_ffn": expert_ffn, "shared_ffn": shared_ffn, "expert_active": experts_per_token}  # fmt: skip
     asked = Asked(target, {a: int(n) for a, n in sizes.items() if n is not None}, drop_layers, params, multiple_of)
-    measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len)
-    writing = Writing(head_merge, max_shard_size, check, force, overwrite)
+    folding = compensate != "none"
+    measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding)
+    writing = Writing(head_merge, compensate, moments, ridge, max_shard_size, check, force, overwrite)
     _prune(asked, measure, writing, output, dry_run, as_json)
 
 
@@ -86,6 +94,11 @@ class Measure:
     data: tuple[str, ...]
     samples: int
     seq_len: int | None
+    second_moments: bool
+
+    def file(self, output: Path) -> Path:
+        """The scores file that is read, or will be made next to the output."""
+        return self.scores or output.with_name(output.name + ".scores.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,9 @@ class Writing:
     """How the result is made."""
 
     head_merge: str | None
+    compensate: str
+    moments: Path | None
+    ridge: str
     max_shard_size: int | None
     check: bool
     force: bool
@@ -101,10 +117,13 @@ class Writing:
 
 def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dry_run: bool, as_json: bool) -> None:
     from minitron_cli.checkpoint.atomic import check_output
+    from minitron_cli.checkpoint.moments_file import moments_path
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.prune import target as targets
+    from minitron_cli.prune.compensate import check_request
     from minitron_cli.prune.preflight import preflight
 
+    check_request(how.compensate, how.ridge, how.head_merge, how.check)
     wanted = targets.Target(asked.sizes, targets.parse_layers(asked.drop_layers) if asked.drop_layers else ())
     source = open_checkpoint(measure.model)
     found = None
@@ -124,7 +143,9 @@ def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dr
     if needed and found is None:
         found = _scores(measure, output, needed)
     say(f"pruning {source.path} -> {output}: {facts['change']}")
-    facts["check"] = _write(source, targets.make_plan(source.shape, shape, wanted, found), output, found, how)
+    moments = how.moments or moments_path(measure.file(output))
+    plan = targets.make_plan(source.shape, shape, wanted, found)
+    facts["check"] = _write(source, plan, output, found, how, moments)
     emit(facts, as_json, lambda: _show_done(facts, source.path))
 
 
@@ -136,8 +157,9 @@ def _only_params(asked: Asked) -> None:
         )
 
 
-def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing) -> Any:
+def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, moments: Path) -> Any:
     from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
+    from minitron_cli.prune.compensate import open_compensation, parse_ridge
     from minitron_cli.prune.run import write_pruned
     from minitron_cli.spec.plan import with_head_merge
 
@@ -148,9 +170,14 @@ def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing) -> A
     if how.head_merge is not None:
         plan = with_head_merge(plan, scores, how.head_merge)
         options["head_merge"] = how.head_merge
+    folded = None
+    if how.compensate != "none":
+        folded = open_compensation(moments, parse_ridge(how.ridge))
+        options |= {"compensate": how.compensate, "ridge": how.ridge}
     manifest = write_pruned(
         source, plan, output, scores=scores, options=options, overwrite=how.overwrite, force=how.force,
         max_shard_bytes=how.max_shard_size or MAX_SHARD_BYTES, check=how.check,
+        compensation=folded,
     )  # fmt: skip
     return manifest["check"]
 
@@ -168,9 +195,10 @@ def _scores(measure: Measure, output: Path, needed: list[str]) -> Any:
             )
         from minitron_cli.cli.importance import measure as run
 
-        scores = output.with_name(output.name + ".scores.safetensors")
+        scores = measure.file(output)
         say(f"measuring importance first; the scores are kept in {scores}")
-        run(measure.model, list(measure.data), scores, samples=measure.samples, seq_len=measure.seq_len)
+        run(measure.model, list(measure.data), scores, samples=measure.samples, seq_len=measure.seq_len,
+            second_moments=measure.second_moments)  # fmt: skip
     return read_scores(scores)[0]
 
 

@@ -114,10 +114,35 @@ def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> flo
     return GRID[int(np.argmin(errors))]
 
 
+def check_request(method: str, ridge: str, head_merge: str | None, check: bool) -> None:
+    """Refuse what does not go together, before anything is read."""
+    if method not in METHODS:
+        raise MinitronError(f"--compensate {method!r} is unknown", f"one of {', '.join(METHODS)}")
+    parse_ridge(ridge)
+    if method == "none":
+        return
+    if head_merge is not None:
+        raise MinitronError("--compensate and --head-merge both say what becomes of dropped heads", "give only one")
+    if check:
+        raise MinitronError(
+            "--check compares with the masked source, from which a compensated model differs on purpose",
+            "leave --check out, or check the same cut with --compensate none",
+        )
+
+
+def parse_ridge(text: str) -> float | None:
+    """ "1e-2" -> 0.01, "auto" -> None."""
+    try:
+        ridge = None if text == "auto" else float(text)
+    except ValueError:
+        ridge = -1.0
+    if ridge is not None and not 0 <= ridge < np.inf:
+        raise MinitronError(f"--ridge {text} is no ridge", "give auto, or a number from 0 up, such as 1e-2")
+    return ridge
+
+
 def open_compensation(path: Path, ridge: float | None) -> Compensation:
     """Compensation by the moments in a directory."""
-    if ridge is not None and not 0 <= ridge < np.inf:
-        raise MinitronError(f"--ridge {ridge:g} is no ridge", "give auto, or a number from 0 up, such as 1e-2")
     return Compensation(open_moments(path), ridge)
 
 
