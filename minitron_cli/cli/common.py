@@ -1,6 +1,7 @@
 """What all commands share: option names with their environment variables, numbers as people write them, output."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import typer
 
 from minitron_cli.errors import MinitronError
 
+_FIGURE = re.compile(r"[-+<±]?\d")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -86,14 +88,15 @@ def say(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table on stdout: the first column to the left, the others to the right. Plain when piped."""
+    """Print a table on stdout: text to the left, columns of figures to the right. Plain when piped."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        figures = i > 0 and all(_FIGURE.match(row[i]) for row in rows if row[i])
+        grid.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
     # Piped output must not be folded at an imaginary terminal width.

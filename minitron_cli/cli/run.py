@@ -1,6 +1,7 @@
 """`minitron run`: a recipe's chain of command lines."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +106,7 @@ def _costs(parameters: int | None, tokens: float, flops: float, hours: float, di
     ]
 
 
-def _execute(arguments: list[str]) -> int:
+def _execute(arguments: Sequence[str]) -> int:
     """Run one step in a process of its own: its memory is freed at its end, and a crash is only the step's.
 
     SIGTERM is handed on, so that training saves before the chain ends; SIGINT reaches the whole terminal group anyway.

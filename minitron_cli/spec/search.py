@@ -81,7 +81,12 @@ def candidates(
         shape = source.with_(**dict(zip(axes, values)))
         for sized in _with_factors(shape, ffn_factors):
             total = num_parameters(lines, sized)
-            if sized != source and window.low <= total <= window.high and _fits(sized, total, window) and _valid(family, source, sized):
+            if (
+                sized != source
+                and window.low <= total <= window.high
+                and _fits(sized, total, window)
+                and _valid(family, source, sized)
+            ):
                 found.append(Candidate(sized, total, num_parameters(lines, sized, embedding=False)))
     return sorted(found, key=lambda c: (-c.parameters, [-c.shape[axis] for axis in FLAG_OF_AXIS if axis in source]))
 

@@ -43,7 +43,8 @@ def _recipe(**changes: object) -> Recipe:
     options = {"seed": 0, "samples": 8, "hidden": 4, "steps": 2, **changes}
     return Recipe("r", "", {}, (
         Step("world", "toy", {}, {"seed": options["seed"]}),
-        Step("scores", "importance", {"model": ("world",), "data": ("world/weights",)}, {"samples": options["samples"]}),
+        Step("scores", "importance", {"model": ("world",), "data": ("world/weights",)},
+             {"samples": options["samples"]}),
         Step("cut", "prune", {"model": ("world",), "scores": ("scores",)}, {"hidden": options["hidden"]}),
         Step("other", "train", {"model": ("world",)}, {}),
         Step("small", "distill", {"student": ("cut",), "teacher": ("world",)}, {"steps": options["steps"]}),
