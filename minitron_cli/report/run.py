@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import GENERATOR, page
 from minitron_cli.report.read.collect import collect
@@ -27,9 +27,15 @@ def report(directory: Path, output: Path | None = None, dry_run: bool = False) -
 
 
 def default_output(directory: Path) -> Path:
-    """In the run directory; for one training output in OUT/run, since OUT itself is a checkpoint, checked by hash."""
-    inside = directory / "run"
-    return inside / NAME if (inside / "options.json").is_file() else directory / NAME
+    """In the run directory. A single artefact's content is checked by hash, so its report is never part of that: it goes
+    to OUT/run of a training output, which is no part of the model, else beside the artefact.
+    """
+    if (directory / "run" / "options.json").is_file():
+        return directory / "run" / NAME
+    if (directory / MANIFEST).is_file():
+        artefact = directory.resolve()
+        return artefact.with_name(f"{artefact.name}.{NAME}")
+    return directory / NAME
 
 
 def _check(target: Path) -> None:

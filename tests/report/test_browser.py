@@ -73,3 +73,18 @@ def test_what_is_wider_scrolls_in_its_own_container(chromium: Browser, fake_run:
     assert wider > 5
     reachable = "return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0)"
     assert chromium.run(reachable), "a keyboard can scroll it"
+
+
+def test_the_checks_find_what_they_look_for(chromium: Browser, fake_run: Path) -> None:
+    """The negative control: pale text, something too wide and a broken script are all noticed."""
+    chromium.open(fake_run / "report.html", 390, dark=False)
+    chromium.run(
+        "document.querySelector('h1').style.color = '#aaa'; document.querySelector('svg text').style.fill = '#bbb'"
+    )
+    assert {found[0] for found in chromium.run(_CONTRASTS)} == {"H1", "text"}
+    chromium.run("document.querySelector('main').style.width = '800px'")
+    assert chromium.run("return document.documentElement.scrollWidth") > 390
+    chromium.run(
+        "const s = document.createElement('script'); s.src = 'https://example.org/x.js'; document.body.append(s)"
+    )
+    assert any("Content Security Policy" in line for line in chromium.console())

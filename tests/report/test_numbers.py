@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from minitron_cli.report import text
-from tests.report.fake_run import ACCURACY, LOSS, RECIPE, SKILLS, SPEED, STEPS, TOKENS_PER_STEP
+from tests.report.fake_recipe import ACCURACY, LOSS, RECIPE, SKILLS, SPEED, STEPS, TOKENS_PER_STEP
 from tests.report.reading import Page
 
 

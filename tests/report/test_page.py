@@ -12,7 +12,8 @@ from minitron_cli.__main__ import run as minitron
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import SECTIONS
 from minitron_cli.report.run import report
-from tests.report.fake_run import write_metrics, write_run
+from tests.report.fake_files import write_metrics
+from tests.report.fake_run import write_run
 from tests.report.reading import Page
 
 
@@ -99,6 +100,17 @@ def test_one_output_of_distill_finished_and_not(fake_run: Path, tmp_path: Path) 
     facts = report(output)
     assert not facts["finished"]
     assert facts["models"][0]["state"] == "begun"
+
+
+def test_one_output_of_prune_is_left_as_it_is(fake_run: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(fake_run / "small-pruned", tmp_path / "small-pruned")
+    before = sorted(path.name for path in output.iterdir())
+    facts = report(output)
+    assert facts["output"] == str(tmp_path / "small-pruned.report.html")
+    assert sorted(path.name for path in output.iterdir()) == before
+    page = Page((tmp_path / "small-pruned.report.html").read_text())
+    assert page.table("What small-pruned kept")["hidden channels"][1:4] == ["36", "24", "66.7%"]
+    assert "Nothing was trained" in page.sections["training"]
 
 
 def test_a_run_that_was_begun_a_moment_ago(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def size_against_loss(run: Run, look: Mapping[str, Style], loss: Mapping[str, fl
     placed = [m for m in run.models if m.parameters and m.name in loss]
     if len(placed) < 2:
         return None
-    with canvas(720, 380) as figure:
+    with canvas(640, 370) as figure:
         axes = figure.subplots()
         for model in placed:
             parent = run.model(model.parent)

@@ -82,7 +82,7 @@ def _collect_single(directory: Path) -> Run:
     model, ancestors = single_model(directory)
     return Run(
         title=model.name,
-        about=f"one output of `minitron {model.verb}`",
+        about=f"one output of minitron {model.verb}",
         directory=directory,
         finished=model.state == "done",
         steps=(),

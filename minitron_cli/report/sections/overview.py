@@ -1,6 +1,6 @@
 """The family at a glance: what a reader who sees nothing else should have seen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minitron_cli.report import text
@@ -99,42 +99,39 @@ def _cards(run: Run, losses: Mapping[str, Loss]) -> Html | None:
     if largest is None or not trained:
         return None
     small = min(trained, key=lambda m: m.parameters or 0)
-    assert small.parameters
-    assert largest.parameters
+    loss = losses.get(small.name), losses.get(largest.name)
     cards = [
-        _card(
-            text.share(small.parameters / largest.parameters),
-            "of the parameters",
-            f"{text.count(small.parameters)} of {text.count(largest.parameters)}",
-        )
+        _share_card(small.parameters, largest.parameters, "of the parameters", text.count, "of"),
+        _share_card(*_both("accuracy", small, largest), "of the task accuracy", text.share, "against"),
+        _difference_card(loss[0].value, loss[1].value) if loss[0] and loss[1] else None,
+        _speed_card(*_both("tokens_per_second", small, largest)),
+        _share_card(small.tokens, largest.tokens, "of the training tokens", text.count, "of its own against"),
     ]
-    accuracy = small.evaluation.get("accuracy"), largest.evaluation.get("accuracy")
-    if accuracy[0] is not None and accuracy[1]:
-        cards.append(
-            _card(
-                text.share(accuracy[0] / accuracy[1]),
-                "of the task accuracy",
-                f"{text.share(accuracy[0])} against {text.share(accuracy[1])}",
-            )
-        )
-    if small.name in losses and largest.name in losses:
-        mine, base = losses[small.name].value, losses[largest.name].value
-        cards.append(_card(f"{mine - base:+.3f}", "nats per token of loss", f"{mine:.3f} against {base:.3f}"))
-    speed = small.evaluation.get("tokens_per_second"), largest.evaluation.get("tokens_per_second")
-    if speed[0] and speed[1]:
-        cards.append(
-            _card(f"{speed[0] / speed[1]:.2f}×", "the speed", f"{speed[0]:,.0f} against {speed[1]:,.0f} tokens/s")
-        )
-    if small.tokens and largest.tokens:
-        cards.append(
-            _card(
-                text.share(small.tokens / largest.tokens),
-                "of the training tokens",
-                f"{text.count(small.tokens)} of its own against {text.count(largest.tokens)}",
-            )
-        )
     heading = tag("p", tag("strong", small.name), " against ", tag("strong", largest.name), class_="versus")
     return join(heading, tag("ul", cards, class_="cards"))
+
+
+def _both(figure_name: str, small: Model, largest: Model) -> tuple[float | None, float | None]:
+    return small.evaluation.get(figure_name), largest.evaluation.get(figure_name)
+
+
+def _share_card(
+    mine: float | None, base: float | None, words: str, form: Callable[[float], str], between: str
+) -> Html | None:
+    ratio = _ratio(mine, base)
+    if mine is None or base is None or ratio is None:
+        return None
+    return _card(text.share(ratio), words, f"{form(mine)} {between} {form(base)}")
+
+
+def _difference_card(mine: float, base: float) -> Html:
+    return _card(f"{mine - base:+.3f}", "nats per token of loss", f"{mine:.3f} against {base:.3f}")
+
+
+def _speed_card(mine: float | None, base: float | None) -> Html | None:
+    if not mine or not base:
+        return None
+    return _card(f"{mine / base:.2f}×", "the speed", f"{mine:,.0f} against {base:,.0f} tokens/s")
 
 
 def _card(figure_text: str, words: str, detail: str) -> Html:
