@@ -27,7 +27,7 @@ def report(directory: Path, output: Path | None = None, dry_run: bool = False) -
 
 
 def default_output(directory: Path) -> Path:
-    """In the run directory. A single artefact's content is checked by hash, so its report is never part of that: it goes
+    """In the run directory. A single artefact's content is checked by hash, so its report is never part of it: it goes
     to OUT/run of a training output, which is no part of the model, else beside the artefact.
     """
     if (directory / "run" / "options.json").is_file():
