@@ -41,5 +41,8 @@ format: $(READY)  ## format the code
 bench: $(READY)  ## run the benchmarks
 	$(BIN)/python -m tests.benchmarks
 
+bench-prune: $(READY)  ## the pruning benchmark alone; SIZE=8b writes and cuts a checkpoint of 16 GB
+	$(BIN)/python -m tests.benchmarks.prune --size $(or $(SIZE),1.2b)
+
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,33 @@
+"""`python -m tests.benchmarks`: every benchmark, one after the other, each in a process of its own."""
+
+import subprocess
+import sys
+
+# What each measures; all print ratios between things measured side by side in one run.
+BENCHMARKS = {
+    "importance": "one scoring pass against the bare forward passes; layer streaming against resident",
+    "prune": "wall time and memory against reading the source once and writing the target once",
+    "loss": "the fused loss against naive ones: peak memory and time",
+    "step": "the whole distillation step against its bare limit",
+    "data": "tokenising and reading rows",
+    "decode_speed": "decoding of a half-depth model against its source",
+    "stories": "the recipe on a real checkpoint: loss after the cut and after distilling",
+    "compensation": "compensated against plain trimming on the real checkpoint",
+}
+
+
+def main() -> int:
+    """Run all of them, or those named on the command line; 0 when all ended well."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    failed = []
+    for name in names:
+        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return len(failed) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
