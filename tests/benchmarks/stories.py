@@ -1,10 +1,10 @@
-"""The recipe on a real checkpoint, by its command lines: nats per token after the cut and after 200 steps of distillation.
+"""The recipe on a real checkpoint, by its command lines: loss after the cut and after 200 steps of distillation.
 
     python -m tests.benchmarks.stories [--steps 200] [--seeds 0 1 2]
 
-Needs the 260K-parameter TinyStories model and text beside the project (see tests/conftest.py). The loss is that of the
-first 128 windows of 128 held-out tokens. An independent prototype of the same recipe had 4.030 -> 2.098 for hidden 48 and
-ffn 128, 4.404 -> 2.233 for hidden 48 and ffn 96, and 3.496 -> 1.852 for ffn 96 alone.
+Needs the 260K-parameter TinyStories model and text beside the project (see tests/conftest.py). Losses are nats per token
+on the first 128 windows of 128 held-out tokens. An independent prototype of the same recipe had 4.030 -> 2.098 for
+hidden 48 and ffn 128, 4.404 -> 2.233 for hidden 48 and ffn 96, and 3.496 -> 1.852 for ffn 96 alone.
 """
 
 import argparse
