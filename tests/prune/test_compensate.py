@@ -1,0 +1,243 @@
+"""Compensated trimming: exact where dropped inputs follow from kept ones, and the source itself where nothing goes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minitron_cli.checkpoint.moments_file import moments_path, open_moments, pack, unpack
+from minitron_cli.checkpoint.provenance import model_digest
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance import estimate
+from minitron_cli.importance.estimate import Samples
+from minitron_cli.importance.parallel import World
+from minitron_cli.importance.record import Recorder
+from minitron_cli.importance.second_moments import SecondMoments, bytes_of
+from minitron_cli.importance.sites import find_sites
+from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, residual, transfer
+from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.verify import verify
+from minitron_cli.spec.plan import Plan, keep_all
+from tests.prune.cutting import difference, load, logits_of, plan_for, sizes_for
+from tests.toys import TOY_CONFIGS, toy_ids
+
+CPU = torch.device("cpu")
+
+
+def measure(path: Path, output: Path, rows: np.ndarray, batch_size: int = 3, spans=None) -> Path:
+    """Second moments of a model on these rows, as the verb takes them; returns their directory."""
+    checkpoint, model = open_checkpoint(path), load(path)
+    sites = find_sites(checkpoint, model, CPU)
+    identity = {"model": {"name": str(path), "digest": model_digest(path)}}
+    moments = SecondMoments(checkpoint, output, identity, World())
+    recorder = Recorder(sites, moments=moments)
+    estimate.run(model, sites, Samples(rows, spans).batches(batch_size, CPU), recorder)
+    moments.finish()
+    return moments_path(output)
+
+
+def random_rows(samples: int, tokens: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 97, (samples, tokens))
+
+
+def prune_both(
+    source: Path, plan: Plan, moments: Path, tmp_path: Path, ridge: float | None = 1e-9
+) -> tuple[Path, Path]:
+    """The same cut, compensated and plain."""
+    checkpoint = open_checkpoint(source)
+    write_pruned(checkpoint, plan, tmp_path / "folded", compensation=open_compensation(moments, ridge))
+    write_pruned(checkpoint, plan, tmp_path / "plain")
+    return tmp_path / "folded", tmp_path / "plain"
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "olmo2", "qwen2_moe"])
+def test_moments_are_those_of_what_each_weight_reads(toy, tmp_path, family):
+    path, rows = toy(family), random_rows(5, 9)
+    found = open_moments(measure(path, tmp_path / "s.safetensors", rows))
+    model, heard = load(path), {}
+    modules = dict(model.named_modules())
+    for one in found.inputs:
+        for reader in one.readers:
+            name = reader.removesuffix(".weight")
+            if name in modules:
+                modules[name].register_forward_pre_hook(lambda m, args, key=reader: heard.__setitem__(key, args[0]))
+    with torch.no_grad():
+        model(torch.from_numpy(rows), use_cache=False)
+    assert len(heard) > 3 * 3
+    for reader, x in heard.items():
+        x = x.reshape(*rows.shape, -1).double().numpy()
+        read = found.read(found.of(reader))
+        for half in (0, 1):
+            tokens = x[half::2].reshape(-1, x.shape[-1])
+            np.testing.assert_allclose(read[half], tokens.T @ tokens / len(tokens), rtol=2e-4, atol=1e-5)
+
+
+def test_batches_and_padding_change_no_moment(toy, tmp_path):
+    rows = random_rows(6, 10)
+    one = open_moments(measure(toy("llama"), tmp_path / "a.safetensors", rows, 1))
+    all_ = open_moments(measure(toy("llama"), tmp_path / "b.safetensors", rows, 6))
+    padded = np.pad(rows, ((0, 0), (0, 4)))
+    mask = open_moments(measure(toy("llama"), tmp_path / "c.safetensors", padded, 4, ((0, 10),) * 6))
+    for a, b, c in zip(one.inputs, all_.inputs, mask.inputs):
+        assert a.readers == b.readers == c.readers
+        np.testing.assert_allclose(one.read(a), all_.read(b), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(one.read(a), mask.read(c), rtol=1e-4, atol=1e-6)
+
+
+def test_two_symmetric_matrices_share_one_array():
+    halves = np.random.default_rng(0).random((2, 7, 7)).astype(np.float32)
+    halves += halves.transpose(0, 2, 1)
+    assert pack(halves).shape == (7, 8)
+    np.testing.assert_array_equal(unpack(pack(halves)), halves)
+
+
+def test_the_sums_take_what_is_forecast(toy, tmp_path):
+    checkpoint = open_checkpoint(toy("llama"))
+    found = open_moments(measure(toy("llama"), tmp_path / "s.safetensors", random_rows(2, 5)))
+    widths = [found.read(one).shape[1] for one in found.inputs if one.layer is not None]
+    assert bytes_of(checkpoint) == (2 * 8 * sum(n * n for n in widths), 2 * 8 * sum(n * n for n in widths) // 3)
+
+
+def test_transfer_is_the_least_squares_solution():
+    x = np.random.default_rng(0).standard_normal((50, 12))
+    weight = np.random.default_rng(1).standard_normal((5, 12))
+    kept, dropped = np.arange(0, 12, 2), np.arange(1, 12, 2)
+    moment = x.T @ x / len(x)
+    folded = weight[:, kept] + weight[:, dropped] @ transfer(moment, kept, dropped, 0.0)
+    best = np.linalg.lstsq(x[:, kept], x @ weight.T, rcond=None)[0].T
+    np.testing.assert_allclose(folded, best, atol=1e-9)
+    np.testing.assert_allclose(folded, weight @ moment[:, kept] @ np.linalg.inv(moment[np.ix_(kept, kept)]), atol=1e-9)
+
+
+def test_with_everything_kept_the_model_is_the_source_bit_for_bit(toy, tmp_path):
+    source = toy("llama")
+    moments = measure(source, tmp_path / "s.safetensors", random_rows(4, 9))
+    checkpoint = open_checkpoint(source)
+    write_pruned(
+        checkpoint, keep_all(checkpoint.shape), tmp_path / "same", compensation=open_compensation(moments, 1e-2)
+    )
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def dependent(model: torch.nn.Module, axis: str) -> None:
+    """Make the odd units of an axis follow from the even ones: neurons twice them, heads and channels equal to them."""
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if axis == "ffn" and name.endswith(("gate_proj.weight", "up_proj.weight")):
+            tensor[1::2] = tensor[::2] * (2 if "up_proj" in name else 1)
+        if axis == "head" and name.endswith("q_proj.weight"):
+            heads = tensor.view(6, -1, tensor.shape[-1])
+            heads[1:3], heads[4:6] = heads[:1], heads[3:4]  # 2 KV groups of 3
+        if axis == "hidden":
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor[1::2] = tensor[::2]
+            elif "norm" in name:
+                tensor[1::2] = 1.5 * tensor[::2]
+            elif "embed" in name:
+                tensor[:, 1::2] = tensor[:, ::2]
+
+
+@pytest.mark.parametrize(
+    ("axis", "sizes", "kept"),
+    [
+        ("ffn", {"ffn": 44}, np.tile(np.arange(0, 88, 2), (3, 1))),
+        ("head", {"head": 2}, np.tile(np.array([0, 3]), (3, 1))),
+        ("hidden", {"hidden": 24}, np.arange(0, 48, 2)),
+    ],
+)
+def test_exact_where_the_dropped_follow_from_the_kept(toy, tmp_path, axis, sizes, kept):
+    model = load(toy("llama"))
+    with torch.no_grad():
+        dependent(model, axis)
+    source = tmp_path / "source"
+    model.save_pretrained(source)
+    checkpoint = open_checkpoint(source)
+    plan = Plan(checkpoint.shape, checkpoint.shape.with_(**sizes), {axis: kept})
+    moments = measure(source, tmp_path / "s.safetensors", random_rows(16, 16))
+    folded, plain = prune_both(source, plan, moments, tmp_path)
+    expected = logits_of(source, toy_ids(2, 13))
+    assert difference(logits_of(folded, toy_ids(2, 13)), expected) < 1e-3
+    assert difference(logits_of(plain, toy_ids(2, 13)), expected) > 0.05
+
+
+@pytest.mark.parametrize("family", TOY_CONFIGS)
+def test_every_family_folds_into_its_readers_and_nothing_else(toy, tmp_path, family):
+    source, checkpoint = toy(family), open_checkpoint(toy(family))
+    plan = plan_for(checkpoint, sizes_for(family, "all"))
+    moments = measure(source, tmp_path / "s.safetensors", random_rows(8, 16))
+    folded, plain = prune_both(source, plan, moments, tmp_path, ridge=1e-2)
+    a, b = open_checkpoint(folded), open_checkpoint(plain)
+    assert {n: (t.shape, t.dtype) for n, t in a.tensors.items()} == {
+        n: (t.shape, t.dtype) for n, t in b.tensors.items()
+    }
+    ours, theirs = load(folded).state_dict(), load(plain).state_dict()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert all(ours[name].ndim > 1 and torch.isfinite(ours[name]).all() for name in changed)
+    assert len(changed) >= 2 * 2  # two layers stay, and each reads the hidden channels and its heads or neurons
+    assert not [name for name in changed if "norm" in name or "embed_" in name]
+
+
+def test_held_out_error_is_never_above_that_of_plain_trimming(shared_data, tmp_path):
+    from minitron_cli.data.prepare import token_files
+    from minitron_cli.data.source import parse_sources
+
+    source = shared_data / "stories260K"
+    text = token_files(parse_sources([str(shared_data / "stories_train.jsonl")]), source, separator="bos")[0]
+    seen = open_moments(measure(source, tmp_path / "a.safetensors", text.windows(np.arange(32), 128), 32))
+    new = open_moments(measure(source, tmp_path / "b.safetensors", text.windows(np.arange(1000, 1032), 128), 32))
+    for one, other in zip(seen.inputs, new.inputs):
+        moment, held = seen.read(one).mean(0), new.read(other).mean(0)
+        kept = np.sort(np.argsort(-np.diagonal(moment))[: len(moment) * 3 // 4])
+        dropped = np.setdiff1d(np.arange(len(moment)), kept)
+        error = residual(held, kept, dropped, transfer(moment, kept, dropped, 1e-2))
+        assert error < residual(held, kept, dropped, np.zeros((len(dropped), len(kept)))), one
+
+
+def test_auto_chooses_plain_trimming_where_nothing_can_be_foretold():
+    generator = np.random.default_rng(0)
+    halves = np.stack([x.T @ x / len(x) for x in generator.standard_normal((2, 14, 10))])
+    kept, dropped = np.arange(8), np.arange(8, 10)
+    assert best_ridge(halves, kept, dropped) == np.inf
+    mixed = generator.standard_normal((2, 500, 8)) @ generator.standard_normal((8, 10))
+    halves = np.stack([x.T @ x / len(x) for x in mixed])
+    assert best_ridge(halves, kept, dropped) == 1e-4
+
+
+def test_verify_derives_a_compensated_model_again(toy, tmp_path):
+    source = toy("llama")
+    moments = measure(source, tmp_path / "s.safetensors", random_rows(4, 9))
+    folded, _ = prune_both(source, plan_for(open_checkpoint(source), {"hidden": 36}), moments, tmp_path, None)
+    assert verify(folded, str(source))["problems"] == []
+    other = measure(source, tmp_path / "t.safetensors", random_rows(4, 9, seed=1))
+    with pytest.raises(MinitronError, match="does not hold the second moments"):
+        verify(folded, str(source), moments=other)
+    moments.rename(tmp_path / "away")
+    with pytest.raises(MinitronError, match="no second moments at"):
+        verify(folded, str(source))
+    assert verify(folded, str(source), moments=tmp_path / "away")["problems"] == []
+
+
+def test_moments_of_another_model_are_refused(toy, tmp_path):
+    moments = measure(toy("llama"), tmp_path / "s.safetensors", random_rows(2, 5))
+    checkpoint = open_checkpoint(toy("llama", seed=5))
+    plan = plan_for(checkpoint, {"ffn": 56})
+    with pytest.raises(MinitronError, match="measured on another model"):
+        write_pruned(checkpoint, plan, tmp_path / "out", compensation=open_compensation(moments, 1e-2))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (("lstsq", "1e-2", None, False), "'lstsq' is unknown"),
+        (("none", "-1", None, False), "--ridge -1 is no ridge"),
+        (("least-squares", "much", None, False), "--ridge much is no ridge"),
+        (("least-squares", "auto", "query", False), "give only one|head-merge both"),
+        (("least-squares", "auto", None, True), "--check compares"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(request_, message):
+    with pytest.raises(MinitronError, match=message):
+        check_request(*request_)
