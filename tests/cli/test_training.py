@@ -120,3 +120,18 @@ def test_a_dry_run_needs_no_torch_and_writes_nothing(toy: Toy, tmp_path: Path) -
     assert facts["steps"] == -(-94_000_000_000 // (1152 * 64))
     assert facts["memory per device"]["total"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_is_a_field_or_says_what_else_it_is() -> None:
+    """A table that the two commands are made of may not hold a name that nothing reads."""
+    from dataclasses import fields
+
+    from minitron_cli.cli import training_options, training_verbs
+    from minitron_cli.training.options import Options
+
+    known = {f.name for f in fields(Options)} | set(training_verbs.CONTROL) | {"record_teacher", "top_k"}
+    tables = ("TEACHER", "FROM_SCRATCH", "DATA", "LENGTH", "LOSS", "OPTIMIZER", "RUNNING")
+    names = [parameter.name for table in tables for parameter in getattr(training_options, table)]
+    assert len(names) == len(set(names))
+    assert set(names) <= known
+    assert known - set(names) == {"model", "verb", "student", "eps"}, "what can only be set from Python"

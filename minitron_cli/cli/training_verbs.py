@@ -1,0 +1,156 @@
+"""What `distill` and `train` do with what was typed: run it, here or in several processes, and show what came of it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron_cli.cli.common import bytes_text, count_text, emit, require_model, say
+from minitron_cli.errors import MinitronError
+
+if TYPE_CHECKING:
+    from minitron_cli.training.run import Outcome
+
+# What the command line has beyond the fields of `Options`.
+CONTROL = ("model", "output", "nproc", "preset", "export_step", "preflight", "overwrite", "dry_run", "as_json")
+
+
+def launch(verb: str, given: Mapping[str, Any]) -> int:
+    """Carry out a training command from its parameters by name; returns the exit code."""
+    control = {name: given[name] for name in CONTROL}
+    options = _options(verb, control, {k: v for k, v in given.items() if k not in CONTROL})
+    if control["dry_run"]:
+        from minitron_cli.training.preflight import describe
+
+        facts = describe(options, control["nproc"])
+        emit(facts, control["as_json"], lambda: _show_plan(facts))
+        return 0
+    if control["export_step"] is not None:
+        return _export(options, control)
+    if control["nproc"] > 1 and "WORLD_SIZE" not in os.environ:
+        from minitron_cli.training.distributed import World, choose_device, launch_workers
+        from minitron_cli.training.run import prepare
+
+        # What is wrong with the request is said once, here, and the data is tokenised before any worker waits for it.
+        prepare(options, World(0, control["nproc"], choose_device(options.device)))
+        return launch_workers(control["nproc"], sys.argv[1:])
+    return _run(options, control)
+
+
+def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:
+    """Carry out `distill --record-teacher`; returns the exit code."""
+    from minitron_cli.training.record import record_teacher
+
+    control = {name: given[name] for name in CONTROL}
+    options = _options("distill", control, {k: v for k, v in given.items() if k not in CONTROL})
+    found = record_teacher(options, directory, top_k, say)
+    facts = {"output": str(found.path), "tokens": found.tokens, "bytes": found.bytes, "finished": not found.stopped_by}
+    emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
+    return found.stopped_by
+
+
+def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
+    print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])} in all")
+    if facts["finished"]:
+        data = " ".join(f"--data {source}" for source in options.data)
+        print(f"next: minitron distill {options.student} --teacher {facts['output']} {data}")
+    else:
+        print("next: type the same line again, it goes on from there")
+
+
+def _options(verb: str, control: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    from minitron_cli.training.presets import resolve
+
+    model = require_model(control["model"], verb)
+    if not given["data"]:
+        raise MinitronError(
+            f"`minitron {verb}` needs --data", "a .jsonl, .parquet or .txt file, a token directory or a datasets name"
+        )
+    output = control["output"] or Path(f"{Path(model).name}-{'distilled' if verb == 'distill' else 'trained'}")
+    plain = {k: tuple(v) if isinstance(v, list) else str(v) if isinstance(v, Path) else v for k, v in given.items()}
+    return resolve({"verb": verb, "student": model, "output": str(output), **plain}, control["preset"])
+
+
+def _run(options: Any, control: Mapping[str, Any]) -> int:
+    from minitron_cli.training.run import train
+
+    outcome = train(options, overwrite=control["overwrite"], preflight=control["preflight"], say=say)
+    if os.environ.get("RANK", "0") == "0":
+        emit(facts_of(outcome), control["as_json"], lambda: _show(outcome))
+    return outcome.stopped_by
+
+
+def _export(options: Any, control: Mapping[str, Any]) -> int:
+    from minitron_cli.training.run import export_step
+
+    step = control["export_step"]
+    directory = export_step(options, step, overwrite=control["overwrite"])
+    emit({"output": str(directory)}, control["as_json"], lambda: print(f"{directory}: the model after step {step}"))
+    return 0
+
+
+def _show_plan(facts: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for part, number in parts:
+            shown = (
+                bytes_text(number) if part or name == "disk" else f"{number:,}" if isinstance(number, int) else number
+            )
+            print(f"{' '.join((name, part)):>32}  {shown}")
+
+
+def facts_of(outcome: "Outcome") -> dict[str, Any]:
+    """The closing summary as one JSON object."""
+    progress = outcome.progress
+    return {
+        "output": str(outcome.output),
+        "finished": not outcome.stopped_by,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "flops": progress.flops,
+        "seconds": round(progress.seconds, 2),
+        "skipped": progress.skipped,
+        "loss": {"first": progress.first, "last": progress.last},
+        "eval": {"before": outcome.before, "after": outcome.after},
+    }
+
+
+def _show(outcome: "Outcome") -> None:
+    progress, options = outcome.progress, outcome.options
+    if outcome.stopped_by:
+        print(f"stopped after step {progress.step} of {options.steps}; checkpoint in {outcome.output / 'run'}")
+        print("next: type the same line again, it goes on from there")
+        return
+    if outcome.was_done:
+        print(f"{outcome.output} is finished already; nothing to do (--overwrite starts again)")
+    for name, before, after in _pairs(outcome):
+        print(f"{name:>16}  {before:.4f} -> {after:.4f}")
+    rate = progress.tokens / progress.seconds if progress.seconds else 0.0
+    print(
+        f"{progress.step} steps, {count_text(progress.tokens)} tokens, {progress.flops:.3g} FLOPs, {rate:,.0f} tokens/s"
+    )
+    size = sum(f.stat().st_size for f in outcome.output.glob("*.safetensors"))
+    print(f"{outcome.output}: {bytes_text(size)} of weights, loads with from_pretrained")
+    print(f"next: {_next(outcome)}")
+
+
+def _next(outcome: "Outcome") -> str:
+    """The line that compares the result with what it learned from, or came from."""
+    from minitron_cli.training.settle import split_share
+
+    options = outcome.options
+    teachers = [model for model, _ in map(split_share, options.teacher) if (Path(model) / "config.json").is_file()]
+    before = teachers or ([] if options.from_scratch else [options.student])
+    data = [f"--data {source}" for source in options.eval_data or options.data]
+    separator = [] if options.separator == "auto" else [f"--separator {options.separator}"]
+    return " ".join(["minitron eval", *before, str(outcome.output), *data, *separator])
+
+
+def _pairs(outcome: "Outcome") -> list[tuple[str, float, float]]:
+    """What there is of before and after: the evaluations where there were any, else the training loss."""
+    if outcome.before and outcome.after:
+        names = [n for n in outcome.after if n.startswith("eval_") and n in outcome.before]
+        return [(n.removeprefix("eval_"), outcome.before[n], outcome.after[n]) for n in names]
+    first, last = outcome.progress.first or {}, outcome.progress.last or {}
+    return [(f"train {n}", first[n], last[n]) for n in last if n in first and n != "loss"]
