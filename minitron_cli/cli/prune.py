@@ -214,7 +214,8 @@ def _show_plan(facts: dict[str, Any]) -> None:
     table(["", "source", "target"], rows)
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
-    print(f"would write {facts['output']}; peak memory about {bytes_text(facts['peak_memory'])}")
+    cost = f"about {bytes_text(facts['peak_memory'])} of memory and {facts['seconds']:.0f} s at 500 MB/s"
+    print(f"would write {facts['output']}; {cost}")
 
 
 def _show_done(facts: dict[str, Any], source: Path) -> None:
