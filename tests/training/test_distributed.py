@@ -49,7 +49,7 @@ def distance(root: Path, case: str, part: str) -> float:
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
-    """Gradients, weights after three clipped AdamW steps, every reported number; and one process reads their checkpoint.
+    """Gradients, weights after three clipped AdamW steps, every reported number; one process reads their checkpoint.
 
     One test and not many: starting two processes costs more than all of the comparisons.
     """
