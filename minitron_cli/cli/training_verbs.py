@@ -34,6 +34,7 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
 
         # What is wrong with the request is said once, here, and the data is tokenised before any worker waits for it.
         prepare(options, World(0, control["nproc"], choose_device(options.device)))
+        assert sys.argv[1:2] == [verb], "several processes are started from a command line, not from Python"
         return launch_workers(control["nproc"], sys.argv[1:])
     return _run(options, control)
 
