@@ -21,7 +21,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     return 0

@@ -4,6 +4,8 @@
 class MinitronError(Exception):
     """Something the user can put right: `message` says what is wrong, `hint` what to type or change."""
 
+    exit_code = 1
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message

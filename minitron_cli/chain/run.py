@@ -12,6 +12,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step, command_line
 
 Execute = Callable[[Sequence[str]], int]
+_STOPPED = (130, 143)  # by SIGINT, by SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +84,13 @@ def _execute(
 
 
 class StepFailed(MinitronError):
-    """A step's command ended with an exit code of its own, which the chain hands on."""
+    """A step's command failed. That it was stopped by a signal (130, 143) is handed on; any other failure is 1."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(
             f"step {name!r} ended with exit code {code}", "see above for why; the same line goes on from this step"
         )
-        self.code = code
+        self.exit_code = code if code in _STOPPED else 1
 
 
 def _walk(

@@ -88,7 +88,7 @@ def test_a_failed_step_stops_the_chain_and_is_resumed_with_what_it_left(tmp_path
     commands.fail_at = "cut"
     with pytest.raises(StepFailed) as caught:
         _run(tmp_path, commands)
-    assert caught.value.code == 143
+    assert caught.value.exit_code == 143
     assert commands.calls == ["world", "scores", "cut"]
     commands.fail_at = None
     actions = {d.step.name: d.action for d in plan_run(_recipe(), tmp_path)}
