@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CARRIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _OURS = ("config.json", MANIFEST, "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The model that was trained: its directory, where its tokenizer is, and whether its own code may run."""
+
+    model: Path
+    tokenizer: Path
+    trust_remote_code: bool = False
 
 
 def export_dtype(source: Path, asked: str | None) -> torch.dtype:
@@ -60,29 +70,21 @@ def from_checkpoint(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): _cast(t, dtype) for n, t in load_weights(path, names).items()}
 
 
-def write_model(
-    directory: Path,
-    source: Path,
-    tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    *,
-    tokenizer: Path,
-    trust_remote_code: bool = False,
-) -> None:
+def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Fill an empty directory with a checkpoint that plain `from_pretrained` loads; `tensors` hold each weight once."""
     need_space(directory / "model.safetensors", sum(t.numel() * t.element_size() for t in tensors.values()))
-    shell = _shell(source, dtype, trust_remote_code)
+    shell = _shell(origin, dtype)
     first = {id(p): name for name, p in shell.named_parameters()}
     tied = {name: first[id(p)] for name, p in shell.named_parameters(remove_duplicate=False)}
-    shell.load_state_dict({**tensors, **{name: tensors[origin] for name, origin in tied.items()}}, assign=True)
+    shell.load_state_dict({**tensors, **{name: tensors[stored] for name, stored in tied.items()}}, assign=True)
     shell.tie_weights()
     with disk_full_is_an_error(directory / "model.safetensors"), quiet_transformers():
         shell.save_pretrained(directory)
         # transformers writes its own reading of the config; nothing in it changed, so the source's words stay.
         (directory / "generation_config.json").unlink(missing_ok=True)
-        (directory / "config.json").write_text(json.dumps(_config(source, dtype), indent=2) + "\n")
-        for origin in (tokenizer, source):
-            _carry(origin, directory)
+        (directory / "config.json").write_text(json.dumps(_config(origin.model, dtype), indent=2) + "\n")
+        for place in (origin.tokenizer, origin.model):
+            _carry(place, directory)
 
 
 def publish(finished: Path, output: Path) -> None:
@@ -94,25 +96,25 @@ def publish(finished: Path, output: Path) -> None:
 
 
 def export(
-    output: Path, source: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, tokenizer: Path,
-    manifest: Mapping[str, Any], trust_remote_code: bool = False,
-) -> None:  # fmt: skip
+    output: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype, manifest: Mapping[str, Any]
+) -> None:
     """Write the checkpoint beside its place and publish it into `output`, which may hold the run directory already."""
     finished = output / "run" / ".export"
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
-    write_model(finished, source, tensors, dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    write_model(finished, origin, tensors, dtype)
     write_manifest(finished, **manifest)
     publish(finished, output)
 
 
-def _shell(source: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _shell(origin: Origin, dtype: torch.dtype) -> Any:
     """The model class without memory behind it: it knows how names on disk are spelled and what is tied."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    code = origin.trust_remote_code
+    config = AutoConfig.from_pretrained(origin.model, trust_remote_code=code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=code)
 
 
 def _config(source: Path, dtype: torch.dtype) -> dict[str, Any]:

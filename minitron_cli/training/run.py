@@ -99,7 +99,7 @@ def train(
 ) -> Outcome:
     """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal."""
     output = Path(options.output)
-    with join(options.device) as world, stop_on_signal() as stop:
+    with join(options.device) as world:
         ready = prepare(options, world)
         options, models = ready.options, ready.models
         inputs = digests(models, ready.order, options.from_scratch) if world.rank == 0 else {}
@@ -112,7 +112,7 @@ def train(
             announce(options, models, ready.order, world, ready.plan.micro_batch, check=preflight, say=say)
             rundir.create(output, options, inputs)
         barrier(world)
-        with rows_for(ready, output / "run", world) as rows:
+        with stop_on_signal() as stop, rows_for(ready, output / "run", world) as rows:
             assembly = assemble(options, models, rows, world, ready.plan)
             progress = follow(options, models, assembly, output / "run", stop)
         if progress.step < ready.plan.schedule.steps:
@@ -120,7 +120,7 @@ def train(
         tensors = export.gather(assembly.job.step, ready.dtype, world.rank)
         if world.rank == 0:
             facts = manifest(options, models, progress, inputs)
-            export.export(output, models.student, tensors, ready.dtype, tokenizer=models.tokenizer, manifest=facts)
+            export.export(output, origin_of(options, models), tensors, ready.dtype, facts)
         return _outcome(output, options, progress)
 
 
@@ -166,9 +166,14 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
     target = output.with_name(f"{output.name}-step-{step}")
     with atomic_dir(target, overwrite) as directory:
         tensors = export.from_checkpoint(saved, dtype)
-        export.write_model(directory, models.student, tensors, dtype, tokenizer=models.tokenizer)
+        export.write_model(directory, origin_of(options, models), tensors, dtype)
         export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))
     return target
+
+
+def origin_of(options: Options, models: Models) -> export.Origin:
+    """Where the exported model's config, tokenizer and generation settings come from."""
+    return export.Origin(models.student, models.tokenizer, options.trust_remote_code)
 
 
 def manifest(options: Options, models: Models, progress: Progress, inputs: dict[str, str]) -> dict:
