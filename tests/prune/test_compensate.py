@@ -18,6 +18,7 @@ from minitron_cli.importance.second_moments import SecondMoments, bytes_of
 from minitron_cli.importance.sites import find_sites
 from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, residual, transfer
 from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.select import by_residual, eliminate
 from minitron_cli.prune.verify import verify
 from minitron_cli.spec.plan import Plan, keep_all
 from tests.prune.cutting import difference, load, logits_of, plan_for, sizes_for
@@ -241,3 +242,40 @@ def test_moments_of_another_model_are_refused(toy, tmp_path):
 def test_what_does_not_go_together_is_refused(request_, message):
     with pytest.raises(MinitronError, match=message):
         check_request(*request_)
+
+
+def test_elimination_finds_the_neurons_that_all_others_follow_from():
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((200, 6)) @ generator.standard_normal((6, 18))
+    x[:, ::3] = x[:, 1::3] * 1e-3  # the least active ones tell nothing that others do not
+    moment, weight = x.T @ x / len(x), generator.standard_normal((5, 18))
+    kept = eliminate(weight, moment, 6, 1e-9)
+    dropped = np.setdiff1d(np.arange(18), kept)
+    folded = weight[:, kept] + weight[:, dropped] @ transfer(moment, kept, dropped, 1e-9)
+    np.testing.assert_allclose(x[:, kept] @ folded.T, x @ weight.T, atol=1e-3)
+
+
+def test_selection_by_residual_loses_less_than_by_scores(toy, tmp_path):
+    source, checkpoint = toy("llama"), open_checkpoint(toy("llama"))
+    moments = measure(source, tmp_path / "s.safetensors", random_rows(32, 16))
+    by = open_compensation(moments, 1e-2)
+    plan = plan_for(checkpoint, {"ffn": 56, "layer": 2})
+    chosen = by_residual(checkpoint, plan, by)
+    assert chosen.kept["ffn"].shape == plan.kept["ffn"].shape
+    np.testing.assert_array_equal(chosen.kept["layer"], plan.kept["layer"])
+    for layer in range(2):
+        name = f"model.layers.{plan.source_layer(layer)}.mlp.down_proj.weight"
+        moment, weight = by.moments.read(by.moments.of(name)).mean(0), load(source).state_dict()[name].double().numpy()
+        errors = [lost(weight, moment, p.kept["ffn"][layer]) for p in (chosen, plan)]
+        assert errors[0] < 0.9 * errors[1]
+    with pytest.raises(MinitronError, match="none are cut"):
+        by_residual(checkpoint, plan_for(checkpoint, {"hidden": 36}), by)
+
+
+def lost(weight: np.ndarray, moment: np.ndarray, kept: np.ndarray) -> float:
+    """Mean squared error of a compensated map's output."""
+    dropped = np.setdiff1d(np.arange(len(moment)), kept)
+    off = np.zeros_like(weight)
+    off[:, dropped] = weight[:, dropped]
+    off[:, kept] = -weight[:, dropped] @ transfer(moment, kept, dropped, 1e-2)
+    return float(((off @ moment) * off).sum())
