@@ -16,6 +16,7 @@ from minitron_cli.cli.common import (
     say,
     table,
 )
+from minitron_cli.cli.iterate import check_iterations, iterate
 from minitron_cli.errors import MinitronError
 
 NAME = "prune"
@@ -48,12 +49,16 @@ def command(
         Path | None, option("--moments", help="of `importance --second-moments` [default: beside the scores]")
     ] = None,
     ridge: Annotated[str, option("--ridge", help="of least squares, relative; auto: by held-out error")] = "1e-2",
+    select: Annotated[
+        str, option("--select", help="neurons that stay: by scores, or by residual error once compensated")
+    ] = "scores",
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
     data: Annotated[list[str] | None, option("--data", help="calibration data, when there are no scores yet")] = None,
     samples: Annotated[int, option("--samples", help="calibration samples, when measuring first")] = 1024,
     seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample, when measuring first")] = None,
+    iterations: Annotated[int, option("--iterations", help="measure anew this many times on the way", min=1)] = 1,
     output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
     max_shard_size: Annotated[
         int | None, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
@@ -69,8 +74,8 @@ def command(
              "expert_ffn": expert_ffn, "shared_ffn": shared_ffn, "expert_active": experts_per_token}  # fmt: skip
     asked = Asked(target, {a: int(n) for a, n in sizes.items() if n is not None}, drop_layers, params, multiple_of)
     folding = compensate != "none"
-    measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding)
-    writing = Writing(head_merge, compensate, moments, ridge, max_shard_size, check, force, overwrite)
+    measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding, iterations)
+    writing = Writing(head_merge, compensate, moments, ridge, select, max_shard_size, check, force, overwrite)
     _prune(asked, measure, writing, output, dry_run, as_json)
 
 
@@ -95,6 +100,7 @@ class Measure:
     samples: int
     seq_len: int | None
     second_moments: bool
+    iterations: int
 
     def file(self, output: Path) -> Path:
         """The scores file that is read, or will be made next to the output."""
@@ -109,6 +115,7 @@ class Writing:
     compensate: str
     moments: Path | None
     ridge: str
+    select: str
     max_shard_size: int | None
     check: bool
     force: bool
@@ -123,7 +130,8 @@ def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dr
     from minitron_cli.prune.compensate import check_request
     from minitron_cli.prune.preflight import preflight
 
-    check_request(how.compensate, how.ridge, how.head_merge, how.check)
+    check_request(how.compensate, how.ridge, how.head_merge, how.check, how.select)
+    check_iterations(measure.iterations, scores=measure.scores, data=measure.data, fixed=_settles(asked, how))
     wanted = targets.Target(asked.sizes, targets.parse_layers(asked.drop_layers) if asked.drop_layers else ())
     source = open_checkpoint(measure.model)
     found = None
@@ -140,12 +148,15 @@ def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dr
         return
     check_output(output, how.overwrite)
     needed = targets.needed_scores(source.shape, shape, wanted)
-    if needed and found is None:
+    if needed and found is None and measure.iterations == 1:
         found = _scores(measure, output, needed)
     say(f"pruning {source.path} -> {output}: {facts['change']}")
     moments = how.moments or moments_path(measure.file(output))
-    plan = targets.make_plan(source.shape, shape, wanted, found)
-    facts["check"] = _write(source, plan, output, found, how, moments)
+    if measure.iterations > 1:
+        plan = iterate(source, shape, measure, measure.iterations, output)
+    else:
+        plan = targets.make_plan(source.shape, shape, wanted, found)
+    facts["check"] = _write(source, plan, output, found, how, moments, measure)
     emit(facts, as_json, lambda: _show_done(facts, source.path))
 
 
@@ -157,9 +168,16 @@ def _only_params(asked: Asked) -> None:
         )
 
 
-def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, moments: Path) -> Any:
+def _settles(asked: Asked, how: Writing) -> list[str]:
+    """Options that choose units by themselves, or need the scores they were chosen by."""
+    given = {"--drop-layers": asked.drop_layers, "--params": asked.params, "--head-merge": how.head_merge}
+    return [flag for flag, value in given.items() if value] + ["--compensate"] * (how.compensate != "none")
+
+
+def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, moments: Path, measure: Measure) -> Any:
     from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
     from minitron_cli.prune.compensate import open_compensation, parse_ridge
+    from minitron_cli.prune.select import by_residual
     from minitron_cli.prune.run import write_pruned
     from minitron_cli.spec.plan import with_head_merge
 
@@ -167,6 +185,8 @@ def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, mome
         "target": {axis: plan.target[axis] for axis in plan.target if plan.target[axis] != plan.source[axis]},
         "force": how.force,
     }
+    if measure.iterations > 1:
+        options |= {"iterations": measure.iterations, "data": list(measure.data), "samples": measure.samples}
     if how.head_merge is not None:
         plan = with_head_merge(plan, scores, how.head_merge)
         options["head_merge"] = how.head_merge
@@ -174,6 +194,9 @@ def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, mome
     if how.compensate != "none":
         folded = open_compensation(moments, parse_ridge(how.ridge))
         options |= {"compensate": how.compensate, "ridge": how.ridge}
+        if how.select == "residual":
+            plan = by_residual(source, plan, folded)
+            options["select"] = how.select
     manifest = write_pruned(
         source, plan, output, scores=scores, options=options, overwrite=how.overwrite, force=how.force,
         max_shard_bytes=how.max_shard_size or MAX_SHARD_BYTES, check=how.check,
