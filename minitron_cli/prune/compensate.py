@@ -21,6 +21,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.prune.repairs import from_bits, to_bits
 
 METHODS = ("none", "least-squares")
+SELECT = ("scores", "residual")  # what decides which neurons stay (see `select`)
 RIDGE = 1e-2
 # Tried by `auto`, judged on the half of the samples that T was not solved on; infinity is plain trimming.
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, np.inf)
@@ -114,11 +115,18 @@ def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> flo
     return GRID[int(np.argmin(errors))]
 
 
-def check_request(method: str, ridge: str, head_merge: str | None, check: bool) -> None:
+def check_request(method: str, ridge: str, head_merge: str | None, check: bool, select: str = "scores") -> None:
     """Refuse what does not go together, before anything is read."""
     if method not in METHODS:
         raise MinitronError(f"--compensate {method!r} is unknown", f"one of {', '.join(METHODS)}")
+    if select not in SELECT:
+        raise MinitronError(f"--select {select!r} is unknown", f"one of {', '.join(SELECT)}")
     parse_ridge(ridge)
+    if method == "none" and select != "scores":
+        raise MinitronError(
+            f"--select {select} chooses by what compensation leaves, and there is none",
+            "add --compensate least-squares",
+        )
     if method == "none":
         return
     if head_merge is not None:

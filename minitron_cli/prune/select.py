@@ -18,7 +18,6 @@ from minitron_cli.prune.repairs import from_bits
 from minitron_cli.spec.plan import Plan
 
 AXES = ("ffn", "shared_ffn")  # chosen anew in each layer, and read one by one by a single map
-RULES = ("scores", "residual")
 ROUNDS = 64
 
 

@@ -1,7 +1,7 @@
 """Compensated against plain trimming on the real checkpoint: held-out loss right after pruning and as training goes on.
 
     python -m tests.benchmarks.compensation [--seeds 1] [--steps 200] [--targets h48-f128,h48-f96,f96]
-                                            [--arms plain,compensated] [--cache FILE]
+                                            [--arms plain,compensated,residual] [--cache FILE]
 
 Both students of a pair keep the same units and see the same rows: 512 calibration windows of 128 tokens, then logit
 distillation on batches of 32 x 128 (AdamW 1e-3, 20 steps of warm-up, cosine to 1e-4, no decay, clip 1). Nats per token
@@ -31,6 +31,7 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.prune.compensate import open_compensation, parse_ridge
 from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.select import by_residual
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.training import optimizer
 from minitron_cli.training.load import load_student, load_teacher
@@ -47,8 +48,15 @@ TARGETS = {
     "f96": {"ffn": 96},
     "q4": {"head": 4},
 }
-# Arm -> relative ridge, None for plain trimming.
-ARMS = {"plain": None, "compensated": "1e-2", "ridge-auto": "auto", "ridge-1e-4": "1e-4", "ridge-1e-1": "1e-1"}
+# Arm -> relative ridge (None for plain trimming), and what chooses the neurons that stay.
+ARMS: dict[str, tuple[str | None, str]] = {
+    "plain": (None, "scores"),
+    "compensated": ("1e-2", "scores"),
+    "residual": ("1e-2", "residual"),
+    "ridge-auto": ("auto", "scores"),
+    "ridge-1e-4": ("1e-4", "scores"),
+    "ridge-1e-1": ("1e-1", "scores"),
+}
 
 
 def measure(directory: Path, seed: int) -> Path:
@@ -60,12 +68,14 @@ def measure(directory: Path, seed: int) -> Path:
     return scores
 
 
-def student(scores: Path, sizes: dict[str, int], ridge: str | None, directory: Path) -> torch.nn.Module:
+def student(scores: Path, sizes: dict[str, int], ridge: str | None, select: str, directory: Path) -> torch.nn.Module:
     """Prune as the command does and load the result for training."""
     source, wanted = open_checkpoint(TEACHER), Target(sizes)
     found = read_scores(scores)[0]
     plan = make_plan(source.shape, target_shape(source, wanted), wanted, found)
     folded = open_compensation(moments_path(scores), parse_ridge(ridge)) if ridge else None
+    if folded is not None and select == "residual":
+        plan = by_residual(source, plan, folded)
     write_pruned(source, plan, directory, scores=found, compensation=folded, overwrite=True)
     return load_student(directory, from_scratch=False, seed=0)
 
@@ -146,7 +156,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--targets", default="h48-f128,h48-f96,f96")
-    parser.add_argument("--arms", default="plain,compensated")
+    parser.add_argument("--arms", default="plain,compensated,residual")
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
     if not (TEACHER / "config.json").is_file():
@@ -165,7 +175,7 @@ def runs(target: str, arm: str, scores: list[Path], steps: int, cache: Path | No
     """One curve a seed."""
 
     def make(seed: int) -> Curve:
-        return distill(student(scores[seed], TARGETS[target], ARMS[arm], directory / "student"), steps, seed)
+        return distill(student(scores[seed], TARGETS[target], *ARMS[arm], directory / "student"), steps, seed)
 
     file = cache or directory / "runs.json"
     return [

@@ -237,6 +237,8 @@ def test_moments_of_another_model_are_refused(toy, tmp_path):
         (("least-squares", "much", None, False), "--ridge much is no ridge"),
         (("least-squares", "auto", "query", False), "give only one|head-merge both"),
         (("least-squares", "auto", None, True), "--check compares"),
+        (("none", "auto", None, False, "residual"), "there is none"),
+        (("least-squares", "auto", None, False, "loss"), "--select 'loss' is unknown"),
     ],
 )
 def test_what_does_not_go_together_is_refused(request_, message):
