@@ -177,8 +177,8 @@ def _settles(asked: Asked, how: Writing) -> list[str]:
 def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, moments: Path, measure: Measure) -> Any:
     from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
     from minitron_cli.prune.compensate import open_compensation, parse_ridge
-    from minitron_cli.prune.select import by_residual
     from minitron_cli.prune.run import write_pruned
+    from minitron_cli.prune.select import by_residual
     from minitron_cli.spec.plan import with_head_merge
 
     options: dict[str, Any] = {
