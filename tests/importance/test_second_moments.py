@@ -1,0 +1,56 @@
+"""The verb with --second-moments: resident and streamed take the same, found again, named by the scores."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minitron_cli.checkpoint.moments_file import moments_digest, moments_path, open_moments
+from minitron_cli.errors import MinitronError
+from minitron_cli.importance.options import Options
+from minitron_cli.importance.run import measure
+
+
+@pytest.fixture
+def options(tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"text": f"Story {n}: " + "the cat sat. " * (n % 5 + 2)}) for n in range(40)))
+    return Options(data=(str(text),), samples=8, seq_len=24, second_moments=True, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt_neox"])
+def test_streamed_moments_are_the_resident_ones(toy, family, options, tmp_path):
+    found = []
+    for mode in ("resident", "stream"):
+        output = tmp_path / f"{mode}.safetensors"
+        measure(toy(family), replace(options, mode=mode, batch_size=3), output)
+        found.append(open_moments(moments_path(output)))
+    one, other = found
+    assert [i.readers for i in one.inputs] == [i.readers for i in other.inputs]
+    assert sorted(p.name for p in other.path.iterdir()) == sorted([*other.files, "moments.json"])
+    for a, b in zip(one.inputs, other.inputs):
+        assert a == b
+        np.testing.assert_allclose(one.read(a), other.read(b), rtol=1e-4, atol=1e-6)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_moments_are_measured_once_and_named_by_the_scores(toy, options, tmp_path):
+    output = tmp_path / "scores.safetensors"
+    plain = measure(toy("llama"), replace(options, second_moments=False), output)
+    assert "second_moments" not in plain.scores.provenance
+    assert measure(toy("llama"), options, output).made == "measured"
+    again = measure(toy("llama"), options, output)
+    assert again.made == "found"
+    digest = moments_digest(moments_path(output))
+    assert again.scores.provenance["second_moments"] == {"name": "scores.moments", "sha256": digest}
+    assert measure(toy("llama"), replace(options, second_moments=False), output).made == "found"
+    with pytest.raises(MinitronError, match="measured otherwise"):
+        measure(toy("llama"), replace(options, seed=3), output)
+    measure(toy("llama"), replace(options, seed=3, force=True), output)
+    assert moments_digest(moments_path(output)) != digest
+
+
+def test_metrics_without_a_pass_have_no_moments(options):
+    with pytest.raises(MinitronError, match="makes no forward passes"):
+        replace(options, metric="magnitude")
