@@ -59,25 +59,13 @@ def command(
 
     window = _window(params, tolerance, memory, kv_tokens)
     options = SearchOptions(
-        model=require_model(model, NAME),
-        scores=scores or Path(),
-        data=tuple(data or ()),
-        eval_data=tuple(eval_data or data or ()),
-        output=output or Path(f"search-{count_text(window.high).replace(' ', '')}"),
-        window=window,
-        grid=parse_grid(grid) if grid else None,
-        ffn_factors=parse_factors(ffn_factors),
-        measure=measure,
-        refine=refine if refine_tokens else 0,
-        refine_tokens=refine_tokens,
-        eval_windows=eval_windows,
-        seq_len=seq_len,
-        batch=batch,
-        lr=lr,
-        separator=separator,
-        text_field=text_field,
+        model=require_model(model, NAME), scores=scores or Path(), data=tuple(data or ()),
+        eval_data=tuple(eval_data or data or ()), output=output or Path(f"search-{count_text(window.high)}"),
+        window=window, grid=parse_grid(grid) if grid else None, ffn_factors=parse_factors(ffn_factors),
+        measure=measure, refine=refine if refine_tokens else 0, refine_tokens=refine_tokens,
+        eval_windows=eval_windows, seq_len=seq_len, batch=batch, lr=lr, separator=separator, text_field=text_field,
         device=device,
-    )
+    )  # fmt: skip
     if listing:
         _list(options, as_json)
         return
