@@ -100,13 +100,16 @@ def _walk(
     for name in (begin, until):
         if name is not None:
             recipe.step(name)
-    forced = False
+    forced: set[str] = set()
     waiting: set[str] = set()
     for step in recipe.steps:
-        forced = forced or step.name == begin
+        makers = {maker.name for ref in step.needs() if (maker := recipe.maker(ref))}
+        if step.name == begin or makers & forced:
+            forced.add(step.name)
         record = records.setdefault(step.name, Record())
-        yield _decide(recipe, step, record, records, directory, forced, waiting), record
-        if not record.finished:
+        decision = _decide(recipe, step, record, records, directory, step.name in forced, waiting)
+        yield decision, record
+        if not record.finished or record.begun != decision.fingerprint:
             waiting.add(step.name)
         if step.name == until:
             return

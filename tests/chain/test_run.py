@@ -81,7 +81,14 @@ def test_a_changed_option_reruns_exactly_what_depends_on_it(
     tmp_path: Path, commands: Commands, change: dict[str, int], again: list[str]
 ) -> None:
     _run(tmp_path, commands)
+    planned = [d.step.name for d in plan_run(_recipe(**change), tmp_path) if d.action != "done"]
+    assert planned == again, "a dry run says the same"
     assert _run(tmp_path, commands, _recipe(**change)) == again
+
+
+def test_from_makes_a_step_and_what_depends_on_it_again(tmp_path: Path, commands: Commands) -> None:
+    _run(tmp_path, commands)
+    assert _run(tmp_path, commands, begin="scores") == ["scores", "cut", "small"]
 
 
 def test_a_failed_step_stops_the_chain_and_is_resumed_with_what_it_left(tmp_path: Path, commands: Commands) -> None:
@@ -120,7 +127,7 @@ def test_an_output_changed_by_other_hands_is_named(tmp_path: Path, commands: Com
     (tmp_path / "cut" / "weights").write_text("tampered")
     with pytest.raises(MinitronError, match=r"cut/weights changed after step 'cut' had finished"):
         _run(tmp_path, commands)
-    assert _run(tmp_path, commands, begin="cut") == ["cut", "other", "small"]
+    assert _run(tmp_path, commands, begin="cut") == ["cut", "small"]
 
 
 def test_a_touched_but_equal_file_is_still_done(tmp_path: Path, commands: Commands) -> None:
