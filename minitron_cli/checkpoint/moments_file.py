@@ -51,16 +51,27 @@ class Moments:
 
     def read(self, one: Input) -> np.ndarray:
         """E[x x^T] over each half's tokens: (half, n, n) float64; zeros for a half without tokens."""
+        return unpack(self._packed(one)) / np.maximum(one.tokens, 1)[:, None, None]
+
+    def mean(self, one: Input) -> np.ndarray:
+        """E[x x^T] over all tokens: (n, n) float64."""
+        packed = self._packed(one)
+        total = np.tril(packed[:, :-1]).astype(np.float64)
+        total += np.triu(packed[:, 1:]).T
+        total += np.tril(total, -1).T
+        total /= max(sum(one.tokens), 1)
+        return total
+
+    def _packed(self, one: Input) -> np.ndarray:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path / one.file, framework="numpy") as stream:
-                packed = stream.get_tensor(one.tensor)
+                return stream.get_tensor(one.tensor)
         except (SafetensorError, OSError) as error:
             raise MinitronError(
                 f"{self.path / one.file} can not be read: {error}", "measure again with --second-moments"
             ) from error
-        return unpack(packed) / np.maximum(one.tokens, 1)[:, None, None]
 
 
 def pack(sums: np.ndarray) -> np.ndarray:

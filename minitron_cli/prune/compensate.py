@@ -51,11 +51,11 @@ class Compensation:
         if key not in self._held:
             while len(self._held) >= _HELD:
                 del self._held[next(iter(self._held))]
-            halves = self.moments.read(one)
-            ridge = self.ridge if self.ridge is not None else best_ridge(halves, kept, dropped)
+            ridge = self.ridge
+            if ridge is None:
+                ridge = best_ridge(self.moments.read(one), kept, dropped)
             self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
-            share = np.asarray(one.tokens, float) / max(sum(one.tokens), 1)
-            self._held[key] = transfer(np.tensordot(share, halves, 1), kept, dropped, ridge)
+            self._held[key] = transfer(self.moments.mean(one), kept, dropped, ridge)
         return self._held[key]
 
 

@@ -44,11 +44,9 @@ def _of_layer(checkpoint: Checkpoint, plan: Plan, by: Compensation, axis: str, l
         raise MinitronError(
             f"there are no second moments of {axis} in layer {source}", "measure again with --second-moments"
         )
-    halves, tokens = by.moments.read(found[0]), np.asarray(found[0].tokens, float)
-    moment = np.tensordot(tokens / tokens.sum(), halves, 1)
     weight = np.concatenate([_read(checkpoint.tensors[name]) for name in readers])
     ridge = by.ridge if by.ridge else RIDGE
-    return eliminate(weight, moment, plan.target[axis], ridge)
+    return eliminate(weight, by.moments.mean(found[0]), plan.target[axis], ridge)
 
 
 def _read(info: TensorInfo) -> np.ndarray:

@@ -47,7 +47,7 @@ def rotate(model: torch.nn.Module, moments: Moments, hidden: int) -> torch.nn.Mo
     for one in moments.inputs:
         if one.axis == "hidden":
             norm = norm_before(one)
-            normal[norm] = mean_moment(moments, one) / np.outer(source[norm], source[norm])
+            normal[norm] = moments.mean(one) / np.outer(source[norm], source[norm])
     values, vectors = np.linalg.eigh(sum(m / np.trace(m) for m in normal.values()))
     basis = vectors[:, np.argsort(-values)[:hidden]]
     new = {"model.embed_tokens.weight": old["model.embed_tokens.weight"] @ basis}
@@ -73,11 +73,6 @@ def norm_before(one: Input) -> str:
         return "model.norm.weight"
     kind = next(norm for norm, readers in READERS.items() if one.readers[0].removesuffix(".weight").endswith(readers))
     return f"model.layers.{one.layer}.{kind}.weight"
-
-
-def mean_moment(moments: Moments, one: Input) -> np.ndarray:
-    """E[x x^T] over both halves: (n, n)."""
-    return np.average(moments.read(one), axis=0, weights=one.tokens)
 
 
 def foretell(moment: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -82,6 +82,7 @@ def test_batches_and_padding_change_no_moment(toy, tmp_path):
     padded = np.pad(rows, ((0, 0), (0, 4)))
     mask = open_moments(measure(toy("llama"), tmp_path / "c.safetensors", padded, 4, ((0, 10),) * 6))
     for a, b, c in zip(one.inputs, all_.inputs, mask.inputs):
+        np.testing.assert_allclose(one.mean(a), np.average(one.read(a), axis=0, weights=a.tokens), rtol=1e-6)
         assert a.readers == b.readers == c.readers
         np.testing.assert_allclose(one.read(a), all_.read(b), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(one.read(a), mask.read(c), rtol=1e-4, atol=1e-6)
