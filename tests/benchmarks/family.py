@@ -8,7 +8,7 @@
     searched   the candidate that the search ranks first, on the same tokens
 
 A row is the mean held-out loss in nats per token over the seeds (of data order) and, in brackets, the largest distance
-of a seed from it. The teacher is trained once. `--scale 0.1` makes everything ten times shorter, to try the benchmark out.
+of a seed from it. The teacher is trained once. `--scale 0.1` makes everything ten times shorter.
 """
 
 import argparse
