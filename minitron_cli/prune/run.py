@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,18 @@ def write_pruned(
     `compensation` folds what the dropped inputs of a linear map carried into those that stay.
     """
     files = weight_files(checkpoint.path)
-    prefetch(files)  # importing transformers, for its say on the config, takes seconds that the disk can use
+    prefetch(files)
     config = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
-    validate_config(config)
     cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))
-    with atomic_dir(output, overwrite) as temporary:
-        streamed = write_model(temporary, files, cut, max_shard_bytes)
+    # Importing transformers, for its say on the config, takes seconds: the streaming goes on meanwhile, and ends at the
+    # first block behind a rejection.
+    with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
+        validation = pool.submit(validate_config, config)
+        streamed = write_model(
+            temporary, files, cut, max_shard_bytes, lambda: validation.done() and validation.result()
+        )
+        validation.result()
         source_files = {**streamed.source, **digests([checkpoint.path / "config.json"])}
         digest = combined_digest(source_files)
         if scores is not None and not force:

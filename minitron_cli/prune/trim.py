@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -42,16 +42,23 @@ class Digests:
     target: dict[str, str] = field(default_factory=dict)
 
 
-def write_model(directory: Path | None, files: Sequence[Path], cut: Sequence[Cut], max_shard_bytes: int) -> Digests:
+def write_model(
+    directory: Path | None,
+    files: Sequence[Path],
+    cut: Sequence[Cut],
+    max_shard_bytes: int,
+    watch: Callable[[], object] = lambda: None,
+) -> Digests:
     """Write all cuts as model.safetensors, or as shards with their index; every byte of `files` is read once.
 
-    Without a directory nothing is written: the digests say what would have been.
+    Without a directory nothing is written: the digests say what would have been. `watch` is called at every block and
+    may raise, to end it early.
     """
     digests = Digests()
     sizes = {file: file.stat().st_size for file in files}
     parts = shards([c.out for c in cut], max_shard_bytes)
     source = _read_all(reads(sizes, cut, BLOCK_BYTES), digests.source)
-    blocks = ahead(_gather_all(ahead(source)))
+    blocks = _watched(ahead(_gather_all(ahead(source))), watch)
     for name, part in zip(shard_names(len(parts)), parts):
         digests.target[name] = _write_shard(directory / name if directory else Path(os.devnull), part, blocks)
     rest = next(blocks, None)  # runs the reading to its end: files behind the last kept tensor are hashed too
@@ -59,6 +66,12 @@ def write_model(directory: Path | None, files: Sequence[Path], cut: Sequence[Cut
     if directory:
         write_index(directory, parts)
     return digests
+
+
+def _watched(blocks: Iterator[memoryview], watch: Callable[[], object]) -> Iterator[memoryview]:
+    for block in blocks:
+        watch()
+        yield block
 
 
 def prefetch(files: Sequence[Path]) -> None:
