@@ -38,7 +38,7 @@ def resident_sums(job):
     return resident.run(job, load_model(job.checkpoint.path, job.dtype, CPU))
 
 
-def same(one, other):
+def assert_same(one, other):
     assert one.rows == other.rows
     assert one.raw.keys() == other.raw.keys()
     for axis, sums in one.raw.items():
@@ -48,14 +48,14 @@ def same(one, other):
 @pytest.mark.parametrize("family", TOY_CONFIGS)
 def test_streamed_is_resident(toy, family, tmp_path):
     job = job_for(toy(family), tmp_path)
-    same(resident_sums(job), stream.run(job, on_disk=False))
+    assert_same(resident_sums(job), stream.run(job, on_disk=False))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 def test_streamed_from_disk_with_padding_is_resident(toy, family, tmp_path):
     samples = Samples(toy_ids(3, 9).numpy(), ((0, 9), (2, 9), (0, 4)))
     job = job_for(toy(family), tmp_path, samples)
-    same(resident_sums(job), stream.run(job, on_disk=True))
+    assert_same(resident_sums(job), stream.run(job, on_disk=True))
     assert not job.scratch.exists()
 
 
@@ -75,7 +75,7 @@ def test_a_killed_stream_goes_on_at_its_layer(toy, tmp_path):
         stream.run(replace(job, show=die), on_disk=True)
     assert job.snapshot.load().done == 1
     said = []
-    same(whole, stream.run(replace(job, say=said.append), on_disk=True))
+    assert_same(whole, stream.run(replace(job, say=said.append), on_disk=True))
     assert said == ["going on at layer 1 of an interrupted run"]
 
 
@@ -92,7 +92,7 @@ def test_a_killed_resident_pass_goes_on_at_its_sample(toy, tmp_path, monkeypatch
         resident_sums(replace(job, show=die))
     assert job.snapshot.load().done == 2
     said = []
-    same(whole, resident_sums(replace(job, say=said.append)))
+    assert_same(whole, resident_sums(replace(job, say=said.append)))
     assert said == ["going on after sample 2 of an interrupted run"]
 
 
