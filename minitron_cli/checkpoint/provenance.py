@@ -24,6 +24,7 @@ from minitron_cli.spec.shape import Shape
 
 KEPT_INDICES = "kept_indices.safetensors"
 _PARTNER = "head.merged"
+_BASIS = "hidden.directions"
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
@@ -123,6 +124,8 @@ def write_plan(directory: Path, plan: Plan) -> None:
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
     if plan.merge:
         kept[_PARTNER] = np.ascontiguousarray(plan.merge.partner)
+    if plan.basis is not None:
+        kept[_BASIS] = np.ascontiguousarray(plan.basis)
     # Not save_file, which makes files that only their owner can read.
     (directory / KEPT_INDICES).write_bytes(save(kept, {"minitron": shapes}))
 
@@ -140,8 +143,9 @@ def read_plan(directory: Path) -> Plan | None:
             kept = {axis: stream.get_tensor(axis) for axis in stream.keys()}  # noqa: SIM118
         source, target = Shape(shapes["source"]), Shape(shapes["target"])
         merge = HeadMerge(shapes["head_merge"], kept.pop(_PARTNER)) if "head_merge" in shapes else None
+        basis = kept.pop(_BASIS, None)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
-    if problems := plan_problems(source, target, kept):
+    if problems := plan_problems(source, target, kept, basis):
         raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")
-    return Plan(source, target, kept, merge)
+    return Plan(source, target, kept, merge, basis)

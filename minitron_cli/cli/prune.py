@@ -52,6 +52,9 @@ def command(
     select: Annotated[
         str, option("--select", help="neurons that stay: by scores, or by residual error once compensated")
     ] = "scores",
+    rotate: Annotated[
+        bool, option("--rotate", help="keep directions of the residual stream, not channels (with --compensate)")
+    ] = False,
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
@@ -75,7 +78,7 @@ def command(
     asked = Asked(target, {a: int(n) for a, n in sizes.items() if n is not None}, drop_layers, params, multiple_of)
     folding = compensate != "none"
     measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding, iterations)
-    writing = Writing(head_merge, compensate, moments, ridge, select, max_shard_size, check, force, overwrite)
+    writing = Writing(head_merge, compensate, moments, ridge, select, rotate, max_shard_size, check, force, overwrite)
     _prune(asked, measure, writing, output, dry_run, as_json)
 
 
@@ -116,6 +119,7 @@ class Writing:
     moments: Path | None
     ridge: str
     select: str
+    rotate: bool
     max_shard_size: int | None
     check: bool
     force: bool
@@ -128,9 +132,10 @@ def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dr
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.prune import target as targets
     from minitron_cli.prune.compensate import check_request
+    from minitron_cli.prune.directions import check_rotation
     from minitron_cli.prune.preflight import preflight
 
-    check_request(how.compensate, how.ridge, how.head_merge, how.check, how.select)
+    check_request(how.compensate, how.ridge, how.head_merge, how.check, how.select, how.rotate)
     check_iterations(measure.iterations, scores=measure.scores, data=measure.data, fixed=_settles(asked, how))
     wanted = targets.Target(asked.sizes, targets.parse_layers(asked.drop_layers) if asked.drop_layers else ())
     source = open_checkpoint(measure.model)
@@ -147,7 +152,12 @@ def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dr
         emit(facts, as_json, lambda: _show_plan(facts))
         return
     check_output(output, how.overwrite)
-    needed = targets.needed_scores(source.shape, shape, wanted)
+    # Directions are not ranked by scores: the plan of all else keeps every channel.
+    ranked = shape.with_(hidden=source.shape["hidden"]) if how.rotate else shape
+    needed = targets.needed_scores(source.shape, ranked, wanted)
+    if how.rotate:
+        check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
+        needed = needed or ["the second moments"] * (how.moments is None)
     if needed and found is None and measure.iterations == 1:
         found = _scores(measure, output, needed)
     say(f"pruning {source.path} -> {output}: {facts['change']}")
@@ -155,8 +165,8 @@ def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dr
     if measure.iterations > 1:
         plan = iterate(source, shape, measure, measure.iterations, output)
     else:
-        plan = targets.make_plan(source.shape, shape, wanted, found)
-    facts["check"] = _write(source, plan, output, found, how, moments, measure)
+        plan = targets.make_plan(source.shape, ranked, wanted, found)
+    facts["check"] = _write(source, plan, shape, output, found, how, moments, measure)
     emit(facts, as_json, lambda: _show_done(facts, source.path))
 
 
@@ -174,15 +184,18 @@ def _settles(asked: Asked, how: Writing) -> list[str]:
     return [flag for flag, value in given.items() if value] + ["--compensate"] * (how.compensate != "none")
 
 
-def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, moments: Path, measure: Measure) -> Any:
+def _write(
+    source: Any, plan: Any, shape: Any, output: Path, scores: Any, how: Writing, moments: Path, measure: Measure
+) -> Any:
     from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
     from minitron_cli.prune.compensate import open_compensation, parse_ridge
+    from minitron_cli.prune.directions import by_directions
     from minitron_cli.prune.run import write_pruned
     from minitron_cli.prune.select import by_residual
     from minitron_cli.spec.plan import with_head_merge
 
     options: dict[str, Any] = {
-        "target": {axis: plan.target[axis] for axis in plan.target if plan.target[axis] != plan.source[axis]},
+        "target": {axis: shape[axis] for axis in shape if shape[axis] != plan.source[axis]},
         "force": how.force,
     }
     if measure.iterations > 1:
@@ -197,6 +210,9 @@ def _write(source: Any, plan: Any, output: Path, scores: Any, how: Writing, mome
         if how.select == "residual":
             plan = by_residual(source, plan, folded)
             options["select"] = how.select
+        if how.rotate:
+            plan = by_directions(source, plan, shape["hidden"], folded)
+            options["rotate"] = True
     manifest = write_pruned(
         source, plan, output, scores=scores, options=options, overwrite=how.overwrite, force=how.force,
         max_shard_bytes=how.max_shard_size or MAX_SHARD_BYTES, check=how.check,

@@ -8,6 +8,7 @@ GEMMA = LLAMA.without(".gate_proj.bias", ".up_proj.bias", ".down_proj.bias", "in
     model_types=("gemma",),
     defaults={"tie_word_embeddings": True},
     repair="sqrt_hidden",
+    norm_offset=1.0,
 )
 
 GEMMA2 = GEMMA.with_(
@@ -17,6 +18,7 @@ GEMMA2 = GEMMA.with_(
     """,
     name="gemma2",
     model_types=("gemma2",),
+    rms_norms={},  # the norms behind a block's halves see single channels
 )
 
 GEMMA3 = GEMMA2.with_(

@@ -18,6 +18,7 @@ GPT_OSS = LLAMA.without(*_MLP, "inv_freq").with_(
     """,
     name="gpt_oss",
     model_types=("gpt_oss",),
+    rms_norms={},  # its experts multiply from the other side
     config_keys={**EXPERT_KEYS, "expert": "num_local_experts", "expert_ffn": "intermediate_size"},
     defaults={"attention_bias": True},
 )

@@ -27,6 +27,14 @@ LLAMA = family(
     model.norm.weight                                      hidden
     lm_head.weight                                         vocab hidden             ?!tie_word_embeddings
     """,
+    rms_norms={
+        "model.layers.{layer}.input_layernorm.weight": ("model.layers.{layer}.self_attn.",),
+        "model.layers.{layer}.post_attention_layernorm.weight": (
+            "model.layers.{layer}.mlp.",
+            "model.layers.{layer}.block_sparse_moe.",
+        ),
+        "model.norm.weight": ("lm_head.",),
+    },
 )
 
 SMOLLM3 = LLAMA.with_(

@@ -10,4 +10,5 @@ NEMOTRON = LLAMA.without(".gate_proj.weight", ".gate_proj.bias", "inv_freq").wit
     """,
     name="nemotron",
     model_types=("nemotron",),
+    rms_norms={},
 )

@@ -18,6 +18,7 @@ OLMO2 = _PLAIN.without(".input_layernorm.weight").with_(
     _QK_NORM + "model.layers.{layer}.post_feedforward_layernorm.weight  hidden",
     name="olmo2",
     model_types=("olmo2", "olmo3"),
+    rms_norms={},  # what reads the residual stream has no norm in front of it
     warns=_WARNS,
 )
 

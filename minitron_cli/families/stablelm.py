@@ -15,6 +15,7 @@ STABLELM = LLAMA.without("o_proj.bias", ".gate_proj.bias", ".up_proj.bias", ".do
     """,
     name="stablelm",
     model_types=("stablelm",),
+    rms_norms={},
     config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis != "head_dim"},
     requires={"qk_layernorm": False},
 )

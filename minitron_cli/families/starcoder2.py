@@ -20,5 +20,6 @@ STARCODER2 = LLAMA.without(*_MLP, "inv_freq").with_(
     """,
     name="starcoder2",
     model_types=("starcoder2",),
+    rms_norms={},
     defaults={"use_bias": True, "tie_word_embeddings": True},
 )

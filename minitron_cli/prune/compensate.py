@@ -68,13 +68,19 @@ class Fold:
     kept: np.ndarray
     dropped: np.ndarray
 
-    def apply(self, raw: np.ndarray, dtype: str) -> np.ndarray:
-        """Bits in, bits out; the sum is made in float32 (float64 where that is stored) and rounded once."""
+    whole = False  # rows can come in any blocks
+
+    def apply(self, raw: np.ndarray, dtype: str, columns: np.ndarray | None) -> np.ndarray:
+        """Bits in, bits out, rounded once; the columns are `kept`."""
+        return to_bits(self.values(raw, dtype), dtype)
+
+    def values(self, raw: np.ndarray, dtype: str) -> np.ndarray:
+        """The compensated rows in float32 (float64 where that is stored), in which the sum is made."""
         values = from_bits(raw, dtype)
         wide = np.float64 if dtype == "F64" else np.float32
         solved = self.by.transfer(self.input, self.kept, self.dropped).astype(wide, copy=False)
         values = values.astype(wide, copy=False)
-        return to_bits(values[:, self.kept] + values[:, self.dropped] @ solved, dtype)
+        return values[:, self.kept] + values[:, self.dropped] @ solved
 
 
 def transfer(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float) -> np.ndarray:
@@ -115,7 +121,9 @@ def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> flo
     return GRID[int(np.argmin(errors))]
 
 
-def check_request(method: str, ridge: str, head_merge: str | None, check: bool, select: str = "scores") -> None:
+def check_request(
+    method: str, ridge: str, head_merge: str | None, check: bool, select: str = "scores", rotate: bool = False
+) -> None:
     """Refuse what does not go together, before anything is read."""
     if method not in METHODS:
         raise MinitronError(f"--compensate {method!r} is unknown", f"one of {', '.join(METHODS)}")
@@ -126,6 +134,10 @@ def check_request(method: str, ridge: str, head_merge: str | None, check: bool, 
         raise MinitronError(
             f"--select {select} chooses by what compensation leaves, and there is none",
             "add --compensate least-squares",
+        )
+    if method == "none" and rotate:
+        raise MinitronError(
+            "--rotate refits by second moments what reads the residual stream", "add --compensate least-squares"
         )
     if method == "none":
         return

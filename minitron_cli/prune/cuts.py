@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
 from minitron_cli.prune.compensate import Compensation, Fold
 from minitron_cli.prune.repairs import Repair, repair_of
+from minitron_cli.prune.rotate import rotation_of
 from minitron_cli.spec.axes import Weight, positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -32,6 +34,17 @@ class Piece:
     partner: tuple[np.ndarray | None, ...] = ()  # with merged heads: what is subtracted from twice the kept
 
 
+class Change(Protocol):
+    """What makes new values out of a piece's rows, with all their columns: compensation, and turning the stream."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a piece has to come in one block."""
+
+    def apply(self, raw: np.ndarray, dtype: str, columns: np.ndarray | None) -> np.ndarray:
+        """Stored bits in and out; `columns` are the positions kept along the last dimension (None: all)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One output tensor: the pieces of the source tensor it is gathered from, in their order on disk."""
@@ -40,7 +53,7 @@ class Cut:
     source: TensorInfo
     pieces: tuple[Piece, ...]
     repair: Repair | None = None
-    fold: Fold | None = None
+    change: Change | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,10 @@ class Read:
 def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None = None) -> list[Cut]:
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
     assert compensation is None or plan.merge is None, "merged heads are not what the moments were taken of"
+    rotation = None
+    if plan.basis is not None:
+        assert compensation is not None, "what readers make of directions follows from second moments"
+        rotation = rotation_of(checkpoint, plan, compensation)
     found = []
     for match in checkpoint.matches.values():
         layer = None if match.layer is None else plan.target_layer(match.layer)
@@ -66,7 +83,9 @@ def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None =
         expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
         if match.expert is None or expert is not None:
             cut = _cut(checkpoint, plan, match, layer, expert)
-            found.append(cut if compensation is None else _compensated(cut, compensation))
+            fold = None if compensation is None else _fold_of(cut, compensation)
+            turn = None if rotation is None else rotation.turn_of(match, fold)
+            found.append(replace(cut, change=turn or fold))
     return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
 
 
@@ -85,12 +104,12 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
 
 
-def _compensated(cut: Cut, compensation: Compensation) -> Cut:
-    """The cut with what it folds in, if it is a linear map of which inputs go."""
+def _fold_of(cut: Cut, compensation: Compensation) -> Fold | None:
+    """What is folded in, if this is a linear map of which inputs go."""
     piece = cut.pieces[0]
     if len(piece.shape) != 2 or cut.repair is not None:
-        return cut
-    return replace(cut, fold=compensation.fold_of(cut.source.name, piece.keep[-1], piece.shape[-1]))
+        return None
+    return compensation.fold_of(cut.source.name, piece.keep[-1], piece.shape[-1])
 
 
 def _partners(
@@ -144,8 +163,8 @@ def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
     row_bytes = prod(piece.shape[1:]) * ITEM_BYTES[cut.source.dtype]
     step = max(1, block_bytes // max(1, row_bytes))
     kept = piece.keep[0]
-    if piece.partner:
-        step = piece.shape[0]  # a head and its partner may lie anywhere in the tensor
+    if piece.partner or (cut.change is not None and cut.change.whole):
+        step = piece.shape[0]  # a head's partner, and what a direction is made of, lie anywhere in the tensor
     for first in range(0, piece.shape[0], step):
         last = min(first + step, piece.shape[0])
         begin, num_bytes = piece.begin + first * row_bytes, (last - first) * row_bytes

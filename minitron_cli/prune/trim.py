@@ -156,8 +156,8 @@ def gather(read: Read, data: np.ndarray) -> memoryview:
     assert read.piece is not None
     dtype, piece = read.cut.source.dtype, read.piece
     rows = data.view(f"u{ITEM_BYTES[dtype]}").reshape(-1, *piece.shape[1:])
-    if read.cut.fold is not None:
-        return _bytes(read.cut.fold.apply(rows if read.rows is None else rows[read.rows], dtype))
+    if read.cut.change is not None:
+        return _bytes(read.cut.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1]))
     kept = _select(rows, read.rows, piece.keep)
     if piece.partner:
         taken = _select(rows, piece.partner[0], piece.partner)

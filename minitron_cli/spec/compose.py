@@ -11,6 +11,8 @@ def compose(first: Plan, second: Plan) -> Plan:
     assert dict(first.target.sizes) == dict(second.source.sizes), "the second plan cuts another model"
     assert first.merge is None, "merged heads are no choice of the source's"
     assert second.merge is None, "merged heads are no choice of the source's"
+    assert first.basis is None, "a turned residual stream has no channels of the source's"
+    assert second.basis is None, "a turned residual stream has no channels of the source's"
     kept = {}
     for axis in sorted({*first.kept, *second.kept}):
         outer, inner = _seen_by(first, second, axis), second.kept.get(axis)

@@ -30,6 +30,9 @@ class Family:
     `requires` holds config values that the table presupposes; a config that says otherwise is another architecture.
     `refuses` maps an axis that can not be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
+    `rms_norms` says how the residual stream is read: the line of each RMS norm, and what the names of the weights that
+    read behind it begin with. It is empty where the stream passes anything else (LayerNorm, norms behind a block's
+    halves): there it can not be turned (see prune/rotate). `norm_offset` is what those norms add to their weights.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Family:
     refuses: Mapping[str, str] = field(default_factory=dict)
     warns: Mapping[str, str] = field(default_factory=dict)
     repair: str | None = None
+    rms_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norm_offset: float = 0.0
 
     def with_(self, lines: str, **changes: Any) -> "Family":
         """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""

@@ -11,6 +11,8 @@ from minitron_cli.spec.merge import HeadMerge, head_merge
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
+ORTHONORMAL = 1e-4  # float32 columns of a few thousand rows are so to about 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -18,15 +20,18 @@ class Plan:
 
     An axis chosen anew in each layer has one row per *kept* layer: kept["ffn"] is (target layer, target ffn), and row i
     belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn).
+    `basis` (source hidden, target hidden) stands for the kept hidden channels where directions of the residual stream
+    stay instead: orthonormal columns, each a direction.
     """
 
     source: Shape
     target: Shape
     kept: Mapping[str, np.ndarray]
     merge: HeadMerge | None = None
+    basis: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        problems = plan_problems(self.source, self.target, self.kept)
+        problems = plan_problems(self.source, self.target, self.kept, self.basis)
         assert not problems, "; ".join(problems)
 
     def source_layer(self, layer: int) -> int:
@@ -61,13 +66,16 @@ def _place(kept: np.ndarray, index: int) -> int | None:
     return place if place < len(kept) and kept[place] == index else None
 
 
-def plan_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]) -> list[str]:
-    """Why these kept indices do not lead from `source` to `target`; empty when they do."""
-    problems = []
+def plan_problems(
+    source: Shape, target: Shape, kept: Mapping[str, np.ndarray], basis: np.ndarray | None = None
+) -> list[str]:
+    """Why these kept indices (and directions) do not lead from `source` to `target`; empty when they do."""
+    problems = [] if basis is None else _basis_problems(source, target, kept, basis)
+    free = {"expert_active"} if basis is None else {"expert_active", "hidden"}
     for axis in sorted({*source, *target, *kept}):
         if axis not in source or axis not in target:
             problems.append(f"{axis} is no axis of both shapes")
-        elif axis not in kept and source[axis] != target[axis] and axis != "expert_active":
+        elif axis not in kept and source[axis] != target[axis] and axis not in free:
             problems.append(f"{axis} changes from {source[axis]} to {target[axis]} without kept indices")
     if not problems:
         found = [_index_problem(source, target, axis, index) for axis, index in kept.items()]
@@ -84,6 +92,14 @@ def _index_problem(source: Shape, target: Shape, axis: str, index: np.ndarray) -
     return None if (np.diff(index, axis=-1) > 0).all() else f"{axis}: kept indices do not ascend"
 
 
+def _basis_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray], basis: np.ndarray) -> list[str]:
+    wanted = (source["hidden"], target["hidden"])
+    if "hidden" in kept or basis.shape != wanted or not np.isfinite(basis).all():
+        return [f"directions of the residual stream are {basis.shape}, not finite numbers {wanted} in place of indices"]
+    error = float(np.abs(basis.T @ basis - np.eye(wanted[1])).max())
+    return [] if error < ORTHONORMAL else [f"directions of the residual stream are not orthonormal (by {error:.1g})"]
+
+
 def _group_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]) -> list[str]:
     """The same number of query heads must stay in every kept KV group, and none outside."""
     if "kv" not in source or not {"head", "kv"} & kept.keys():
@@ -96,6 +112,13 @@ def _group_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]
     kv = kept.get("kv", np.broadcast_to(np.arange(source["kv"]), (rows, source["kv"])))
     left = [row for row in range(rows) if not np.array_equal(heads[row] // group, np.repeat(kv[row], per_group))]
     return [f"layers {left}: heads leave their KV group"] if left else []
+
+
+def hidden_origin(plan: Plan) -> np.ndarray | None:
+    """What the target's hidden channels are in the source: (source hidden, target hidden), None where none is cut."""
+    if plan.basis is not None:
+        return plan.basis
+    return np.eye(plan.source["hidden"])[:, plan.kept["hidden"]] if "hidden" in plan.kept else None
 
 
 def keep_all(shape: Shape) -> Plan:

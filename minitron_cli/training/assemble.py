@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from minitron_cli.checkpoint.provenance import read_plan
+from minitron_cli.spec.plan import hidden_origin
 from minitron_cli.training.branch import check_branch
 from minitron_cli.training.distributed import World, choose_device, shard, shard_frozen
 from minitron_cli.training.divergences import Divergence
@@ -83,7 +84,7 @@ def build_step(options: Options, models: Models, world: World, dtype: torch.dtyp
     student = load_student(models.student, from_scratch=options.from_scratch, seed=options.seed, trust_remote_code=code)
     teachers = [_teacher(path, options, world, dtype) for path in models.teachers]
     objective = objective_of(options, models, student, teachers)
-    step = KDStep(student, teachers, objective, kept_hidden=_kept_hidden(models.student, teachers), seed=options.seed)
+    step = KDStep(student, teachers, objective, origin=_origin(models.student, teachers), seed=options.seed)
     for teacher in teachers:
         if options.shard_teacher:
             shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
@@ -131,10 +132,9 @@ def _teacher(path: Path, options: Options, world: World, dtype: torch.dtype) -> 
     return teacher if options.shard_teacher and world.size > 1 else teacher.to(device)
 
 
-def _kept_hidden(student: Path, teachers: list[nn.Module]) -> np.ndarray | None:
-    """Where the student's channels came from, when it was cut from a model as wide as its (first) teacher."""
+def _origin(student: Path, teachers: list[nn.Module]) -> np.ndarray | None:
+    """What the student's channels were, when it was cut from a model as wide as its (first) teacher."""
     plan = read_plan(student)
-    if plan is None or not teachers or "hidden" not in plan.kept:
+    if plan is None or not teachers or plan.source["hidden"] != teachers[0].config.hidden_size:  # type: ignore[union-attr]
         return None
-    width = teachers[0].config.hidden_size  # type: ignore[union-attr]
-    return plan.kept["hidden"] if plan.source["hidden"] == width else None
+    return hidden_origin(plan)

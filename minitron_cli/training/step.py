@@ -33,7 +33,7 @@ class KDStep(nn.Module):
         teacher: nn.Module | Sequence[nn.Module] | None = None,
         objective: Objective = LOGITS_ONLY,
         *,
-        kept_hidden: np.ndarray | None = None,
+        origin: np.ndarray | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class KDStep(nn.Module):
         self.projection: nn.Linear | None = None
         if pairs:
             widths = (_width(student), _width(self._teachers[0]))
-            self.projection = projection(*widths, kept_hidden, seed)
+            self.projection = projection(*widths, origin, seed)
             self.register_buffer("alpha", torch.tensor(objective.alpha or 0.0))
 
     @property

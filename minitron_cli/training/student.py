@@ -104,23 +104,22 @@ def _final_norm(backbone: nn.Module) -> nn.Module:
 
 
 def projection(
-    student_hidden: int, teacher_hidden: int, kept: np.ndarray | None = None, seed: int = 0
+    student_hidden: int, teacher_hidden: int, origin: np.ndarray | None = None, seed: int = 0
 ) -> nn.Linear | None:
     """The linear map student -> teacher shared by all pairs: weight (teacher_hidden, student_hidden), no bias.
 
-    With the kept hidden indices it starts as the selection matrix, which puts every channel where it came from: a
-    pruned student starts with the loss its cut deserves, not with that of a random map. Without them it starts as a
-    random isometry. None where the widths are equal: the channels mean the same already, and a learned map could only
-    hide a difference that the next block will see.
+    With `origin` (teacher_hidden, student_hidden), the channels or directions that the student has kept, it starts as
+    that, which puts every channel where it came from: a pruned student starts with the loss its cut deserves, not with
+    that of a random map. Without it, it starts as a random isometry. None where the widths are equal: the channels mean
+    the same already, and a learned map could only hide a difference that the next block will see.
     """
     if student_hidden == teacher_hidden:
         return None
     layer = nn.Linear(student_hidden, teacher_hidden, bias=False)
     with torch.no_grad():
-        if kept is not None:
-            assert len(kept) == student_hidden, f"{len(kept)} kept channels for a student of width {student_hidden}"
-            layer.weight.zero_()
-            layer.weight[torch.as_tensor(kept), torch.arange(student_hidden)] = 1.0
+        if origin is not None:
+            assert origin.shape == (teacher_hidden, student_hidden), f"an origin {origin.shape}"
+            layer.weight.copy_(torch.as_tensor(origin))
         else:
             nn.init.orthogonal_(layer.weight, generator=torch.Generator().manual_seed(seed))
     return layer

@@ -222,7 +222,7 @@ def test_states_are_read_behind_the_norm_that_reads_them(pair: tuple[nn.Module, 
 
 def test_projection_starts_as_the_selection_of_the_kept_channels() -> None:
     kept = np.array([1, 2, 5])
-    layer = projection(3, 7, kept)
+    layer = projection(3, 7, np.eye(7)[:, kept])
     assert layer is not None
     wide = torch.randn(7)
     expected = torch.zeros(7)

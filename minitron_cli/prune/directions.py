@@ -1,0 +1,165 @@
+"""Which directions of the residual stream stay, and how the stream is told from them.
+
+With x^ = x / rms(x), what an RMS norm makes of the stream before its weights, and M = E[x^ x^T], taken from the second
+moments behind each norm: the basis Q holds what readers see most of, the leading eigenvectors of the sum over norms of
+S^1/2 G S^1/2, with S the mean of M over the norms and G the Gram matrices of the readers' W diag(w), each reader scaled
+to an output of mean square 1.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import numpy as np
+
+from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
+from minitron_cli.checkpoint.moments_file import Input
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.prune.compensate import Compensation
+from minitron_cli.prune.repairs import from_bits
+from minitron_cli.spec.axes import Weight, axes_of
+from minitron_cli.spec.family import Family, Match
+from minitron_cli.spec.plan import Plan
+
+_BLOCK = 64 << 20  # bytes of a weight that are turned to float32 at once
+_DOUBLE = 2048  # up to this width products are float64
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm of the source: its line and layer, its effective weights w (hidden,), and the moments behind it."""
+
+    line: str
+    layer: int | None
+    weight: np.ndarray
+    input: Input
+
+    @property
+    def size(self) -> float:
+        """The root mean square of the weights."""
+        return float(np.sqrt(np.mean(np.square(self.weight))))
+
+
+def by_directions(checkpoint: Checkpoint, plan: Plan, hidden: int, compensation: Compensation) -> Plan:
+    """The plan with `hidden` directions of the residual stream; `plan` keeps all channels."""
+    check_rotation(checkpoint.family)
+    assert "hidden" not in plan.kept, "channels and directions of one stream"
+    norms = list(norms_of(checkpoint, plan, compensation))
+    basis = leading(checkpoint, norms, hidden, compensation).astype(np.float32)
+    return replace(plan, target=plan.target.with_(hidden=hidden), basis=basis)
+
+
+def check_rotation(family: Family, cut: bool = True) -> None:
+    """Refuse a family whose residual stream can not be turned, and a stream of which nothing is `cut`."""
+    if not cut:
+        raise MinitronError("--rotate says how the hidden axis is cut, and it is not", "add --hidden, or leave it out")
+    if not family.rms_norms:
+        raise MinitronError(
+            f"{family.name} models can not be cut along directions: their residual stream passes more than RMS norms "
+            "in front of attention, MLP and head",
+            "leave --rotate out: channels can be cut in any family",
+        )
+
+
+def leading(checkpoint: Checkpoint, norms: list[Norm], hidden: int, by: Compensation) -> np.ndarray:
+    """Q (source hidden, hidden) float64: what the readers see most of, most of it first."""
+    mean = np.zeros((len(norms[0].weight),) * 2)
+    seen = np.zeros_like(mean)
+    for norm in norms:
+        moment = normalised(norm, by)
+        mean += moment / np.trace(moment)
+        readers = readers_of(checkpoint, norm)
+        for match in readers:
+            gram = gram_of(checkpoint.tensors[match.name]) * np.outer(norm.weight, norm.weight)
+            seen += gram / (np.sum(gram * moment) * len(readers))
+    values, vectors = np.linalg.eigh(mean)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    values, vectors = np.linalg.eigh(root @ seen @ root)
+    return vectors[:, ::-1][:, :hidden]
+
+
+def readers_of(checkpoint: Checkpoint, norm: Norm) -> list[Match]:
+    """Everything that reads the stream behind a norm; a tied head is the embedding."""
+    every, family = checkpoint.matches.values(), checkpoint.family
+    behind = [m for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.line]
+    return behind or [m for m in every if is_embedding(m.weight)]
+
+
+def gram_of(info: TensorInfo) -> np.ndarray:
+    """W^T W of a weight, all dimensions but the last as rows: (last, last) float64."""
+    gram = np.zeros((info.shape[-1],) * 2)
+    for block in blocks(info):
+        gram += block.T @ block
+    return gram
+
+
+def normalised(norm: Norm, by: Compensation) -> np.ndarray:
+    """E[x^ x^T] in front of a norm's weights: (hidden, hidden) float64; 0 for channels that the weights hide."""
+    inverse = np.divide(1.0, norm.weight, out=np.zeros_like(norm.weight), where=norm.weight != 0)
+    return by.moments.mean(norm.input) * np.outer(inverse, inverse)
+
+
+def scale_of(moment: np.ndarray, basis: np.ndarray) -> float:
+    """How much larger x^ is than the student's normalised stream, which has mean square 1 over fewer numbers."""
+    share = float(np.sum((moment @ basis) * basis) / np.trace(moment))
+    return sqrt(share * len(moment) / basis.shape[1])
+
+
+def foretell(moment: np.ndarray, basis: np.ndarray, ridge: float) -> np.ndarray:
+    """F, the least-squares map from z = Q^T x^ to x^: moment (n, n), basis (n, k) -> (n, k) float64.
+
+    F = Q + (M Q - Q Q^T M Q) (Q^T M Q + ridge diag)^-1: the ridge pulls towards Q, which loses nothing of what z holds.
+    """
+    wide = np.float64 if len(moment) <= _DOUBLE else np.float32
+    basis = basis.astype(wide)
+    across = moment.astype(wide) @ basis
+    inner = basis.T @ across
+    outside = (across - basis @ inner).astype(np.float64)
+    inner = inner.astype(np.float64)
+    diagonal = np.diagonal(inner).copy()
+    inner[np.diag_indices_from(inner)] += np.maximum(ridge * diagonal, 1e-12 * diagonal.mean())
+    return basis + np.linalg.solve(inner, outside.T).T
+
+
+def norms_of(checkpoint: Checkpoint, plan: Plan, by: Compensation) -> Iterator[Norm]:
+    """The norms that read the stream in the layers that stay, the final one last."""
+    check_rotation(checkpoint.family)
+    for match in checkpoint.matches.values():
+        kept = match.layer is None or plan.target_layer(match.layer) is not None
+        if match.weight.name not in checkpoint.family.rms_norms or not kept:
+            continue
+        weight = next(blocks(checkpoint.tensors[match.name])).reshape(-1) + checkpoint.family.norm_offset
+        yield Norm(match.weight.name, match.layer, weight, _input(checkpoint, match, by))
+
+
+def _input(checkpoint: Checkpoint, norm: Match, by: Compensation) -> Input:
+    """The moments of what a norm gives: those of any of its readers; outside of the layers there is but one."""
+    every, family = checkpoint.matches.values(), checkpoint.family
+    behind = {m.name for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.weight.name}
+    for one in by.moments.inputs:
+        if one.axis == "hidden" and one.layer == norm.layer and (norm.layer is None or behind & set(one.readers)):
+            return one
+    raise MinitronError(f"there are no second moments of what {norm.name} gives", "measure again with --second-moments")
+
+
+def norm_of(family: Family, weight: Weight) -> str | None:
+    """The line of the norm behind which a weight reads the stream, None for all that does not read it."""
+    if len(weight.dims) < 2 or weight.junk or axes_of(weight.dims[-1]) != ("hidden",):
+        return None
+    return next((line for line, starts in family.rms_norms.items() if weight.name.startswith(starts)), None)
+
+
+def is_embedding(weight: Weight) -> bool:
+    return [axes_of(dim) for dim in weight.dims] == [("vocab",), ("hidden",)] and not weight.optional
+
+
+def blocks(info: TensorInfo) -> Iterator[np.ndarray]:
+    """A weight in blocks of whole rows, all dimensions but the last as rows: (row, last) float32 (or float64)."""
+    item, width = ITEM_BYTES[info.dtype], info.shape[-1]
+    rows, step = info.num_bytes // item // width, max(1, _BLOCK // (4 * width))
+    for first in range(0, rows, step):
+        count = min(step, rows - first) * width
+        raw = np.fromfile(info.file, f"u{item}", count, offset=info.begin + first * width * item)
+        values = from_bits(raw.reshape(-1, width), info.dtype)
+        yield values if info.dtype == "F64" else values.astype(np.float32, copy=False)

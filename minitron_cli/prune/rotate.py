@@ -1,0 +1,147 @@
+"""Turning the residual stream: its leading directions stay in the place of single channels.
+
+Every block reads the stream x through an RMS norm, as x^ = x / rms(x), and a product with the norm's weights. With an
+orthonormal basis Q (hidden, kept) the student's stream is z = Q^T x, and nothing in its architecture shows it:
+
+    embedding E -> E Q,   writers W -> Q^T W,   readers W -> W diag(w / c) F,   norms w -> c s
+
+F, the least-squares map from Q^T x^ to x^, follows from M = E[x^ x^T] and so from the second moments behind each norm.
+The student's norm divides by the root mean square of fewer numbers: s makes up for it. c is the root mean square of the
+norm's weights, so that matrices keep the magnitude that they were trained at. With all directions kept all of it is
+exact. A head that is tied to the embedding can not be refitted by itself: there the final norm's weights are those
+under which the turned embedding comes closest to the head wanted.
+
+SliceGPT (arXiv 2401.15024) turns the stream too, by a basis for each block and matrices on the residual path that no
+Hugging Face architecture has; one basis for all needs none.
+"""
+
+from dataclasses import dataclass, field
+from math import sqrt
+
+import numpy as np
+
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.prune.compensate import RIDGE, Compensation, Fold
+from minitron_cli.prune.directions import (
+    Norm,
+    foretell,
+    gram_of,
+    is_embedding,
+    norm_of,
+    normalised,
+    norms_of,
+    scale_of,
+)
+from minitron_cli.prune.repairs import from_bits, to_bits
+from minitron_cli.spec.axes import axes_of
+from minitron_cli.spec.family import Match
+from minitron_cli.spec.plan import Plan
+
+_TIED_RIDGE = 1e-6
+_HELD = 4  # maps held: the readers of one norm do not lie next to each other on disk
+
+
+@dataclass(slots=True)
+class Rotation:
+    """A plan's basis, and what turns each tensor into it."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    compensation: Compensation
+    norms: dict[tuple[str, int | None], Norm]
+    _held: dict[tuple[str, int | None], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def basis(self) -> np.ndarray:
+        assert self.plan.basis is not None
+        return self.plan.basis
+
+    def turn_of(self, match: Match, fold: Fold | None) -> "Turn | None":
+        """What becomes of a tensor, or None where it has no part in the stream. `fold` cuts its other inputs."""
+        weight = match.weight
+        if not any("hidden" in axes_of(dim) for dim in weight.dims):
+            return None
+        if weight.name in self.checkpoint.family.rms_norms:
+            return Turn(self, "norm", (weight.name, match.layer))
+        line = norm_of(self.checkpoint.family, weight)
+        if line is not None:
+            return Turn(self, "reader", (line, match.layer))
+        return Turn(self, "embedding" if is_embedding(weight) else "writer", fold=fold)
+
+    def reading(self, key: tuple[str, int | None]) -> np.ndarray:
+        """diag(w / c) F of a norm: (hidden, kept) float32."""
+        if key not in self._held:
+            while len(self._held) >= _HELD:
+                del self._held[next(iter(self._held))]
+            norm = self.norms[key]
+            ridge = RIDGE if self.compensation.ridge is None else self.compensation.ridge
+            solved = foretell(normalised(norm, self.compensation), self.basis, ridge)
+            self._held[key] = (norm.weight[:, None] / norm.size * solved).astype(np.float32)
+        return self._held[key]
+
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by, so that a model that scales them by sqrt(hidden) goes on as before."""
+        if self.checkpoint.family.repair is None:
+            return 1.0
+        assert self.checkpoint.family.repair == "sqrt_hidden", self.checkpoint.family.repair
+        return sqrt(self.plan.source["hidden"] / self.plan.target["hidden"])
+
+    def norm_weights(self, key: tuple[str, int | None]) -> np.ndarray:
+        """Effective weights of a norm (kept,): all the same, but for a final norm with a head tied to the embedding."""
+        moment = normalised(self.norms[key], self.compensation)
+        scale = self.norms[key].size * scale_of(moment, self.basis)
+        if any(norm_of(self.checkpoint.family, m.weight) == key[0] for m in self.checkpoint.matches.values()):
+            return np.full(self.plan.target["hidden"], scale)
+        return self._tied(key, self.basis.T @ moment @ self.basis, scale)
+
+    def _tied(self, key: tuple[str, int | None], moment: np.ndarray, scale: float) -> np.ndarray:
+        """g (kept,) with the least E |E' diag(g) u - E diag(w) F z|^2: E' the turned embedding, z = Q^T x^ = s u.
+
+        With A = E'^T E', B = E'^T E diag(w / c) F and C = E[z z^T], (A * C) g = c s (B * C) 1, products by element.
+        """
+        (embedding,) = (m for m in self.checkpoint.matches.values() if is_embedding(m.weight))
+        gram = gram_of(self.checkpoint.tensors[embedding.name])
+        turned = self.embedding_scale() * self.basis.astype(np.float64)
+        own = (turned.T @ gram @ turned) * moment
+        own[np.diag_indices_from(own)] *= 1 + _TIED_RIDGE
+        return scale * np.linalg.solve(own, ((turned.T @ gram @ self.reading(key)) * moment).sum(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Rows of a tensor as they are stored -> rows in the basis. Writers mix rows, so they need all of them at once."""
+
+    by: Rotation
+    role: str  # norm, reader, embedding or writer
+    norm: tuple[str, int | None] = ("", None)
+    fold: Fold | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a piece has to come in one block."""
+        return self.role in ("writer", "norm")
+
+    def apply(self, raw: np.ndarray, dtype: str, columns: np.ndarray | None) -> np.ndarray:
+        """Bits in, bits out; `columns` are the positions kept of a writer's inputs (None: all). Rounded once."""
+        wide = np.float64 if dtype == "F64" else np.float32
+        if self.role == "norm":
+            return to_bits(
+                (self.by.norm_weights(self.norm) - self.by.checkpoint.family.norm_offset).astype(wide), dtype
+            )
+        if self.role == "writer":
+            kept = self.fold.values(raw, dtype) if self.fold else _columns(from_bits(raw, dtype), columns)
+            return to_bits(self.by.basis.astype(wide).T @ kept.astype(wide, copy=False), dtype)
+        values = from_bits(raw, dtype).astype(wide, copy=False)
+        if self.role == "embedding":
+            return to_bits(values @ (self.by.embedding_scale() * self.by.basis).astype(wide), dtype)
+        return to_bits(values @ self.by.reading(self.norm).astype(wide, copy=False), dtype)
+
+
+def _columns(values: np.ndarray, columns: np.ndarray | None) -> np.ndarray:
+    return values if columns is None else np.take(values, columns, axis=-1)
+
+
+def rotation_of(checkpoint: Checkpoint, plan: Plan, compensation: Compensation) -> Rotation:
+    """What turns `checkpoint` into the plan's basis."""
+    norms = {(norm.line, norm.layer): norm for norm in norms_of(checkpoint, plan, compensation)}
+    return Rotation(checkpoint, plan, compensation, norms)

@@ -1,0 +1,210 @@
+"""The turned residual stream: exact with all directions, and where it has no more than stay; refused elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minitron_cli.__main__ import run as minitron
+from minitron_cli.checkpoint.provenance import read_plan
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.families import FAMILIES, family_of
+from minitron_cli.prune.compensate import open_compensation
+from minitron_cli.prune.directions import by_directions, foretell, leading, norms_of, scale_of
+from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.prune.verify import verify
+from minitron_cli.spec.plan import Plan, hidden_origin, keep_all
+from minitron_cli.training.student import projection
+from tests.prune.cutting import difference, load, logits_of, plan_for, random_scores, sizes_for
+from tests.prune.test_compensate import measure, random_rows
+from tests.toys import TOY_CONFIGS, make_toy
+
+TURNS = [t for t in TOY_CONFIGS if family_of(t).rms_norms]
+STAYS = [t for t in TOY_CONFIGS if not family_of(t).rms_norms]
+UNTIED = {"tie_word_embeddings": False}
+
+
+def turn(source: Path, plan: Plan, hidden: int, output: Path, rows: np.ndarray) -> Plan:
+    """Cut along directions by the moments on `rows`; returns the plan."""
+    checkpoint = open_checkpoint(source)
+    by = open_compensation(measure(source, output.with_name(f"{output.name}.safetensors"), rows), 1e-9)
+    plan = by_directions(checkpoint, plan, hidden, by)
+    write_pruned(checkpoint, plan, output, compensation=by)
+    return plan
+
+
+@pytest.mark.parametrize("family", TURNS)
+def test_with_all_directions_the_function_stays(tmp_path, family):
+    source = make_toy(family, tmp_path / "source", **UNTIED)
+    plan = turn(source, whole(source), 48, tmp_path / "turned", random_rows(24, 16))
+    assert np.abs(plan.basis - np.eye(48)).max() > 0.1  # the weights are others
+    assert difference(logits_of(tmp_path / "turned"), logits_of(source)) < 1e-3
+
+
+def whole(path: Path) -> Plan:
+    return keep_all(open_checkpoint(path).shape)
+
+
+def flatten(model: torch.nn.Module, rank: int) -> None:
+    """Let everything that writes to the residual stream write into one subspace of this many dimensions."""
+    some = torch.linalg.qr(torch.randn(48, rank, generator=torch.Generator().manual_seed(3)))[0]
+    inside = some @ some.T
+    for name, tensor in model.state_dict().items():
+        if "embed_tokens" in name:
+            tensor.copy_(tensor @ inside)
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj", "w2.weight")):
+            tensor.copy_(inside @ tensor)
+
+
+@pytest.mark.parametrize("family", [t for t in TURNS if t != "olmoe"])  # its width is tied to its heads
+def test_exact_where_the_stream_has_no_more_directions(tmp_path, family):
+    source = make_toy(family, tmp_path / "full", **UNTIED)
+    model = load(source)
+    with torch.no_grad():
+        flatten(model, 36)
+    model.save_pretrained(tmp_path / "flat")
+    turn(tmp_path / "flat", whole(tmp_path / "flat"), 36, tmp_path / "out", random_rows(24, 16))
+    expected = logits_of(tmp_path / "flat")
+    assert difference(logits_of(tmp_path / "out"), expected) < 2e-3
+    turn(source, whole(source), 36, tmp_path / "control", random_rows(24, 16))
+    assert difference(logits_of(tmp_path / "control"), logits_of(source)) > 0.05
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_tied_head_is_exact_where_its_norm_is_even(tmp_path, family):
+    """Uneven weights of the final norm can not be turned with a tied embedding; even ones can."""
+    source = make_toy(family, tmp_path / "source", tie_word_embeddings=True)
+    model = load(source)
+    with torch.no_grad():
+        flatten(model, 36)
+        model.model.norm.weight.fill_(0.7)
+    model.save_pretrained(tmp_path / "even")
+    turn(tmp_path / "even", whole(tmp_path / "even"), 36, tmp_path / "out", random_rows(24, 16))
+    assert "lm_head.weight" not in open_checkpoint(tmp_path / "out").tensors
+    assert difference(logits_of(tmp_path / "out"), logits_of(tmp_path / "even")) < 2e-3
+
+
+def test_the_tied_norm_is_the_best_there_is(tmp_path):
+    """Against least squares over single tokens: g that brings the turned embedding's logits closest to those wanted."""
+    source = make_toy("llama", tmp_path / "source", tie_word_embeddings=True)
+    rows = random_rows(24, 16)
+    plan = turn(source, whole(source), 36, tmp_path / "out", rows)
+    old, new = load(source).state_dict(), load(tmp_path / "out").state_dict()
+    with torch.no_grad():
+        normed = load(source).model(torch.from_numpy(rows)).last_hidden_state.reshape(-1, 48).double().numpy()
+    weight = old["model.norm.weight"].double().numpy()
+    streams = normed / weight
+    moment = streams.T @ streams / len(streams)
+    z = streams @ plan.basis
+    wanted = (z @ foretell(moment, plan.basis, 1e-9).T * weight) @ old["model.embed_tokens.weight"].double().numpy().T
+    turned = new["model.embed_tokens.weight"].double().numpy()
+    design = np.einsum("vk,tk->tvk", turned, z / scale_of(moment, plan.basis)).reshape(-1, 36)
+    best = np.linalg.lstsq(design, wanted.reshape(-1), rcond=None)[0]
+    np.testing.assert_allclose(new["model.norm.weight"].numpy(), best, rtol=1e-2, atol=1e-2)
+
+
+def test_directions_lose_less_of_what_readers_read_than_channels_or_variance(tmp_path):
+    source = make_toy("llama", tmp_path / "source")
+    checkpoint = open_checkpoint(source)
+    by = open_compensation(measure(source, tmp_path / "s.safetensors", random_rows(32, 16)), 1e-9)
+    norms = list(norms_of(checkpoint, keep_all(checkpoint.shape), by))
+    state = {name: tensor.double().numpy() for name, tensor in load(source).state_dict().items()}
+
+    def lost(basis: np.ndarray) -> float:
+        """Mean over readers of the share of their output's energy that is lost, by plain least squares."""
+        shares = []
+        for norm in norms:
+            moment = by.moments.mean(norm.input) / np.outer(norm.weight, norm.weight)
+            off = (
+                np.eye(48) - np.linalg.lstsq((basis.T @ moment @ basis).T, basis.T @ moment, rcond=None)[0].T @ basis.T
+            )
+            for reader in norm.input.readers or ("model.embed_tokens.weight",):
+                weight = state[reader] * norm.weight
+                shares.append(np.trace(weight @ off @ moment @ off.T @ weight.T) / np.trace(weight @ moment @ weight.T))
+        return float(np.mean(shares))
+
+    mean = sum(by.moments.mean(n.input) / np.outer(n.weight, n.weight) for n in norms)
+    variance = np.linalg.eigh(mean)[1][:, ::-1][:, :24]
+    channels = np.eye(48)[:, np.argsort(-np.diagonal(mean))[:24]]
+    found = leading(checkpoint, norms, 24, by)
+    assert lost(found) < lost(variance) < lost(channels)
+
+
+def test_with_every_other_axis_cut_too(tmp_path):
+    """Everything at once, in every family that turns: it loads, its shape is right, and it can be cut again."""
+    for family in TURNS:
+        source = make_toy(family, tmp_path / family)
+        checkpoint = open_checkpoint(source)
+        sizes = sizes_for(family, "all")
+        shape = target_shape(checkpoint, Target(sizes)).with_(hidden=48)
+        wide = make_plan(checkpoint.shape, shape, Target(sizes), random_scores(checkpoint.shape))
+        output = tmp_path / f"{family}-out"
+        turn(source, wide, sizes["hidden"], output, random_rows(8, 16))
+        assert open_checkpoint(output).shape == checkpoint.shape.with_(**sizes)
+        assert torch.isfinite(logits_of(output)).all()
+        again = plan_for(open_checkpoint(output), {"layer": 1})
+        write_pruned(open_checkpoint(output), again, tmp_path / f"{family}-again")
+        assert torch.isfinite(logits_of(tmp_path / f"{family}-again")).all()
+
+
+@pytest.mark.parametrize("family", STAYS)
+def test_other_families_are_refused(toy, tmp_path, family):
+    checkpoint = open_checkpoint(toy(family))
+    by = open_compensation(measure(toy(family), tmp_path / "s.safetensors", random_rows(2, 5)), 1e-2)
+    with pytest.raises(MinitronError, match="can not be cut along directions"):
+        by_directions(checkpoint, keep_all(checkpoint.shape), 36, by)
+
+
+def test_every_norm_line_stands_in_its_table():
+    for family in FAMILIES:
+        lines = {weight.name for weight in family.weights}
+        assert set(family.rms_norms) <= lines
+        if family.rms_norms:  # RMS norms have no bias, and no other norm sees the stream
+            assert not [n for n in lines if "norm" in n and n.endswith("bias")], family.name
+
+
+def test_the_plan_travels_and_is_checked(tmp_path):
+    source = make_toy("llama", tmp_path / "source")
+    plan = turn(source, whole(source), 36, tmp_path / "out", random_rows(4, 9))
+    read = read_plan(tmp_path / "out")
+    assert read is not None
+    np.testing.assert_array_equal(read.basis, plan.basis)
+    assert verify(tmp_path / "out", str(source))["problems"] == []
+    layer = projection(36, 48, hidden_origin(read))
+    assert layer is not None
+    np.testing.assert_array_equal(layer.weight.detach().numpy(), plan.basis)
+    with pytest.raises(AssertionError, match="not orthonormal"):
+        Plan(plan.source, plan.target, {}, basis=2 * plan.basis)
+    with pytest.raises(AssertionError, match="in place of indices"):
+        Plan(plan.source, plan.target, {}, basis=plan.basis[:40])
+
+
+def test_the_command_measures_turns_and_distills(toy, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i} of a text, {i * 7} words and more of them\n" for i in range(300)))
+    measured = ["--data", str(text), "--samples", "8", "--seq-len", "16"]
+    line = ["prune", str(toy("llama")), "--hidden", "36", "--compensate", "least-squares", "--rotate"]
+    assert minitron([*line, *measured, "-o", str(tmp_path / "small"), "--json"]) == 0
+    assert minitron(["verify", str(tmp_path / "small"), "--source", str(toy("llama"))]) == 0
+    train = ["--data", str(text), "--steps", "2", "--batch", "2", "--seq-len", "16"]
+    train += ["--loss", "logits+hidden+embedding"]
+    distill = ["distill", str(tmp_path / "small"), "--teacher", str(toy("llama")), *train, "-o", str(tmp_path / "out")]
+    assert minitron(distill) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hidden", "36", "--rotate"], "--rotate refits by second moments"),
+        (["--ffn", "56", "--rotate", "--compensate", "least-squares"], "--rotate says how the hidden axis is cut"),
+        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no scores for the second moments"),
+    ],
+)
+def test_what_does_not_go_together(toy, tmp_path, capsys, options, message):
+    assert minitron(["prune", str(toy("llama")), *options, "-o", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
