@@ -8,6 +8,7 @@ from minitron_cli.report.draw.svg import unique
 from minitron_cli.report.html import Html, figure, missing, section, table, tag
 from minitron_cli.report.read.kept import AxisKept, axes_kept, scores_of
 from minitron_cli.report.read.values import Model, Run
+from minitron_cli.spec.plan import Plan
 
 
 def kept(run: Run) -> Html:
@@ -23,7 +24,7 @@ def kept(run: Run) -> Html:
 def _cut(model: Model, run: Run) -> Html:
     assert model.plan is not None
     axes = axes_kept(model.plan, scores_of(model, run.scores))
-    rows = [_row(axis) for axis in axes]
+    rows = [*_directions(model.plan), *(_row(axis) for axis in axes)]
     columns = ("axis", "source", "kept", "share of units", "share of importance", "per layer")
     parent = run.model(model.parent)
     shares = ""
@@ -34,6 +35,14 @@ def _cut(model: Model, run: Run) -> Html:
     )
     grid = table(columns, rows, caption=f"What {model.name} kept, axis by axis")
     return tag("article", head, grid, [_picture(model, axis) for axis in axes])
+
+
+def _directions(plan: Plan) -> list[list[object]]:
+    """The row of a residual stream that was turned: it keeps directions, which stand nowhere in the source."""
+    if plan.basis is None:
+        return []
+    source, target = plan.basis.shape
+    return [["directions of the residual stream", f"{source:,}", f"{target:,}", text.share(target / source), "–", "–"]]
 
 
 def _row(axis: AxisKept) -> list[object]:
