@@ -67,8 +67,8 @@ class SecondMoments:
             rows = range(len(x))[batch.half(half)]
             if not rows:
                 continue
-            tokens = torch.cat([x[row, slice(*spans[row])] for row in rows]).float()
-            self._sums[key][half] += tokens.T @ tokens
+            tokens = torch.cat([x[row, slice(*spans[row])] for row in rows])
+            _add_gram(self._sums[key][half], tokens)
             self._tokens[key][half] += len(tokens)
 
     def _routed_readers(self, site: Site) -> list[str]:
@@ -104,6 +104,21 @@ class SecondMoments:
             if self._output.exists():
                 shutil.rmtree(self._output)
             self._partial.replace(self._output)
+
+
+def _add_gram(total: Tensor, tokens: Tensor) -> None:
+    """Add x^T x of tokens (token, n) to the sum (n, n), in float32 at least.
+
+    Products of half-precision numbers are exact in float32, so that a GPU may multiply them as they are.
+    """
+    if tokens.is_cuda and tokens.element_size() == 2:
+        total += torch.mm(tokens.T, tokens, out_dtype=torch.float32)
+        return
+    tokens = tokens.float()
+    if total.dtype == tokens.dtype:
+        total.addmm_(tokens.T, tokens)
+    else:
+        total += tokens.T @ tokens
 
 
 def _is_head(weight: Any) -> bool:

@@ -1,0 +1,72 @@
+"""What compensation costs: the second moments as a share of the calibration pass, the solving as a share of the prune.
+
+    python -m tests.benchmarks.moments [--size 1.2b] [--samples 16] [--seq-len 512] [--directory DIR]
+
+Writes a Llama-shaped checkpoint of random bf16 weights and runs the commands as they are typed, each in a process of
+its own: `importance` without and with --second-moments, then `prune` to one width, plain, compensated and turned. One
+line each: seconds, processor seconds, peak memory above an idle interpreter, and the ratio to the plain one.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests.benchmarks.prune import SHAPES, make_checkpoint, timed
+from tests.toys import toy_tokenizer
+
+
+def make_text(file: Path, samples: int, seq_len: int) -> None:
+    """Random lower-case text, enough for this many windows of a tokenizer of characters."""
+    letters = np.random.default_rng(0).integers(97, 123, (samples, 2 * seq_len), dtype=np.uint8)
+    file.write_text("".join(json.dumps({"text": bytes(row).decode()}) + "\n" for row in letters))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SHAPES, default="1.2b")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--directory", type=Path, help="where to work [default: a temporary directory]")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
+        work = Path(name)
+        source, text = work / "source", work / "text.jsonl"
+        make_checkpoint(source, options.size)
+        toy_tokenizer(97).save_pretrained(source)
+        make_text(text, options.samples, options.seq_len)
+        idle = timed([sys.executable, "-c", "pass"])[1]
+        minitron = [sys.executable, "-m", "minitron_cli"]
+        measure = [*minitron, "importance", str(source), "--data", str(text), "--dtype", "bfloat16", "--samples",
+                   str(options.samples), "--seq-len", str(options.seq_len)]  # fmt: skip
+        scores = work / "moments.safetensors"
+        show_all({
+            "importance": [*measure, "-o", str(work / "plain.safetensors")],
+            "with second moments": [*measure, "--second-moments", "-o", str(scores)],
+        }, idle)  # fmt: skip
+        sizes = [word for axis, size in SHAPES[options.size][1].items() for word in (f"--{axis}", str(size))]
+        cut = [*minitron, "prune", str(source), "--scores", str(scores), *sizes]
+        folded = [*cut, "--compensate", "least-squares"]
+        show_all({
+            "prune": [*cut, "-o", str(work / "cut")],
+            "compensated": [*folded, "-o", str(work / "folded")],
+            "neurons by residual": [*folded, "--select", "residual", "-o", str(work / "residual")],
+            "and turned": [*folded, "--select", "residual", "--rotate", "-o", str(work / "turned")],
+        }, idle)  # fmt: skip
+
+
+def show_all(commands: dict[str, list[str]], idle: int) -> None:
+    """Run the commands one after the other; ratios are to the first."""
+    plain = 0.0
+    for name, command in commands.items():
+        seconds, peak, processor = timed(command)
+        plain = plain or seconds
+        memory = (peak - idle) / 1e6
+        print(f"{name:<22}{seconds:8.1f} s{processor:9.1f} CPU s{memory:9,.0f} MB{seconds / plain:8.2f} x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
