@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from minitron_cli.checkpoint.moments_file import moments_digest, moments_path, open_moments
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
+from minitron_cli.importance.second_moments import _add_gram
 
 
 @pytest.fixture
@@ -54,3 +56,11 @@ def test_moments_are_measured_once_and_named_by_the_scores(toy, options, tmp_pat
 def test_metrics_without_a_pass_have_no_moments(options):
     with pytest.raises(MinitronError, match="makes no forward passes"):
         replace(options, metric="magnitude")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_multiplies_half_precision_without_loss():
+    tokens = torch.randn(300, 40, dtype=torch.bfloat16, device="cuda")
+    total = torch.zeros(40, 40, dtype=torch.float64, device="cuda")
+    _add_gram(total, tokens)
+    torch.testing.assert_close(total, tokens.double().T @ tokens.double(), rtol=1e-5, atol=1e-3)

@@ -11,8 +11,8 @@ from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
-from minitron_cli.prune.compensate import open_compensation
-from minitron_cli.prune.directions import by_directions, foretell, leading, norms_of, scale_of
+from minitron_cli.prune.compensate import open_compensation, transfer
+from minitron_cli.prune.directions import by_directions, foretell, leading, normalised, norms_of, readers_of, scale_of
 from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.verify import verify
@@ -208,3 +208,36 @@ def test_what_does_not_go_together(toy, tmp_path, capsys, options, message):
     assert minitron(["prune", str(toy("llama")), *options, "-o", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_held_out_readers_lose_less_along_directions_than_by_channels(shared_data, tmp_path):
+    """On the real checkpoint and on text that nothing was solved on: what all readers together get wrong."""
+    from minitron_cli.data.prepare import token_files
+    from minitron_cli.data.source import parse_sources
+
+    source = shared_data / "stories260K"
+    text = token_files(parse_sources([str(shared_data / "stories_train.jsonl")]), source, separator="bos")[0]
+    checkpoint = open_checkpoint(source)
+    seen = open_compensation(measure(source, tmp_path / "a.safetensors", text.windows(np.arange(32), 128), 32), 1e-2)
+    rows = text.windows(np.arange(1000, 1032), 128)
+    new = open_compensation(measure(source, tmp_path / "b.safetensors", rows, 32), 1e-2)
+    plan = by_directions(checkpoint, keep_all(checkpoint.shape), 48, seen)
+    state = {name: tensor.double().numpy() for name, tensor in load(source).state_dict().items()}
+    mean = sum(np.diagonal(normalised(norm, seen)) for norm in norms_of(checkpoint, plan, seen))
+    kept = np.sort(np.argsort(-mean)[:48])
+    dropped = np.setdiff1d(np.arange(64), kept)
+    lost: dict[str, list[float]] = {"plain": [], "channels": [], "directions": []}
+    for norm, other in zip(norms_of(checkpoint, plan, seen), norms_of(checkpoint, plan, new)):
+        moment, held = normalised(norm, seen), normalised(other, new)
+        maps = {name: np.zeros((64, 64)) for name in lost}
+        maps["plain"][kept, kept] = maps["channels"][kept, kept] = 1
+        maps["channels"][np.ix_(dropped, kept)] = transfer(moment, kept, dropped, 1e-2)
+        maps["directions"] = foretell(moment, plan.basis, 1e-2) @ plan.basis.T
+        for match in readers_of(checkpoint, norm):
+            weight = state[match.name] * norm.weight
+            whole = np.sum((weight @ held) * weight)
+            for name, found in maps.items():
+                off = weight @ (np.eye(64) - found)
+                lost[name].append(float(np.sum((off @ held) * off) / whole))
+    found = {name: np.mean(values) for name, values in lost.items()}
+    assert found["directions"] < 0.7 * found["channels"] < 0.7 * found["plain"], found
