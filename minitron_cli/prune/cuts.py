@@ -31,6 +31,9 @@ class Piece:
     keep: tuple[np.ndarray | None, ...]
     partner: tuple[np.ndarray | None, ...] = ()  # with merged heads: what is subtracted from twice the kept
 
+    def row_bytes(self, dtype: str) -> int:
+        return prod(self.shape[1:]) * ITEM_BYTES[dtype]
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -53,6 +56,21 @@ class Read:
     cut: Cut | None = None
     piece: Piece | None = None
     rows: np.ndarray | None = None
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of what stays of a cut's rows."""
+        assert self.cut is not None
+        assert self.piece is not None
+        row_bytes = self.piece.row_bytes(self.cut.source.dtype)
+        num_rows = self.num_bytes // row_bytes if self.rows is None else len(self.rows)
+        inner = zip(self.piece.shape[1:], self.piece.keep[1:])
+        return (num_rows, *(size if kept is None else len(kept) for size, kept in inner))
+
+    @property
+    def kept_bytes(self) -> int:
+        assert self.cut is not None
+        return prod(self.kept_shape) * ITEM_BYTES[self.cut.source.dtype]
 
 
 def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None = None) -> list[Cut]:
@@ -141,7 +159,7 @@ def _skipped(file: Path, begin: int, end: int, block_bytes: int) -> Iterator[Rea
 
 
 def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
-    row_bytes = prod(piece.shape[1:]) * ITEM_BYTES[cut.source.dtype]
+    row_bytes = piece.row_bytes(cut.source.dtype)
     step = max(1, block_bytes // max(1, row_bytes))
     kept = piece.keep[0]
     if piece.partner:
