@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minitron_cli.checkpoint.validation import objection
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
@@ -48,18 +49,12 @@ def _check_length(key: str, values: Any, num_layers: int) -> None:
 
 
 def validate_config(config: Mapping[str, Any]) -> None:
-    """Let transformers build the config; what it rejects becomes an error before any tensor is read."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    try:
-        AutoConfig.for_model(config["model_type"], **values)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+    """Let transformers build the config; what it rejects becomes an error."""
+    if text := objection(config):
         raise MinitronError(
-            f"transformers rejects the target's config: {' '.join(str(error).split())}",
+            f"transformers rejects the target's config: {text}",
             "choose sizes that the model class allows (some need hidden to be a multiple of heads)",
-        ) from error
+        )
 
 
 def _derived(source: Path) -> dict[str, Any]:

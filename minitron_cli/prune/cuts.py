@@ -33,6 +33,9 @@ class Piece:
     keep: tuple[np.ndarray | None, ...]
     partner: tuple[np.ndarray | None, ...] = ()  # with merged heads: what is subtracted from twice the kept
 
+    def row_bytes(self, dtype: str) -> int:
+        return prod(self.shape[1:]) * ITEM_BYTES[dtype]
+
 
 class Change(Protocol):
     """What makes new values out of a piece's rows, with all their columns: compensation, and turning the stream."""
@@ -66,6 +69,22 @@ class Read:
     cut: Cut | None = None
     piece: Piece | None = None
     rows: np.ndarray | None = None
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of what stays of a cut's rows."""
+        assert self.cut is not None
+        assert self.piece is not None
+        whole = self.cut.out.shape[-len(self.piece.shape) :] or (1,)
+        if self.cut.change is not None and self.cut.change.whole:
+            return whole
+        row_bytes = self.piece.row_bytes(self.cut.source.dtype)
+        return (self.num_bytes // row_bytes if self.rows is None else len(self.rows), *whole[1:])
+
+    @property
+    def kept_bytes(self) -> int:
+        assert self.cut is not None
+        return prod(self.kept_shape) * ITEM_BYTES[self.cut.source.dtype]
 
 
 def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None = None) -> list[Cut]:
@@ -160,7 +179,7 @@ def _skipped(file: Path, begin: int, end: int, block_bytes: int) -> Iterator[Rea
 
 
 def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
-    row_bytes = prod(piece.shape[1:]) * ITEM_BYTES[cut.source.dtype]
+    row_bytes = piece.row_bytes(cut.source.dtype)
     step = max(1, block_bytes // max(1, row_bytes))
     kept = piece.keep[0]
     if piece.partner or (cut.change is not None and cut.change.whole):

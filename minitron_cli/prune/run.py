@@ -16,7 +16,7 @@ from minitron_cli.prune.check import check_pruned
 from minitron_cli.prune.compensate import Compensation, check_moments, record
 from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.target import layer_list
-from minitron_cli.prune.trim import prefetch, write_model
+from minitron_cli.prune.trim import write_model
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
 
@@ -45,7 +45,6 @@ def write_pruned(
     `compensation` folds what the dropped inputs of a linear map carried into those that stay.
     """
     files = weight_files(checkpoint.path)
-    prefetch(files)
     config = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
     cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))

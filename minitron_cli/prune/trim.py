@@ -1,35 +1,31 @@
 """Trimming: the source's bytes pass by once, front to back; what stays is gathered and written, front to back.
 
 Nothing here knows a dtype beyond its width (but for repairs), so bf16 and fp8 pass through bit for bit, and nothing is
-held but the blocks in flight: peak memory does not grow with the model. Three stages overlap - read and hash the
-source, gather, hash and write the target - each in a thread of its own; all of their work lets go of the interpreter
-lock.
+held but the blocks in flight: peak memory does not grow with the model. The stages - read, hash, gather, hash, write -
+run side by side, each in a thread of its own; all of their work lets go of the interpreter lock.
 """
 
 import hashlib
-import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from minitron_cli.checkpoint.direct import PAGE, Buffers, create, open_reader, write
 from minitron_cli.checkpoint.headers import ITEM_BYTES
-from minitron_cli.checkpoint.writer import TensorOut, header_bytes, reserve, shard_names, shards, write_index
-from minitron_cli.errors import MinitronError
+from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 from minitron_cli.prune.cuts import Cut, Read, reads
 from minitron_cli.prune.repairs import from_bits, to_bits
 
 BLOCK_BYTES = 4 << 20
-AHEAD = 4  # blocks that a stage may run ahead of the next
-PEAK_BYTES = 2 * (AHEAD + 2) * 2 * BLOCK_BYTES  # both stages' blocks, each with a gathered copy
-
-PREFETCH_BYTES = 1 << 30
+AHEAD = 3  # blocks that a stage may run ahead of the next
+PEAK_BYTES = 4 * (AHEAD + 2) * BLOCK_BYTES
 
 T = TypeVar("T")
 
@@ -40,6 +36,16 @@ class Digests:
 
     source: dict[str, str] = field(default_factory=dict)
     target: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some bytes of a file, uint8 (n,), in the buffer that is theirs; `read` says what they are in the source."""
+
+    file: str
+    data: np.ndarray
+    buffer: np.ndarray
+    read: Read | None = None
 
 
 def write_model(
@@ -55,30 +61,17 @@ def write_model(
     may raise, to end it early.
     """
     digests = Digests()
+    buffers = Buffers(BLOCK_BYTES + 2 * PAGE)
     sizes = {file: file.stat().st_size for file in files}
     parts = shards([c.out for c in cut], max_shard_bytes)
-    source = _read_all(reads(sizes, cut, BLOCK_BYTES), digests.source)
-    blocks = _watched(ahead(_gather_all(ahead(source))), watch)
-    for name, part in zip(shard_names(len(parts)), parts):
-        digests.target[name] = _write_shard(directory / name if directory else Path(os.devnull), part, blocks)
-    rest = next(blocks, None)  # runs the reading to its end: files behind the last kept tensor are hashed too
-    assert rest is None, "bytes were gathered that no tensor asked for"
+    source = _hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), digests.source)
+    target = _hashed(ahead(_assembled(parts, ahead(source), buffers)), digests.target)
+    lengths = {name: _file_bytes(part) for name, part in zip(shard_names(len(parts)), parts)}
+    for file, blocks in groupby(ahead(target), key=lambda block: block.file):
+        _write_file(directory / file if directory else None, lengths[file], blocks, buffers, watch)
     if directory:
         write_index(directory, parts)
     return digests
-
-
-def _watched(blocks: Iterator[memoryview], watch: Callable[[], object]) -> Iterator[memoryview]:
-    for block in blocks:
-        watch()
-        yield block
-
-
-def prefetch(files: Sequence[Path]) -> None:
-    """Have the kernel fetch the first file, so that the disk works while the processor has other things to do."""
-    if hasattr(os, "posix_fadvise") and files:
-        with files[0].open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), 0, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
@@ -90,91 +83,102 @@ def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
             yield item
 
 
-def _write_shard(file: Path, part: Sequence[TensorOut], blocks: Iterator[memoryview]) -> str:
-    left = sum(tensor.num_bytes for tensor in part)
-    digest = hashlib.sha256()
-    with file.open("wb", buffering=0) as stream:
-        header = memoryview(header_bytes(part))
-        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            reserve(stream.fileno(), len(header) + left)
-        for block in chain([header], blocks) if left else [header]:
-            _write_block(stream.fileno(), block)
-            digest.update(block)
-            left -= len(block) if block is not header else 0
-            if left <= 0:
-                break
-    assert left == 0, f"{file}: {left} bytes are missing"
-    return digest.hexdigest()
+def _read_all(program: Iterable[Read], buffers: Buffers) -> Iterator[Block]:
+    """Carry out the reads in order."""
+    for file, run in groupby(program, key=lambda read: read.file):
+        with open_reader(file) as reader:
+            for read in run:
+                buffer = buffers.take(read.num_bytes + 2 * PAGE)
+                yield Block(file.name, reader.read(read.begin, read.num_bytes, buffer), buffer, read)
 
 
-def _write_block(descriptor: int, block: memoryview) -> None:
-    while block:
-        block = block[os.write(descriptor, block) :]
+def _hashed(blocks: Iterable[Block], digests: dict[str, str]) -> Iterator[Block]:
+    """Pass the blocks on; at the end `digests` has the sha256 of every file."""
+    running: dict[str, Any] = {}
+    for block in blocks:
+        running.setdefault(block.file, hashlib.sha256()).update(block.data.data)
+        yield block
+    digests.update({file: digest.hexdigest() for file, digest in running.items()})
 
 
-def _read_all(program: Iterable[Read], digests: dict[str, str]) -> Iterator[tuple[Read, np.ndarray]]:
-    """Carry out the reads in order; yields those that something is kept of, with their bytes: (read, uint8 (n,))."""
-    file, descriptor, digest = None, -1, hashlib.sha256()
-    try:
-        for read in program:
-            if read.file != file:
-                if file is not None:
-                    digests[file.name] = digest.hexdigest()
-                    os.close(descriptor)
-                file, digest = read.file, hashlib.sha256()
-                descriptor = os.open(file, os.O_RDONLY)
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            data = np.empty(read.num_bytes, dtype=np.uint8)
-            _read_into(descriptor, read, data)
-            digest.update(data.data)
-            if read.cut is not None:
-                yield read, data
-        if file is not None:
-            digests[file.name] = digest.hexdigest()
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+def _assembled(parts: Sequence[Sequence[TensorOut]], blocks: Iterator[Block], buffers: Buffers) -> Iterator[Block]:
+    """The target's files, front to back: headers, and what stays of the source's blocks gathered close together.
+
+    All but a file's last block are whole pages, as direct writing wants them: the rest begins the next block.
+    """
+    kept = _kept(blocks, buffers)
+    for file, part in zip(shard_names(len(parts)), parts):
+        header = np.frombuffer(header_bytes(part), dtype=np.uint8)
+        buffer, end, left = buffers.take(len(header)), len(header), _file_bytes(part) - len(header)
+        buffer[:end] = header
+        while left:
+            block = next(kept)
+            assert block.read is not None
+            num_bytes = block.read.kept_bytes
+            if end + num_bytes > len(buffer):
+                whole = end // PAGE * PAGE
+                full, buffer = buffer, buffers.take(end - whole + num_bytes)
+                buffer[: end - whole] = full[whole:end]
+                yield Block(file, full[:whole], full)
+                end -= whole
+            gather(block.read, block.data, buffer[end : end + num_bytes])
+            buffers.give_back(block.buffer)
+            end, left = end + num_bytes, left - num_bytes
+        yield Block(file, buffer[:end], buffer)
+    rest = next(kept, None)  # runs the reading to its end: files behind the last kept tensor are hashed too
+    assert rest is None, "bytes are left that no tensor asked for"
 
 
-def _read_into(descriptor: int, read: Read, data: np.ndarray) -> None:
-    view, offset = data.data, read.begin
-    while view:
-        count = os.preadv(descriptor, [view], offset)
-        if count == 0:
-            raise MinitronError(f"{read.file} ended while it was read", "is it being written? fetch it again")
-        view, offset = view[count:], offset + count
+def _kept(blocks: Iterable[Block], buffers: Buffers) -> Iterator[Block]:
+    for block in blocks:
+        if block.read is not None and block.read.cut is not None:
+            yield block
+        else:
+            buffers.give_back(block.buffer)
 
 
-def _gather_all(blocks: Iterable[tuple[Read, np.ndarray]]) -> Iterator[memoryview]:
-    return (gather(read, data) for read, data in blocks)
+def _file_bytes(part: Sequence[TensorOut]) -> int:
+    return len(header_bytes(part)) + sum(tensor.num_bytes for tensor in part)
 
 
-def gather(read: Read, data: np.ndarray) -> memoryview:
-    """What stays of a block: its bytes (n,) -> the kept rows and columns, repaired, as contiguous bytes."""
+def _write_file(
+    file: Path | None, num_bytes: int, blocks: Iterable[Block], buffers: Buffers, watch: Callable[[], object]
+) -> None:
+    with create(file, num_bytes) if file else nullcontext() as descriptor:
+        for block in blocks:
+            watch()
+            if descriptor is not None:
+                write(descriptor, block.data.data)
+            num_bytes -= len(block.data)
+            buffers.give_back(block.buffer)
+    assert num_bytes == 0, f"{file}: {num_bytes} bytes are missing"
+
+
+def gather(read: Read, data: np.ndarray, out: np.ndarray) -> None:
+    """What stays of a block, repaired: its bytes (n,) -> `out`, the bytes of the kept rows and columns (m,)."""
     assert read.cut is not None
     assert read.piece is not None
     dtype, piece = read.cut.source.dtype, read.piece
-    rows = data.view(f"u{ITEM_BYTES[dtype]}").reshape(-1, *piece.shape[1:])
+    word = f"u{ITEM_BYTES[dtype]}"
+    rows = data.view(word).reshape(-1, *piece.shape[1:])
+    kept = out.view(word).reshape(read.kept_shape)
     if read.cut.change is not None:
-        return _bytes(read.cut.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1]))
-    kept = _select(rows, read.rows, piece.keep)
+        kept[:] = read.cut.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1])
+        return
+    _select(rows, (read.rows, *piece.keep[1:]), kept)
     if piece.partner:
-        taken = _select(rows, piece.partner[0], piece.partner)
-        kept = to_bits(2 * from_bits(kept, dtype) - from_bits(taken, dtype), dtype)
+        taken = np.empty_like(kept)
+        _select(rows, piece.partner, taken)
+        kept[:] = to_bits(2 * from_bits(kept, dtype) - from_bits(taken, dtype), dtype)
     if read.cut.repair is not None:
-        kept = read.cut.repair.apply(kept, dtype)
-    return _bytes(kept)
+        kept[:] = read.cut.repair.apply(kept, dtype)
 
 
-def _bytes(kept: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(kept).reshape(-1).view(np.uint8).data
-
-
-def _select(rows: np.ndarray, first: np.ndarray | None, keep: Sequence[np.ndarray | None]) -> np.ndarray:
-    """The kept rows (None: all of the block's), then the kept positions along every other dimension."""
-    kept = rows if first is None else np.take(rows, first, axis=0)
-    for dim, index in enumerate(keep[1:], start=1):
-        if index is not None:
-            kept = np.take(kept, index, axis=dim)
-    return kept
+def _select(rows: np.ndarray, keep: Sequence[np.ndarray | None], out: np.ndarray) -> None:
+    """Write the kept positions along every dimension (None: all of them) to `out`."""
+    steps = [(dim, index) for dim, index in enumerate(keep) if index is not None]
+    if not steps:
+        out[...] = rows
+    for step, (dim, index) in enumerate(steps, start=1):
+        # The indices are known to lie inside; "clip" spares numpy the copy that it makes to be able to fail.
+        rows = np.take(rows, index, axis=dim, out=out if step == len(steps) else None, mode="clip")

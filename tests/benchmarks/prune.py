@@ -5,11 +5,13 @@
 Writes a Llama-shaped checkpoint of random bf16 weights, then takes turns: prune, floor, prune, floor. Before each,
 dirty pages are written out and the source is dropped from the page cache (`--warm`: read into it). The prune is the
 whole command in a process of its own, start-up and hashes included; its peak memory is set against that of an idle
-interpreter. One line of JSON a round, then the medians.
+interpreter. The floor reads and writes in blocks through the page cache, and directly, and takes the quicker of each:
+direct writing leaves its bytes on the disk, writing to the cache may not. One line of JSON a round, then the medians.
 """
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,37 +109,80 @@ def settle(files: Sequence[Path], warm: bool) -> None:
                 pass
 
 
-def floor(files: Sequence[Path], target: Sequence[int], directory: Path) -> tuple[float, float]:
-    """Seconds to read all files once, and to write files of these sizes once."""
-    buffer = bytearray(BLOCK)
-    buffer[:] = os.urandom(BLOCK)
-    started = time.perf_counter()
+@dataclass
+class Floor:
+    """Seconds that the disk takes for the bare copying, through the page cache and directly."""
+
+    read: dict[str, float] = field(default_factory=dict)
+    write: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Reading the source once, then writing the target once, each in the way that was quicker here."""
+        return min(self.read.values()) + min(self.write.values())
+
+
+def floor(files: Sequence[Path], target: Sequence[int], directory: Path, warm: bool) -> Floor:
+    """Time loops that read all files once, and write files of these sizes once; nothing is hashed or kept.
+
+    The same state of the disk and the page cache as before a prune, before each. A file system without direct I/O has
+    one way only.
+    """
+    found = Floor()
+    for way, flag in (("cached", 0), ("direct", os.O_DIRECT)):
+        settle(files, warm)
+        started = time.perf_counter()
+        try:
+            _read_once(files, flag)
+        except OSError:
+            continue
+        found.read[way] = time.perf_counter() - started
+        directory.mkdir()
+        settle((), warm)
+        started = time.perf_counter()
+        _write_once(directory, target, flag)
+        found.write[way] = time.perf_counter() - started
+        shutil.rmtree(directory)
+    return found
+
+
+def _read_once(files: Sequence[Path], flag: int) -> None:
+    buffer = mmap.mmap(-1, BLOCK)  # begins at a page
     for file in files:
-        with file.open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
-    read = time.perf_counter() - started
-    directory.mkdir()
-    started = time.perf_counter()
-    for number, left in enumerate(target):
-        with (directory / str(number)).open("wb", buffering=0) as stream:
-            reserve(stream.fileno(), left)  # as the prune does; without it the floor is higher
-            while left:
-                left -= stream.write(memoryview(buffer)[:left])
-    written = time.perf_counter() - started
-    shutil.rmtree(directory)
-    return read, written
+        descriptor = os.open(file, os.O_RDONLY | flag)
+        while os.readv(descriptor, [buffer]):
+            pass
+        os.close(descriptor)
+
+
+def _write_once(directory: Path, sizes: Sequence[int], flag: int) -> None:
+    buffer = mmap.mmap(-1, BLOCK)
+    buffer[:] = os.urandom(BLOCK)
+    for number, left in enumerate(sizes):
+        descriptor = os.open(directory / str(number), os.O_WRONLY | os.O_CREAT | flag)
+        reserve(descriptor, left)  # as the prune does; without it the floor is higher
+        left = -(-left // mmap.PAGESIZE) * mmap.PAGESIZE  # direct writing takes whole pages
+        while left:
+            left -= os.write(descriptor, memoryview(buffer)[:left])
+        os.close(descriptor)
+
+
+# A process begins with the peak of the one that starts it, so a small one stands between.
+LAUNCHER = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(seconds, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+sys.exit(status)
+"""
 
 
 def timed(command: Sequence[str]) -> tuple[float, int, float]:
-    """Run a command: (seconds, peak resident bytes, processor seconds)."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
+    """Run a command: (seconds, peak resident bytes of its largest process, processor seconds of all)."""
+    found = subprocess.run([sys.executable, "-c", LAUNCHER, *command], stdout=subprocess.PIPE, text=True, check=True)
+    seconds, peak, processor = found.stdout.split()
+    return float(seconds), int(peak), float(processor)
 
 
 def rounds(work: Path, name: str, count: int, warm: bool) -> Iterator[dict[str, float]]:
@@ -157,15 +203,14 @@ def rounds(work: Path, name: str, count: int, warm: bool) -> Iterator[dict[str, 
         shutil.rmtree(output)
         if first:
             continue  # the first prune says how much the floor has to write
-        settle(files, warm)
-        read, write = floor(files, written, work / "floor")
+        bare = floor(files, written, work / "floor", warm)
         moved = sum(file.stat().st_size for file in files) + sum(written)
         yield {
             "seconds": seconds,
-            "floor_seconds": read + write,
-            "floor_read_seconds": read,
-            "floor_write_seconds": write,
-            "ratio": seconds / (read + write),
+            "floor_seconds": bare.seconds,
+            **{f"floor_read_{way}_seconds": value for way, value in bare.read.items()},
+            **{f"floor_write_{way}_seconds": value for way, value in bare.write.items()},
+            "ratio": seconds / bare.seconds,
             "processor_seconds": processor,
             "mb_per_second": moved / seconds / 1e6,
             "gb_read": (moved - sum(written)) / 1e9,
