@@ -1,6 +1,5 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,7 @@ from minitron_cli.cli.common import (
     say,
     table,
 )
-from minitron_cli.cli.iterate import check_iterations, iterate
-from minitron_cli.errors import MinitronError
+from minitron_cli.cli.prune_steps import Asked, Measure, Writing, carry_out, settle
 
 NAME = "prune"
 EXAMPLES = examples(
@@ -79,166 +77,12 @@ def command(
     folding = compensate != "none"
     measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding, iterations)
     writing = Writing(head_merge, compensate, moments, ridge, select, rotate, max_shard_size, check, force, overwrite)
-    _prune(asked, measure, writing, output, dry_run, as_json)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The shape asked for, as typed."""
-
-    kind: str | None
-    sizes: dict[str, int]
-    drop_layers: str | None
-    params: int | None
-    multiple_of: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """Where the scores are, or what to measure them on first."""
-
-    model: str
-    scores: Path | None
-    data: tuple[str, ...]
-    samples: int
-    seq_len: int | None
-    second_moments: bool
-    iterations: int
-
-    def file(self, output: Path) -> Path:
-        """The scores file that is read, or will be made next to the output."""
-        return self.scores or output.with_name(output.name + ".scores.safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """How the result is made."""
-
-    head_merge: str | None
-    compensate: str
-    moments: Path | None
-    ridge: str
-    select: str
-    rotate: bool
-    max_shard_size: int | None
-    check: bool
-    force: bool
-    overwrite: bool
-
-
-def _prune(asked: Asked, measure: Measure, how: Writing, output: Path | None, dry_run: bool, as_json: bool) -> None:
-    from minitron_cli.checkpoint.atomic import check_output
-    from minitron_cli.checkpoint.moments_file import moments_path
-    from minitron_cli.checkpoint.reader import open_checkpoint
-    from minitron_cli.prune import target as targets
-    from minitron_cli.prune.compensate import check_request
-    from minitron_cli.prune.directions import check_rotation
-    from minitron_cli.prune.preflight import preflight
-
-    check_request(how.compensate, how.ridge, how.head_merge, how.check, how.select, how.rotate)
-    check_iterations(measure.iterations, scores=measure.scores, data=measure.data, fixed=_settles(asked, how))
-    wanted = targets.Target(asked.sizes, targets.parse_layers(asked.drop_layers) if asked.drop_layers else ())
-    source = open_checkpoint(measure.model)
-    found = None
-    if asked.params is not None:
-        _only_params(asked)
-        found = _scores(measure, output or Path(source.path.resolve().name), ["a shape of that size"])
-        wanted = targets.target_for_budget(source, asked.params, found)
-    targets.check_kind(asked.kind, wanted)
-    shape = targets.target_shape(source, targets.rounded(source.shape, wanted, asked.multiple_of))
-    output = output or Path(targets.default_name(source.path.resolve().name, source.shape, shape))
-    facts = preflight(source, shape) | {"output": str(output)}
+    job = settle(asked, measure, writing, output)
     if dry_run:
-        emit(facts, as_json, lambda: _show_plan(facts))
+        emit(job.facts, as_json, lambda: _show_plan(job.facts))
         return
-    check_output(output, how.overwrite)
-    # Directions are not ranked by scores: the plan of all else keeps every channel.
-    ranked = shape.with_(hidden=source.shape["hidden"]) if how.rotate else shape
-    needed = targets.needed_scores(source.shape, ranked, wanted)
-    if how.rotate:
-        check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
-        needed = needed or ["the second moments"] * (how.moments is None)
-    if needed and found is None and measure.iterations == 1:
-        found = _scores(measure, output, needed)
-    say(f"pruning {source.path} -> {output}: {facts['change']}")
-    moments = how.moments or moments_path(measure.file(output))
-    if measure.iterations > 1:
-        plan = iterate(source, shape, measure, measure.iterations, output)
-    else:
-        plan = targets.make_plan(source.shape, ranked, wanted, found)
-    facts["check"] = _write(source, plan, shape, output, found, how, moments, measure)
-    emit(facts, as_json, lambda: _show_done(facts, source.path))
-
-
-def _only_params(asked: Asked) -> None:
-    if asked.sizes or asked.drop_layers or asked.kind:
-        raise MinitronError(
-            "--params chooses the whole shape; it does not go with sizes of your own",
-            "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
-        )
-
-
-def _settles(asked: Asked, how: Writing) -> list[str]:
-    """Options that choose units by themselves, or need the scores they were chosen by."""
-    given = {"--drop-layers": asked.drop_layers, "--params": asked.params, "--head-merge": how.head_merge}
-    return [flag for flag, value in given.items() if value] + ["--compensate"] * (how.compensate != "none")
-
-
-def _write(
-    source: Any, plan: Any, shape: Any, output: Path, scores: Any, how: Writing, moments: Path, measure: Measure
-) -> Any:
-    from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
-    from minitron_cli.prune.compensate import open_compensation, parse_ridge
-    from minitron_cli.prune.directions import by_directions
-    from minitron_cli.prune.run import write_pruned
-    from minitron_cli.prune.select import by_residual
-    from minitron_cli.spec.plan import with_head_merge
-
-    options: dict[str, Any] = {
-        "target": {axis: shape[axis] for axis in shape if shape[axis] != plan.source[axis]},
-        "force": how.force,
-    }
-    if measure.iterations > 1:
-        options |= {"iterations": measure.iterations, "data": list(measure.data), "samples": measure.samples}
-    if how.head_merge is not None:
-        plan = with_head_merge(plan, scores, how.head_merge)
-        options["head_merge"] = how.head_merge
-    folded = None
-    if how.compensate != "none":
-        folded = open_compensation(moments, parse_ridge(how.ridge))
-        options |= {"compensate": how.compensate, "ridge": how.ridge}
-        if how.select == "residual":
-            plan = by_residual(source, plan, folded)
-            options["select"] = how.select
-        if how.rotate:
-            plan = by_directions(source, plan, shape["hidden"], folded)
-            options["rotate"] = True
-    manifest = write_pruned(
-        source, plan, output, scores=scores, options=options, overwrite=how.overwrite, force=how.force,
-        max_shard_bytes=how.max_shard_size or MAX_SHARD_BYTES, check=how.check,
-        compensation=folded,
-    )  # fmt: skip
-    return manifest["check"]
-
-
-def _scores(measure: Measure, output: Path, needed: list[str]) -> Any:
-    """Read the scores, or measure them first and keep them next to the output."""
-    from minitron_cli.checkpoint.scores_file import read_scores
-
-    scores = measure.scores
-    if scores is None:
-        if not measure.data:
-            raise MinitronError(
-                f"no scores for {', '.join(needed)}: pruning needs to know what matters",
-                "add --scores FILE (from `minitron importance`), or --data DATA to measure first",
-            )
-        from minitron_cli.cli.importance import measure as run
-
-        scores = measure.file(output)
-        say(f"measuring importance first; the scores are kept in {scores}")
-        run(measure.model, list(measure.data), scores, samples=measure.samples, seq_len=measure.seq_len,
-            second_moments=measure.second_moments)  # fmt: skip
-    return read_scores(scores)[0]
+    facts = carry_out(job, measure, writing)
+    emit(facts, as_json, lambda: _show_done(facts, job.source.path))
 
 
 def _show_plan(facts: dict[str, Any]) -> None:
@@ -253,7 +97,8 @@ def _show_plan(facts: dict[str, Any]) -> None:
     table(["", "source", "target"], rows)
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
-    cost = f"about {bytes_text(facts['peak_memory'])} of memory and {facts['seconds']:.0f} s at 500 MB/s"
+    speed = "500 MB/s" + " and 100 GFLOP/s" * bool(facts["fold_flops"])
+    cost = f"about {bytes_text(facts['peak_memory'])} of memory and {facts['seconds']:.0f} s at {speed}"
     print(f"would write {facts['output']}; {cost}")
 
 

@@ -1,9 +1,11 @@
 """What a prune would do, from the config and the headers alone: sizes, parameters, bytes, memory."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.prune.fold_cost import FLOPS_PER_SECOND, fold_cost
 from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
 from minitron_cli.spec.shape import num_parameters as count
@@ -14,8 +16,11 @@ BYTES_PER_SECOND = 500e6  # read and written together, on two cores and an ordin
 FRIENDLY = {"hidden": 64, "ffn": 64, "shared_ffn": 64, "expert_ffn": 8}  # multiples that matmul kernels like
 
 
-def preflight(source: Checkpoint, target: Shape) -> dict[str, Any]:
-    """Source and target side by side as (source, target) pairs, warnings, and the peak memory of the streaming."""
+def preflight(source: Checkpoint, target: Shape, fold: Mapping[str, bool] | None = None) -> dict[str, Any]:
+    """Source and target side by side as (source, target) pairs, warnings, and what the streaming takes.
+
+    With `fold`, the options of `fold_cost`, that includes compensation.
+    """
     weights = tuple({m.weight.name: m.weight for m in source.matches.values() if not m.weight.junk}.values())
     width = {m.weight.name: ITEM_BYTES[source.tensors[name].dtype] for name, m in source.matches.items()}
 
@@ -23,6 +28,7 @@ def preflight(source: Checkpoint, target: Shape) -> dict[str, Any]:
         return sum(num_elements(w, shape) * copies(w, shape) * width[w.name] for w in weights)
 
     pair = (source.shape, target)
+    flops, held = fold_cost(weights, source.shape, target, **fold) if fold else (0.0, 0)
     changed = [a for a in source.shape if source.shape[a] != target[a]]
     return {
         "source": str(source.path),
@@ -33,8 +39,9 @@ def preflight(source: Checkpoint, target: Shape) -> dict[str, Any]:
         "bytes": [num_bytes(s) for s in pair],
         "kv_bytes_per_token": [kv_bytes_per_token(s) for s in pair],
         "flops_per_token": [flops_per_token(weights, s, 4096) for s in pair],
-        "peak_memory": PEAK_BYTES + TRANSFORMERS_BYTES,
-        "seconds": round((source.num_bytes + num_bytes(target)) / BYTES_PER_SECOND, 1),
+        "peak_memory": PEAK_BYTES + TRANSFORMERS_BYTES + held,
+        "seconds": round((source.num_bytes + num_bytes(target)) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
+        "fold_flops": flops,
         "warnings": _warnings(source, target),
     }
 

@@ -14,17 +14,17 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import RIDGE, Compensation
+from minitron_cli.prune.fold_cost import CHOSEN
 from minitron_cli.prune.repairs import from_bits
 from minitron_cli.spec.plan import Plan
 
-AXES = ("ffn", "shared_ffn")  # chosen anew in each layer, and read one by one by a single map
 ROUNDS = 64
 
 
 def by_residual(checkpoint: Checkpoint, plan: Plan, compensation: Compensation) -> Plan:
     """The plan with its neurons chosen by residual error; hidden channels, heads and layers stay as they are."""
     kept = dict(plan.kept)
-    for axis in AXES:
+    for axis in CHOSEN:
         if axis in kept and kept[axis].shape[-1] < plan.source[axis]:
             kept[axis] = np.stack([_of_layer(checkpoint, plan, compensation, axis, i) for i in range(len(kept[axis]))])
     if all(kept[axis] is plan.kept[axis] for axis in kept):
@@ -60,7 +60,7 @@ def eliminate(weight: np.ndarray, moment: np.ndarray, stay: int, ridge: float) -
     """Indices of the `stay` inputs that remain, ascending: weight (out, n), moment (n, n), both float64."""
     diagonal = np.diagonal(moment)
     ridged = moment + np.diag(ridge * np.maximum(diagonal, 1e-12 * max(diagonal.mean(), np.finfo(float).tiny)))
-    inverse, weight, left = np.linalg.inv(ridged), weight.copy(), np.arange(len(moment))
+    inverse, weight, left = _inverse(ridged), weight.copy(), np.arange(len(moment))
     step = -(-(len(left) - stay) // ROUNDS)
     while len(left) > stay:
         cost = np.square(weight).sum(0) / np.diagonal(inverse)
@@ -72,3 +72,10 @@ def eliminate(weight: np.ndarray, moment: np.ndarray, stay: int, ridge: float) -
         inverse = inverse[np.ix_(rest, rest)] - inverse[np.ix_(rest, go)] @ taken
         left = left[rest]
     return left
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    """Of a positive definite matrix, by Cholesky: half the work of a general one."""
+    import torch
+
+    return torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(matrix))).numpy()

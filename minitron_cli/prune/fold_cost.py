@@ -1,0 +1,42 @@
+"""What compensation, turning and selection by residual add to a prune, from shapes alone: products and memory."""
+
+from collections.abc import Iterable
+
+from minitron_cli.spec.axes import Weight, axes_of, size
+from minitron_cli.spec.shape import Shape, copies
+
+FLOPS_PER_SECOND = 100e9  # dense products in float32 on two ordinary cores; solving in float64 has half of that
+_COPIES = 6  # float64 matrices as wide as the widest input that are alive while it is solved
+# The axes whose units can be selected by residual: chosen anew in each layer, and read one by one by a single map.
+CHOSEN = ("ffn", "shared_ffn")
+
+
+def fold_cost(
+    weights: Iterable[Weight], source: Shape, target: Shape, *, rotate: bool, residual: bool
+) -> tuple[float, int]:
+    """(float32 FLOPs, bytes at the peak) of folding what is cut into what stays.
+
+    Products with the weights, the Gram matrices that directions are chosen by, and one solution for each input that is
+    cut, of which an attention block or an MLP has one on either side.
+    """
+    flops, inputs = 0.0, {}
+    for weight in weights:
+        if len(weight.dims) < 2 or weight.junk:
+            continue
+        many = copies(weight, target)
+        rows, kept = (size(dim, target.sizes) for dim in weight.dims[-2:])
+        whole, width = (size(dim, source.sizes) for dim in weight.dims[-2:])
+        reads = axes_of(weight.dims[-1])
+        if rotate and "hidden" in reads:
+            flops += 2 * many * width * (rows * kept + whole * width)
+        elif rotate and "hidden" in axes_of(weight.dims[-2]):
+            flops += 2 * many * whole * rows * kept
+        elif kept < width:
+            flops += 2 * many * rows * (width - kept) * kept
+        if kept < width and weight.name_axes == ("layer",):
+            inputs[reads, weight.name.rpartition(".{layer}.")[2].split(".")[0]] = (width, kept)
+    for (reads, _), (width, kept) in inputs.items():
+        flops += target["layer"] * 2 * (kept**3 / 3 + 2.0 * kept**2 * (width - kept))
+        if residual and reads[0] in CHOSEN:
+            flops += target["layer"] * 2 * (1.0 * width**3 + 2.0 * width**2 * (width - kept))
+    return flops, _COPIES * 8 * max((width for width, _ in inputs.values()), default=0) ** 2
