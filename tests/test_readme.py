@@ -49,6 +49,13 @@ def test_the_chain_runs_as_typed(chain: Path) -> None:
     assert (chain / "figures.json").is_file()
 
 
+def test_starting_closer(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(chain)
+    for line in _block("closer"):
+        assert run(_cheaper(line)[1:]) == 0, line
+    assert run(["verify", "closer", "--source", "large", "--no-load"]) == 0
+
+
 @pytest.mark.parametrize("line", _block("recipes"))
 def test_every_published_recipe_can_be_looked_at(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(shlex.split(line)[1:]) == 0
