@@ -1,10 +1,9 @@
 """The config of a pruned model: sizes set, per-layer lists cut with the layers, validated by transformers itself."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.validation import objection
+from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
@@ -19,7 +18,7 @@ def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict
     return {**config, **{str(family.key(axis, config)): target[axis] for axis in family.config_keys if axis in target}}
 
 
-def pruned_config(source: Path, config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
+def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
     """The config of the model that `plan` leaves, per-layer lists selected and layer indices renumbered.
 
     Lists that transformers derives when they are absent (alternating attention) are written out when layers go,
@@ -29,8 +28,9 @@ def pruned_config(source: Path, config: Mapping[str, Any], family: Family, plan:
     if "layer" not in plan.kept:
         return result
     layers = [int(i) for i in plan.kept["layer"]]
+    derived = {} if all(config.get(key) for key in family.per_layer) else _derived(config)
     for key in family.per_layer:
-        full = config.get(key) or _derived(source).get(key)
+        full = config.get(key) or derived.get(key)
         if full is not None:
             _check_length(key, full, plan.source["layer"])
             result[key] = [full[i] for i in layers]
@@ -50,14 +50,19 @@ def _check_length(key: str, values: Any, num_layers: int) -> None:
 
 def validate_config(config: Mapping[str, Any]) -> None:
     """Let transformers build the config; what it rejects becomes an error."""
-    if text := objection(config):
+    try:
+        understood(config)
+    except Rejected as error:
         raise MinitronError(
-            f"transformers rejects the target's config: {text}",
+            f"transformers rejects the target's config: {error}",
             "choose sizes that the model class allows (some need hidden to be a multiple of heads)",
-        )
+        ) from error
 
 
-def _derived(source: Path) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(source).to_dict()
+def _derived(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return understood(config)
+    except Rejected as error:
+        raise MinitronError(
+            f"transformers rejects the source's config: {error}", "does config.json load with AutoConfig?"
+        ) from error

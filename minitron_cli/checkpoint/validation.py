@@ -1,8 +1,8 @@
-"""transformers' say on a config, asked in a process of its own first.
+"""What transformers makes of a config, asked in a process of its own.
 
 There transformers is imported without torch, as it is where torch is not installed: one second of one core instead of
-four, no interpreter lock to share with, and no memory taken. What is accepted there is accepted; anything else is asked
-again in this process, with all that a config may need. Run as a script, this file is that process.
+four, no interpreter lock to share, and no memory taken from here. Should that process fail, it is asked in this one.
+Run as a script, this file is that process.
 """
 
 import json
@@ -12,35 +12,48 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def objection(config: Mapping[str, Any]) -> str | None:
-    """What transformers has against a config, or None."""
-    if "transformers" not in sys.modules and _accepted_elsewhere(config):
+class Rejected(Exception):
+    """transformers does not take a config; the message says why, in its words."""
+
+
+def understood(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with all that transformers fills in where it says nothing. Raises Rejected."""
+    answer = None if "transformers" in sys.modules else _answer_elsewhere(config)
+    if answer is None:
+        return _understood_here(config)
+    if "rejected" in answer:
+        raise Rejected(answer["rejected"])
+    return answer["understood"]
+
+
+def _answer_elsewhere(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """{"understood": config} or {"rejected": why}; None where no answer came."""
+    if not sys.executable:
         return None
-    return _objection_here(config)
-
-
-def _accepted_elsewhere(config: Mapping[str, Any]) -> bool:
     command = [sys.executable, "-P", __file__]  # -P: nothing is imported from where the user happens to be
-    return (
-        bool(sys.executable)
-        and not subprocess.run(
-            command, input=json.dumps(dict(config)).encode(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ).returncode
-    )
+    # In a session of its own a Ctrl-C does not reach it; it is gone in a second anyway.
+    done = subprocess.run(command, input=json.dumps(dict(config)).encode(), capture_output=True, start_new_session=True)
+    return None if done.returncode else json.loads(done.stdout)
 
 
-def _objection_here(config: Mapping[str, Any]) -> str | None:
+def _answer(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"understood": _understood_here(config)}
+    except Rejected as error:
+        return {"rejected": str(error)}
+
+
+def _understood_here(config: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     values = {key: value for key, value in config.items() if key != "model_type"}
     try:
-        AutoConfig.for_model(config["model_type"], **values)
+        return AutoConfig.for_model(config["model_type"], **values).to_dict()
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        return " ".join(str(error).split())
-    return None
+        raise Rejected(" ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":
     sys.modules["torch"] = None  # type: ignore[assignment]  # how Python marks what can not be imported
-    sys.exit(_objection_here(json.load(sys.stdin)) is not None)
+    print(json.dumps(_answer(json.load(sys.stdin)), default=str))

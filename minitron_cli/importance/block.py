@@ -63,7 +63,7 @@ def _config(checkpoint: Checkpoint, layer: int, vocab: bool) -> Any:
 
     target = checkpoint.shape.with_(layer=1)
     plan = Plan(checkpoint.shape, target, {"layer": np.array([layer])} if checkpoint.shape["layer"] > 1 else {})
-    values = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
+    values = pruned_config(checkpoint.config, checkpoint.family, plan)
     values = {**values, "tie_word_embeddings": True, **({} if vocab else _NO_IDS)}
     model_type = values.pop("model_type")
     return AutoConfig.for_model(model_type, **values)

@@ -45,7 +45,7 @@ def write_pruned(
     `compensation` folds what the dropped inputs of a linear map carried into those that stay.
     """
     files = weight_files(checkpoint.path)
-    config = pruned_config(checkpoint.path, checkpoint.config, checkpoint.family, plan)
+    config = pruned_config(checkpoint.config, checkpoint.family, plan)
     cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))
     # Importing transformers, for its say on the config, takes seconds: the streaming goes on meanwhile, and ends at the

@@ -103,6 +103,6 @@ def _check_source(
         result["problems"].append(f"{model} is not the model that was pruned (its digest differs)")
     wrong = [name for name, digest in derived.target.items() if manifest["files"].get(name) != digest]
     result["problems"] += [f"{name} does not follow from the source and the kept indices" for name in wrong]
-    if pruned_config(source.path, source.config, source.family, plan) != load_config(directory):
+    if pruned_config(source.config, source.family, plan) != load_config(directory):
         result["problems"].append("config.json does not follow from the source's and the kept indices")
     result["checks"].append(f"{len(derived.target)} weight files derived again from {model}")
