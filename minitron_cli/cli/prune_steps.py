@@ -103,8 +103,8 @@ def carry_out(job: Job, measure: Measure, how: Writing) -> dict[str, Any]:
     # Directions are not ranked by scores: the plan of all else keeps every channel.
     ranked = job.shape.with_(hidden=source.shape["hidden"]) if how.rotate else job.shape
     needed = targets.needed_scores(source.shape, ranked, job.target)
-    if how.rotate:
-        needed = needed or ["the second moments"] * (how.moments is None)
+    if how.rotate and not needed and how.moments is None:
+        needed = ["hidden"]  # not for the scores, but for the second moments beside them
     if needed and found is None and measure.iterations == 1:
         found = _scores(measure, job.output, needed)
     say(f"pruning {source.path} -> {job.output}: {job.facts['change']}")

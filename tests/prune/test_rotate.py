@@ -201,7 +201,7 @@ def test_the_command_measures_turns_and_distills(toy, tmp_path, capsys):
     [
         (["--hidden", "36", "--rotate"], "--rotate refits by second moments"),
         (["--ffn", "56", "--rotate", "--compensate", "least-squares"], "--rotate says how the hidden axis is cut"),
-        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no scores for the second moments"),
+        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no scores for hidden"),
     ],
 )
 def test_what_does_not_go_together(toy, tmp_path, capsys, options, message):
