@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -156,5 +157,6 @@ def _make_plain(descriptor: int) -> bool:
     return True
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)

@@ -97,7 +97,7 @@ def _show_plan(facts: dict[str, Any]) -> None:
     table(["", "source", "target"], rows)
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
-    speed = "500 MB/s" + " and 100 GFLOP/s" * bool(facts["fold_flops"])
+    speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts["fold_flops"])
     cost = f"about {bytes_text(facts['peak_memory'])} of memory and {facts['seconds']:.0f} s at {speed}"
     print(f"would write {facts['output']}; {cost}")
 

@@ -10,8 +10,8 @@ from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
 from minitron_cli.spec.shape import num_parameters as count
 
-TRANSFORMERS_BYTES = 200 << 20  # what importing transformers takes, which has its say on the config
-BYTES_PER_SECOND = 500e6  # read and written together, on two cores and an ordinary solid-state disk
+START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
+BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in hardware and a solid-state disk
 
 FRIENDLY = {"hidden": 64, "ffn": 64, "shared_ffn": 64, "expert_ffn": 8}  # multiples that matmul kernels like
 
@@ -39,7 +39,7 @@ def preflight(source: Checkpoint, target: Shape, fold: Mapping[str, bool] | None
         "bytes": [num_bytes(s) for s in pair],
         "kv_bytes_per_token": [kv_bytes_per_token(s) for s in pair],
         "flops_per_token": [flops_per_token(weights, s, 4096) for s in pair],
-        "peak_memory": PEAK_BYTES + TRANSFORMERS_BYTES + held,
+        "peak_memory": PEAK_BYTES + START_BYTES + held,
         "seconds": round((source.num_bytes + num_bytes(target)) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
         "fold_flops": flops,
         "warnings": _warnings(source, target),

@@ -48,8 +48,8 @@ def write_pruned(
     config = pruned_config(checkpoint.config, checkpoint.family, plan)
     cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))
-    # Importing transformers, for its say on the config, takes seconds: the streaming goes on meanwhile, and ends at the
-    # first block behind a rejection.
+    # Asking transformers about the config takes a second: the streaming goes on meanwhile, and ends at the first block
+    # behind a rejection.
     with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
         validation = pool.submit(validate_config, config)
         streamed = write_model(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.prune import trim
 from minitron_cli.prune.cuts import cuts, reads
 from minitron_cli.prune.mask import masked_source
 from minitron_cli.prune.repairs import Repair, from_bits, to_bits
@@ -90,6 +92,36 @@ def test_every_byte_is_read_once_and_blocks_make_no_difference(block_bytes: int,
     write_pruned(source, plan, tmp_path / "small")
     for name, tensor in load_file(tmp_path / "small" / "model.safetensors").items():
         assert bytes(made[name]) == tensor.numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("padding", [1, 2, 3, 4096])
+def test_values_may_begin_at_any_byte(padding: int, toy: Toy, tmp_path: Path) -> None:
+    """The format asks for no alignment of a file's data; the kept values are the same wherever they lay."""
+    source = Path(shutil.copytree(toy("phi3"), tmp_path / "source"))
+    raw = (source / "model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    shifted = (length + padding).to_bytes(8, "little") + raw[8 : 8 + length] + b" " * padding + raw[8 + length :]
+    (source / "model.safetensors").write_bytes(shifted)
+    cut = {"hidden": 36, "ffn": 56, "layer": 2}
+    prune_to(source, tmp_path / "small", cut)
+    prune_to(toy("phi3"), tmp_path / "expected", cut)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("small", "expected")]
+    assert weights[0] == weights[1]
+
+
+def test_memory_does_not_grow_with_the_model(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """120 MB pass by in blocks of 64 kB; what is held is the blocks in flight, and the rows taken from one of them."""
+    blocks = trim.PEAK_BYTES / trim.BLOCK_BYTES
+    monkeypatch.setattr(trim, "BLOCK_BYTES", 1 << 16)
+    source = open_checkpoint(toy("llama", vocab_size=60_000, hidden_size=240, tie_word_embeddings=False))
+    assert source.num_bytes > 110e6
+    plan = plan_for(source, {"hidden": 120, "ffn": 56})
+    write_pruned(source, plan, tmp_path / "first")  # what is imported on the way is no part of it
+    tracemalloc.start()
+    write_pruned(source, plan, tmp_path / "small")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (blocks + 1) * (1 << 16) + 1e6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
