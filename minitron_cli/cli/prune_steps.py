@@ -159,7 +159,7 @@ def _write(job: Job, plan: Any, scores: Any, how: Writing, moments: Path, measur
             options["rotate"] = True
     manifest = write_pruned(
         job.source, plan, job.output, scores=scores, options=options, overwrite=how.overwrite, force=how.force,
-        max_shard_bytes=how.max_shard_size or MAX_SHARD_BYTES, check=how.check,
+        max_shard_bytes=MAX_SHARD_BYTES if how.max_shard_size is None else how.max_shard_size, check=how.check,
         compensation=folded,
     )  # fmt: skip
     return manifest["check"]
