@@ -1,102 +1,190 @@
-"""The papers' claims at toy scale, over several seeds: iterate or cut once? trust the size, or search for the shape?
+"""The papers' claims at toy scale, over several seeds: iterate or cut once? which ranking of shapes lasts? is the
+largest shape within a budget the best one?
 
-    python -m tests.benchmarks.family [--seeds 3] [--scale 1.0] [-o RUN]
+    python -m tests.benchmarks.family [--seeds 3] [--scale 1.0] [-o FOLDER] [--report] [--lock FILE]
 
-    iterated   large -> middle -> small, as recipes/tiny.yaml does
-    direct     large -> small in one cut, distilled on as many tokens as both steps of `iterated` together
-    largest    the largest candidate inside the budget of `small` that the search lists, distilled like the next
-    searched   the candidate that the search ranks first, on the same tokens
+    iterated    large -> middle -> small, as recipes/tiny.yaml does: 200 and 250 steps of distillation
+    direct      large -> small in one cut, distilled on as many tokens as both steps of `iterated` together
+    candidates  every shape within 1.8% of the small model's parameters on a grid, distilled for 250 steps from one cut
 
-A row is the mean held-out loss in nats per token over the seeds (of data order) and, in brackets, the largest distance
-of a seed from it. The teacher is trained once. `--scale 0.1` makes everything ten times shorter.
+Rankings of the candidates (by size, by the search's forecast, by the loss after the cut, by 32 distillation steps) are
+compared with the ranking after 250 steps: Spearman's correlation. A seed is an order of the data; a ranking is held
+against the mean over the *other* seeds, so that what two runs share by their order does not count for it. The last
+row is what a run of full length reaches against the others: the noise's own limit. Rankings and picks use lines held
+out of the training text; what they are judged by is the toy world's validation text.
+
+A figure is the mean over the seeds and, in brackets, the largest distance of a seed from it; nats per token. The
+teacher is trained once. `--scale 0.1` makes every training ten times shorter. With `-o` what was made before is found
+again, so that the same line goes on after an interruption; `--report` only prints what there is. `--lock FILE` holds a
+shared lock on FILE during each training, for others who want to time something in between.
 """
 
 import argparse
+import contextlib
+import fcntl
+import io
 import json
-import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from typing import Any
 
-STEPS = {"large": 700, "middle": 200, "small": 250}
-TRAINING = ["--batch", "16", "--seq-len", "128", "--lr", "2e-3", "--min-lr", "2e-4", "--warmup", "4"]
-GRID = ["--grid", "hidden=72:120:16", "--grid", "ffn=112:352:48", "--grid", "layers=3:5"]
+from minitron_cli.__main__ import run as run_line
+from minitron_cli.checkpoint.provenance import read_manifest
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
+from minitron_cli.search.measure import held_out_losses
+from tests.benchmarks.family_report import Figures, show
+
+STEPS = {"large": 700, "middle": 200, "small": 250, "short": 32}
+TRAINING = ["--batch", 16, "--seq-len", 128, "--lr", "2e-3", "--min-lr", "2e-4", "--warmup", 4]
+FROM_SCRATCH = ["--batch", 16, "--seq-len", 128, "--lr", "4e-3", "--min-lr", "4e-4"]
+MIDDLE, SMALL = {"hidden": 96, "ffn": 256}, {"hidden": 72, "ffn": 176}
+BUDGET = 345_096  # parameters of the small model
+GRID = ["--tolerance", "1.8%", "--grid", "hidden=64:128:16", "--grid", "ffn=80:352:16", "--grid", "layers=2:5"]
+SELECTION_LINES = 1000
 
 
 def minitron(*words: object) -> str:
-    """Run one command line and return its stdout."""
-    line = [sys.executable, "-m", "minitron_cli", *map(str, words)]
-    return subprocess.run(line, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    """Run one command line in this process and return its stdout."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert run_line([str(word) for word in words]) == 0, words
+    return stdout.getvalue()
 
 
-def distill(student: Path, run: Path, steps: int, seed: int, output: Path) -> Path:
-    """Distill `student` from the large model, unless that was done before."""
-    text = ["--data", run / "world" / "corpus" / "train.jsonl"]
-    minitron(
-        "distill", student, "--teacher", run / "large", *text, "--steps", steps, *TRAINING, "--seed", seed, "-o", output
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where everything lies, and how long each training is: updates by name."""
+
+    folder: Path
+    steps: dict[str, int]
+    lock: Path | None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        with (self.lock or self / "lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH)
+            yield
+
+    def text(self) -> list[object]:
+        return ["--data", self / "train.jsonl"]
+
+
+def prepare(place: Place) -> None:
+    """The toy world, with the last lines of its training text set aside for choosing; the teacher and its scores."""
+    if not (place / "world").exists():
+        minitron("toy", place / "world", "--seed", 0)
+    lines = (place / "world" / "corpus" / "train.jsonl").read_text().splitlines(keepends=True)
+    (place / "train.jsonl").write_text("".join(lines[:-SELECTION_LINES]))
+    (place / "choose.jsonl").write_text("".join(lines[-SELECTION_LINES:]))
+    if read_manifest(place / "large") is None:
+        with place.training():
+            minitron("train", place / "world" / "teacher-init", "--from-scratch", *place.text(), *FROM_SCRATCH,
+                     "--steps", place.steps["large"], "-o", place / "large")  # fmt: skip
+    importance(place, place / "large")
+
+
+def importance(place: Place, model: Path) -> Path:
+    scores = model.with_name(f"{model.name}-scores.safetensors")
+    if not scores.exists():
+        minitron("importance", model, *place.text(), "--samples", 1024, "--seq-len", 128, "-o", scores)
+    return scores
+
+
+def cut(place: Place, source: Path, sizes: dict[str, int], output: Path) -> Path:
+    if read_manifest(output) is None:
+        words = [word for flag, size in sizes.items() for word in (f"--{flag}", size)]
+        minitron("prune", source, "--scores", importance(place, source), *words, "-o", output)
+    return output
+
+
+def distill(place: Place, student: Path, output: Path, steps: int, seed: int, every: int) -> Path:
+    """Distill `student` from the large model, with its loss on the text for choosing at `every` so many steps."""
+    if read_manifest(output) is None:
+        with place.training():
+            minitron("distill", student, "--teacher", place / "large", *place.text(), *TRAINING, "--loss", "logits",
+                     "--eval-data", place / "choose.jsonl", "--eval-every", every, "--eval-windows", 64,
+                     "--steps", steps, "--seed", seed, "-o", output)  # fmt: skip
+    return output
+
+
+def search(place: Place) -> list[dict[str, Any]]:
+    """What `minitron search` finds, its pick first: everything measured, the best four refined."""
+    large, tokens = place / "large", place.steps["short"] * 16 * 128
+    scores = importance(place, large)
+    with place.training():
+        found = minitron("search", large, "--params", BUDGET, *GRID, "--scores", scores, *place.text(),
+                         "--eval-data", place / "choose.jsonl", "--eval-windows", 128, "--measure", 99, "--refine", 4,
+                         "--refine-tokens", tokens, "--batch", 16, "--lr", "2e-3", "-o", place / "search",
+                         "--json")  # fmt: skip
+    return json.loads(found)["candidates"]
+
+
+def held_out(place: Place, model: Path) -> float:
+    """Nats per token on all of the validation text."""
+    files = token_files(parse_sources([str(place / "world" / "corpus" / "valid.jsonl")]), model, "auto", None)
+    cache = place / "losses" / f"{model.name}.json"
+    losses = held_out_losses(model, files, seq_len=128, windows=10**6, device="cpu", cache=cache)
+    return float(losses.mean())
+
+
+def make(place: Place, seed: int, candidates: list[dict[str, Any]], figures: Figures) -> None:
+    """Everything of one seed, and its figures."""
+    small, middle, few = (place.steps[name] for name in ("small", "middle", "short"))
+    first = distill(
+        place, cut(place, place / "large", MIDDLE, place / "middle-cut"), place / f"middle-{seed}", middle, seed
     )
-    return output
+    second = cut(place, first, SMALL, place / f"iterated-cut-{seed}")
+    once = cut(place, place / "large", SMALL, place / "direct-cut")
+    arms = {
+        "iterated": distill(place, second, place / f"iterated-{seed}", small, seed, small),
+        "direct": distill(place, once, place / f"direct-{seed}", small + middle, seed, small + middle),
+    }
+    for name, model in arms.items():
+        figures.arms.setdefault(name, {})[seed] = held_out(place, model)
+    for candidate in candidates:
+        name = candidate["name"]
+        student = place / "search" / "candidates" / name
+        short = distill(place, student, place / f"{name}-short-{seed}", few, seed, few)
+        full = distill(place, student, place / f"{name}-full-{seed}", small, seed, max(1, small // 5))
+        figures.curves.setdefault(name, {})[seed] = curve(full)
+        figures.short.setdefault(name, {})[seed] = curve(short)[-1][1]
+        figures.full.setdefault(name, {})[seed] = held_out(place, full)
+    show(figures)
 
 
-def iterated(run: Path, seed: int, steps: dict[str, int]) -> Path:
-    """The small model of tiny.yaml, with this seed for both distillations."""
-    settings = [f"{name}.steps={count}" for name, count in steps.items()]
-    settings += [f"{name}.warmup=4" for name in steps] + [f"middle.seed={seed}", f"small.seed={seed}"]
-    words = [word for setting in settings for word in ("--set", setting)]
-    minitron("run", "tiny", *words, "--until", "small", "-o", run)
-    kept = run.parent / f"iterated-{seed}"
-    (run / "small").rename(kept)
-    return kept
-
-
-def search(run: Path, folder: Path, budget: int) -> dict[str, str]:
-    """{"largest": shape, "searched": shape} of the candidates inside 5% of `budget` parameters."""
-    world = run / "world" / "corpus"
-    found = json.loads(minitron(
-        "search", run / "large", "--params", budget, *GRID, "--scores", run / "scores-large.safetensors",
-        "--data", world / "train.jsonl", "--eval-data", world / "valid.jsonl", "--eval-windows", 64,
-        "--refine", 3, "--refine-tokens", "100K", "--batch", 16, "--lr", "2e-3", "-o", folder / "search", "--json",
-    ))["candidates"]  # fmt: skip
-    return {"largest": max(found, key=lambda c: c["parameters"])["shape"], "searched": found[0]["shape"]}
-
-
-def cut(run: Path, shape: dict[str, int], output: Path) -> Path:
-    """The large model cut to hidden, ffn and layers of `shape`."""
-    sizes = ["--hidden", shape["hidden"], "--ffn", shape["ffn"], "--layers", shape["layer"]]
-    minitron("prune", run / "large", "--scores", run / "scores-large.safetensors", *sizes, "-o", output)
-    return output
+def curve(model: Path) -> list[tuple[int, float]]:
+    """(step, loss on the text set aside for choosing) of every evaluation of a training run."""
+    lines = (model / "run" / "metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["eval_ce"]) for line in map(json.loads, lines) if "eval_ce" in line]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--lock", type=Path)
+    parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
-    steps = {name: max(8, round(count * arguments.scale)) for name, count in STEPS.items()}
-    both = steps["middle"] + steps["small"]
-    with tempfile.TemporaryDirectory() as name:
-        folder, run = Path(name), Path(name) / "run"
-        made: dict[str, list[Path]] = {"iterated": [iterated(run, seed, steps) for seed in range(arguments.seeds)]}
-        small = json.loads(minitron("inspect", made["iterated"][0], "--json"))
-        shapes = {"direct": small["shape"], **search(run, folder, small["parameters"])}
-        for arm, shape in shapes.items():
-            student = cut(run, shape, folder / f"{arm}-cut")
-            made[arm] = [distill(student, run, both, s, folder / f"{arm}-{s}") for s in range(arguments.seeds)]
-        report(run, made)
-
-
-def report(run: Path, made: dict[str, list[Path]]) -> None:
-    """Evaluate everything side by side on the held-out text and print one row per arm."""
-    models = [path for paths in made.values() for path in paths]
-    found = json.loads(minitron("eval", *models, "--data", run / "world" / "corpus" / "valid.jsonl", "--json"))
-    losses = {model["path"]: model["loss"] for model in found["models"]}
-    sizes = {model["path"]: model["parameters"] for model in found["models"]}
-    print(f"{'arm':<12}{'parameters':>12}{'nats per token':>24}")
-    for arm, paths in made.items():
-        values = [losses[str(path)] for path in paths]
-        spread = max(abs(value - mean(values)) for value in values)
-        print(f"{arm:<12}{sizes[str(paths[0])]:>12,}{mean(values):>14.4f} (+-{spread:.4f})")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.output or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if arguments.report:
+            show(Figures.read(folder / "figures.json"))
+            return
+        place = Place(folder, {n: max(8, round(s * arguments.scale)) for n, s in STEPS.items()}, arguments.lock)
+        prepare(place)
+        candidates = search(place)
+        figures = Figures(candidates)
+        figures.large = held_out(place, place / "large")
+        for seed in range(arguments.seeds):
+            make(place, seed, candidates, figures)
+            figures.write(folder / "figures.json")
 
 
 if __name__ == "__main__":
