@@ -28,6 +28,7 @@ def write_family(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "evaluations": {step.name: step.output for step in finished if step.verb == "eval"},
         "steps": [
             {"step": step.name, "seconds": records[step.name].seconds, "digest": records[step.name].digest,
+             "forecast": records[step.name].forecast, "took": records[step.name].took,
              "command": ["minitron", *command_line(recipe, step, directory)]}
             for step in finished
         ],

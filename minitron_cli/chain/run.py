@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_cli.chain.estimate import estimate
+from minitron_cli.chain.family import known_configs
 from minitron_cli.chain.fingerprint import content_digest, input_digests, signature, step_fingerprint
-from minitron_cli.chain.state import Record, load, lock, save
+from minitron_cli.chain.state import Record, load, lock, save, save_recipe
+from minitron_cli.chain.took import Ended, forecast_facts, took
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step, command_line
 
-Execute = Callable[[Sequence[str]], int]
+Execute = Callable[[Sequence[str]], Ended]
 _STOPPED = (130, 143)  # by SIGINT, by SIGTERM
 
 
@@ -38,7 +41,7 @@ def run(
     begin: str | None = None,
     until: str | None = None,
 ) -> list[Decision]:
-    """Bring every step's output up to date. `execute` runs one command line and returns its exit code.
+    """Bring every step's output up to date. `execute` runs one command line and says how it ended.
 
     A step that fails stops the chain; what it left is taken up again by the next run.
     """
@@ -47,6 +50,7 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     with lock(directory):
         records = load(directory)
+        save_recipe(directory, recipe)
         decisions = []
         steps = _walk(recipe, directory, records, begin, until)
         for number, (decision, record) in enumerate(steps, 1):
@@ -71,15 +75,20 @@ def _execute(
     step, output = decision.step, directory / decision.step.output
     if decision.action == "run":
         _remove(output)
+        record.seconds = 0.0
+    cost = next(c for c in estimate(recipe, known_configs(recipe, directory)) if c.step.name == step.name)
     record.begun, record.digest, record.signature = decision.fingerprint, "", {}
     record.command = command_line(recipe, step, directory)
+    record.forecast, record.took = forecast_facts(cost), {}
     save(directory, records)
     start = time.monotonic()
-    code = execute(record.command)
-    if code != 0 or not output.exists():
-        raise StepFailed(step.name, code)
-    record.seconds = round(time.monotonic() - start, 1)
+    ended = execute(record.command)
+    record.seconds = round(record.seconds + time.monotonic() - start, 1)
+    if ended.code != 0 or not output.exists():
+        save(directory, records)
+        raise StepFailed(step.name, ended.code)
     record.digest, record.signature = content_digest(output), signature(output)
+    record.took = took(step, output, cost, ended.peak_bytes)
     save(directory, records)
 
 

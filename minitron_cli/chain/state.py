@@ -1,4 +1,4 @@
-"""The memory of a run directory: which steps were begun and finished, and a lock against a second run."""
+"""The memory of a run directory: its recipe, which steps were begun and finished, and a lock against a second run."""
 
 import fcntl
 import json
@@ -10,19 +10,26 @@ from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.recipe import Recipe, command_line
 
 _FOLDER = ".minitron"
 
 
 @dataclass(slots=True)
 class Record:
-    """What is known of a step: the fingerprint it was begun with, and what it had made when it finished."""
+    """What is known of a step: the fingerprint it was begun with, and what it had made when it finished.
+
+    `seconds` add up over the sessions of an interrupted step, those that were killed left out; `forecast` and `took`
+    are its cost before and after (see chain/took).
+    """
 
     begun: str = ""
     digest: str = ""
     signature: dict[str, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
     command: list[str] = field(default_factory=list)
+    forecast: dict[str, Any] = field(default_factory=dict)
+    took: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -44,6 +51,17 @@ def save(directory: Path, records: dict[str, Record]) -> None:
     """Write the records atomically: a killed run never leaves half a state."""
     with atomic_file(directory / _FOLDER / "state.json") as temporary:
         document: dict[str, Any] = {name: asdict(record) for name, record in records.items()}
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def save_recipe(directory: Path, recipe: Recipe) -> None:
+    """Keep what the run is going to do: its steps in order, with the command line of each."""
+    steps = [
+        {"step": step.name, "verb": step.verb, "command": command_line(recipe, step, directory)}
+        for step in recipe.steps
+    ]  # fmt: skip
+    with atomic_file(directory / _FOLDER / "recipe.json") as temporary:
+        document = {"recipe": recipe.name, "about": recipe.about, "steps": steps}
         temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 

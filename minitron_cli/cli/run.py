@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from minitron_cli.cli.common import argument, bytes_text, count_text, emit, examples, option, say, table
+from minitron_cli.cli.common import argument, emit, examples, option, say, table
+from minitron_cli.cli.costs import show_plan, show_took
 from minitron_cli.errors import MinitronError
 
 NAME = "run"
@@ -41,25 +42,36 @@ def command(
             print("minitron " + shlex.join(command_line(chain, step, directory)))
         return
     if dry_run:
-        facts = _plan_facts(chain, plan_run(chain, directory, begin, until), directory, tflops * 1e12 * mfu)
-        emit(facts, as_json, lambda: _show_plan(facts))
+        facts = _plan_facts(chain, plan_run(chain, directory, begin, until), directory, tflops, mfu)
+        emit(facts, as_json, lambda: show_plan(facts))
         return
     run(chain, directory, _execute, say, begin, until)
     family = write_family(chain, directory)
-    emit(family, as_json, lambda: table(*summarise(family)))
-    if not as_json:
-        print(f"{directory / 'family.json'}: the family, its lineage and its figures")
+    emit(family, as_json, lambda: _show_family(family, directory, summarise))
 
 
-def _plan_facts(chain: Any, decisions: list[Any], directory: Path, flops_per_second: float) -> dict[str, Any]:
+def _show_family(family: dict[str, Any], directory: Path, summarise: Any) -> None:
+    table(*summarise(family))
+    print("what each step took (in brackets the forecast, where it was another)")
+    show_took(family)
+    print(f"{directory / 'family.json'}: the family, its lineage and its figures")
+
+
+def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float, mfu: float) -> dict[str, Any]:
     from minitron_cli.chain.estimate import estimate
     from minitron_cli.chain.family import known_configs
+    from minitron_cli.chain.state import Record, load
     from minitron_cli.spec.recipe import command_line
 
+    if not (tflops > 0 and 0 < mfu <= 1):
+        raise MinitronError(
+            f"--gpu-tflops {tflops:g} and --mfu {mfu:g} are no speed", "a peak above 0, and a share of it in (0, 1]"
+        )
+    records = load(directory)
     costs = {cost.step.name: cost for cost in estimate(chain, known_configs(chain, directory))}
     steps = []
     for decision in decisions:
-        cost = costs[decision.step.name]
+        cost, record = costs[decision.step.name], records.get(decision.step.name, Record())
         try:
             line = shlex.join(["minitron", *command_line(chain, decision.step, directory)])
         except MinitronError as missing:  # a declared input without a value: the plan is still worth showing
@@ -72,41 +84,22 @@ def _plan_facts(chain: Any, decisions: list[Any], directory: Path, flops_per_sec
             "non_embedding_parameters": cost.model.non_embedding if cost.model else None,
             "tokens": cost.tokens,
             "flops": cost.flops,
-            "gpu_hours": cost.flops / flops_per_second / 3600,
+            "gpu_hours": cost.flops / (tflops * 1e12 * mfu) / 3600,
+            "memory_bytes": cost.memory_bytes,
             "disk_bytes": cost.disk_bytes,
+            "working_bytes": cost.working_bytes,
+            "seconds": record.seconds,
+            "took": record.took,
             "command": line,
         })  # fmt: skip
-    return {"run": str(directory), "steps": steps}
+    assumed = (
+        f"GPU hours at {mfu:.0%} of {tflops:g} TFLOP/s (--mfu, --gpu-tflops); memory on a device: one sequence at a "
+        "time in bfloat16, unless the step says otherwise; disk: the weights that stay"
+    )
+    return {"run": str(directory), "assumed": assumed, "steps": steps}
 
 
-def _show_plan(facts: dict[str, Any]) -> None:
-    steps = facts["steps"]
-    rows = [
-        [
-            s["step"],
-            s["action"],
-            s["reason"],
-            *_costs(s["parameters"], s["tokens"], s["flops"], s["gpu_hours"], s["disk_bytes"]),
-        ]
-        for s in steps
-    ]
-    todo = [s for s in steps if s["action"] != "done"]
-    total = [sum(s[key] for s in todo) for key in ("tokens", "flops", "gpu_hours", "disk_bytes")]
-    columns = ["step", "action", "why", "makes", "tokens", "FLOPs", "GPU hours", "disk"]
-    table(columns, [*rows, ["to do", "", "", *_costs(None, *total)]])
-
-
-def _costs(parameters: int | None, tokens: float, flops: float, hours: float, disk: float) -> list[str]:
-    return [
-        count_text(parameters) if parameters else "",
-        count_text(tokens) if tokens else "",
-        f"{flops:.1e}" if flops else "",
-        (f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}") if flops else "",
-        bytes_text(disk) if disk else "",
-    ]
-
-
-def _execute(arguments: Sequence[str]) -> int:
+def _execute(arguments: Sequence[str]) -> Any:
     """Run one step in a process of its own: its memory is freed at its end, and a crash is only the step's.
 
     SIGTERM is handed on, so that training saves before the chain ends; SIGINT reaches the whole terminal group anyway.
@@ -115,13 +108,26 @@ def _execute(arguments: Sequence[str]) -> int:
     import subprocess
     import sys
 
+    from minitron_cli.chain.took import Ended
+
     say("$ minitron " + shlex.join(arguments))
     with subprocess.Popen([sys.executable, "-m", "minitron_cli", *arguments], stdout=sys.stderr) as child:
         previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:
-            return child.wait()
+            peak = _wait(child)
         except KeyboardInterrupt:
             child.wait()
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
+    return Ended(child.returncode, peak)
+
+
+def _wait(child: Any) -> int:
+    """Wait for a process and set its exit code; the most bytes that it, or a process it waited for, had resident."""
+    import os
+    import sys
+
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

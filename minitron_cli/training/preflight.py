@@ -50,8 +50,8 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
     """The figures of the model that a config.json dictionary describes."""
     family = family_of(str(config["model_type"]))
     shape = shape_of(family, config)
-    parameters = num_parameters(family.expected(config), shape)
-    return Size(parameters, float(flops_per_token(family.weights, shape, seq_len)), shape)
+    weights = family.expected(config)  # not all lines: of two storage layouts a model has one
+    return Size(num_parameters(weights, shape), float(flops_per_token(weights, shape, seq_len)), shape)
 
 
 def memory(

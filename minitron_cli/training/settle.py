@@ -10,7 +10,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training.options import Options
 from minitron_cli.training.schedule import Schedule
 
-_USUAL_LENGTH = 4096
+USUAL_LENGTH = 4096
 
 
 def split_share(spec: str) -> tuple[str, float]:
@@ -31,7 +31,7 @@ def settle_length(options: Options, models: Sequence[Path]) -> Options:
     """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most."""
     limits = {model: limit for model in models if (limit := context_length(model)) is not None}
     if options.seq_len is None:
-        return replace(options, seq_len=min([_USUAL_LENGTH, *limits.values()]))
+        return replace(options, seq_len=min([USUAL_LENGTH, *limits.values()]))
     for model, limit in limits.items():
         if options.seq_len > limit:
             raise MinitronError(

@@ -135,9 +135,8 @@ def held_out(place: Place, model: Path) -> float:
 def make(place: Place, seed: int, candidates: list[dict[str, Any]], figures: Figures) -> None:
     """Everything of one seed, and its figures."""
     small, middle, few = (place.steps[name] for name in ("small", "middle", "short"))
-    first = distill(
-        place, cut(place, place / "large", MIDDLE, place / "middle-cut"), place / f"middle-{seed}", middle, seed
-    )
+    wide = cut(place, place / "large", MIDDLE, place / "middle-cut")
+    first = distill(place, wide, place / f"middle-{seed}", middle, seed, middle)
     second = cut(place, first, SMALL, place / f"iterated-cut-{seed}")
     once = cut(place, place / "large", SMALL, place / "direct-cut")
     arms = {

@@ -7,6 +7,7 @@ import pytest
 
 from minitron_cli.chain.run import StepFailed, plan_run, run
 from minitron_cli.chain.state import lock
+from minitron_cli.chain.took import Ended
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step
 
@@ -18,13 +19,13 @@ class Commands:
         self.calls: list[str] = []
         self.fail_at: str | None = None
 
-    def __call__(self, arguments: Sequence[str]) -> int:
+    def __call__(self, arguments: Sequence[str]) -> Ended:
         output = Path(arguments[1] if arguments[0] == "toy" else arguments[-1])
         self.calls.append(output.stem)
         if output.stem == self.fail_at:
             output.mkdir()
             (output / "half").write_text("half")
-            return 143
+            return Ended(143)
         inputs = [Path(word) for word in arguments[1:-1] if Path(word).exists() and Path(word) != output]
         text = "|".join([*arguments, *(_text(path) for path in inputs)])
         if output.suffix:
@@ -32,7 +33,7 @@ class Commands:
         else:
             output.mkdir(exist_ok=True)
             (output / "weights").write_text(text)
-        return 0
+        return Ended(0)
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,80 @@
+"""What a step really took, read from what it made; beside the forecast, so that the next forecast can be trusted.
+
+Kept in the run's own state and in family.json, never in an artefact: artefacts are the same to the byte between runs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.chain.estimate import Estimate
+from minitron_cli.checkpoint.provenance import read_manifest
+from minitron_cli.checkpoint.reader import list_tensors
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.spec.recipe import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: its exit code, and the most bytes that its process had resident (0: not known)."""
+
+    code: int
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """A finished step, in the units of the forecast.
+
+    `memory_bytes` is what training held at the most, on the GPU or (with interpreter and libraries) on the host;
+    `host_bytes` the same of any step's process. `disk_bytes` are the weights, `all_bytes` every file, saved steps too.
+    """
+
+    tokens: int
+    flops: float
+    disk_bytes: int
+    all_bytes: int
+    memory_bytes: int
+    host_bytes: int
+
+
+def forecast_facts(cost: Estimate) -> dict[str, Any]:
+    """The forecast as it is kept: what can be held against `Took`."""
+    keys = ("tokens", "flops", "disk_bytes", "working_bytes", "memory_bytes")
+    return {key: getattr(cost, key) for key in keys}
+
+
+def took(step: Step, output: Path, cost: Estimate, host_bytes: int) -> dict[str, Any]:
+    """Count what lies at `output` now that the step is finished."""
+    tokens, flops = _work(step, output, cost)
+    weights = sum(t.num_bytes for t in list_tensors(output).values()) if (output / "config.json").is_file() else 0
+    files = [output] if output.is_file() else [f for f in output.rglob("*") if f.is_file()]
+    whole = sum(f.stat().st_size for f in files)
+    return asdict(Took(tokens, flops, weights, whole, _trained_in(output) or 0, host_bytes))
+
+
+def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
+    """Tokens that were really read, and the FLOPs they cost."""
+    if step.verb in ("train", "distill"):
+        training = (read_manifest(output) or {}).get("training") or {}
+        return int(training.get("tokens", 0)), float(training.get("flops", 0.0))
+    if step.verb == "importance" and cost.tokens:
+        provenance = read_scores(output)[0].provenance
+        tokens = int(provenance.get("samples_seen", 0)) * int(provenance.get("seq_len", 0))
+        return tokens, cost.flops / cost.tokens * tokens
+    return 0, 0.0
+
+
+def _trained_in(output: Path) -> int | None:
+    """The highest `peak_memory` that a training run wrote down; None for anything else."""
+    file = output / "run" / "metrics.jsonl"
+    if not file.is_file():
+        return None
+    return max((json.loads(line).get("peak_memory", 0) for line in file.read_text().splitlines()), default=0)
+
+
+def compare(forecast: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
+    """real / forecast of every quantity that both know."""
+    return {key: real[key] / forecast[key] for key in real if forecast.get(key) and real[key]}

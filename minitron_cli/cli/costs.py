@@ -1,0 +1,69 @@
+"""Tables of what a chain will take, and of what it took beside the forecast."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from minitron_cli.cli.common import bytes_text, count_text, say, table
+
+_TIMES = {"d": 86400.0, "h": 3600.0, "min": 60.0}
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as people read it: 93 -> "1.6 min"."""
+    for unit, length in _TIMES.items():
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def show_plan(facts: Mapping[str, Any]) -> None:
+    """What a dry run has found: every step's cost, and what finished steps took."""
+    steps = facts["steps"]
+    rows = [[s["step"], s["action"], s["reason"], *_costs(s), _took(s)] for s in steps]
+    todo = [s for s in steps if s["action"] != "done"]
+    total: dict[str, Any] = {key: sum(s[key] for s in todo) for key in ("tokens", "flops", "gpu_hours", "disk_bytes")}
+    total |= {"parameters": None, "memory_bytes": max((s["memory_bytes"] for s in todo), default=0)}
+    columns = ["step", "action", "why", "makes", "tokens", "FLOPs", "GPU hours", "memory", "disk", "took"]
+    table(columns, [*rows, ["to do", "", "", *_costs(total), ""]])
+    say(facts["assumed"])
+
+
+def _took(step: Mapping[str, Any]) -> str:
+    return seconds_text(step["seconds"]) if step["action"] == "done" and step["seconds"] else ""
+
+
+def _costs(step: Mapping[str, Any]) -> list[str]:
+    hours = step["gpu_hours"]
+    return [
+        count_text(step["parameters"]) if step["parameters"] else "",
+        count_text(step["tokens"]) if step["tokens"] else "",
+        f"{step['flops']:.1e}" if step["flops"] else "",
+        (f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}") if step["flops"] else "",
+        bytes_text(step["memory_bytes"]) if step["memory_bytes"] else "",
+        bytes_text(step["disk_bytes"]) if step["disk_bytes"] else "",
+    ]
+
+
+def show_took(family: Mapping[str, Any]) -> None:
+    """What each finished step took; where the forecast was another, it stands in brackets."""
+    rows = []
+    for step in family["steps"]:
+        real, forecast = step["took"], step["forecast"]
+        if not real:  # made by a version that did not count
+            rows.append([step["step"], seconds_text(step["seconds"]), *[""] * 6])
+            continue
+        rate = f"{real['flops'] / step['seconds']:.1e}" if real["flops"] and step["seconds"] else ""
+        rows.append([
+            step["step"], seconds_text(step["seconds"]),
+            _pair(real, forecast, "tokens", count_text), _pair(real, forecast, "flops", "{:.2e}".format), rate,
+            _pair(real, forecast, "memory_bytes", bytes_text) or bytes_text(real["host_bytes"]),
+            _pair(real, forecast, "disk_bytes", bytes_text), bytes_text(real["all_bytes"]),
+        ])  # fmt: skip
+    table(["step", "took", "tokens", "FLOPs", "FLOP/s", "memory", "weights", "on disk"], rows)
+
+
+def _pair(real: Mapping[str, Any], forecast: Mapping[str, Any], key: str, show: Any) -> str:
+    if not real[key]:
+        return ""
+    foreseen = forecast.get(key)
+    return show(real[key]) + (f" ({show(foreseen)})" if foreseen and foreseen != real[key] else "")
