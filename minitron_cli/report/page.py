@@ -85,11 +85,9 @@ def _state(run: Run) -> Html:
         )
     done = sum(step.state == "done" for step in run.steps)
     going = [step.name for step in run.steps if step.state == "begun"]
-    words = (
-        f" {done} {'step' if done == 1 else 'steps'} done" + (f", at work on {', '.join(going)}" if going else "")
-        if run.steps
-        else ""
-    )
+    steps = "step" if done == 1 and not run.coming else "steps"
+    count = f" {done} of {len(run.steps) + len(run.coming)}" if run.coming else f" {done}"
+    words = f"{count} {steps} done" + (f", at work on {', '.join(going)}" if going else "") if run.steps else ""
     return join(
         tag("span", "in progress", class_="badge going"),
         words,

@@ -53,7 +53,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "run": str(run.directory),
         "title": run.title,
         "finished": run.finished,
-        "steps": {step.name: step.state for step in run.steps},
+        "steps": {step.name: step.state for step in (*run.steps, *run.coming)},
         "models": [_model(model, run, losses) for model in run.models if model.state != "elsewhere"],
         "scores": [file.name for file in run.scores],
         "evaluations": [results.name for results in run.evaluations],

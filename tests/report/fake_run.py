@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.chain.family import write_family
-from minitron_cli.chain.state import Record, save
+from minitron_cli.chain.state import Record, save, save_recipe
 from minitron_cli.checkpoint.provenance import model_digest, write_manifest, write_plan
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.spec.plan import from_scores
@@ -23,6 +23,7 @@ def write_run(directory: Path, until: str | None = None) -> Path:
     """The whole run; or, with `until`, one that was interrupted in the middle of that step."""
     typed = Path("runs") / directory.name  # as someone may have typed it: the report must not follow it
     records: dict[str, Record] = {}
+    save_recipe(directory, RECIPE)
     for step in RECIPE.steps:
         command = command_line(RECIPE, step, typed)
         going = step.name == until

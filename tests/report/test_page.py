@@ -13,6 +13,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import SECTIONS
 from minitron_cli.report.run import report
 from tests.report.fake_files import write_metrics
+from tests.report.fake_recipe import RECIPE
 from tests.report.fake_run import write_run
 from tests.report.reading import Page
 
@@ -78,6 +79,13 @@ def test_a_run_that_is_still_going_on(tmp_path: Path, until: str) -> None:
     assert facts["steps"][until] == "begun"
     assert "in progress" in page.text
     assert "No evaluation has finished" in page.sections["evaluation"]
+    names = [step.name for step in RECIPE.steps]
+    coming = names[names.index(until) + 1 :]
+    assert [name for name, state in facts["steps"].items() if state == "to come"] == coming
+    assert page.sections["commands"].count("to come") == len(coming)
+    assert facts["title"] == "fake", "known from the recipe before there is a family"
+    if coming:
+        assert f"{names.index(until)} of {len(names)} steps done" in page.text
     if until in ("large", "middle"):
         total = {"large": 120, "middle": 60}[until]
         assert f"{total // 2} of {total} steps" in page.sections["training"]

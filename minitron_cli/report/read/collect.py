@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
-from minitron_cli.report.read.documents import FAMILY, STATE, read_bench, read_evaluation, read_family, read_steps
+from minitron_cli.report.read.documents import (
+    FAMILY,
+    STATE,
+    read_bench,
+    read_evaluation,
+    read_family,
+    read_recipe,
+    read_steps,
+    steps_to_come,
+)
 from minitron_cli.report.read.models import make_model, place, recorded_digest, single_model
 from minitron_cli.report.read.values import MAKES_MODELS, Model, Results, Run, ScoresFile, Step
 from minitron_cli.spec.recipe import VERBS
@@ -47,6 +56,8 @@ def _collect_chain(directory: Path) -> Run:
     problems: list[str] = []
     family = read_family(directory / FAMILY)
     steps = read_steps(directory, family)
+    recipe = _attempt(problems, read_recipe, directory) or {}
+    coming = steps_to_come(directory, recipe, steps)
     outputs = {_typed_output(step): step.name for step in steps}
     models = []
     for step in steps:
@@ -58,10 +69,10 @@ def _collect_chain(directory: Path) -> Run:
     models = [_with_evaluation(model, evaluations, outputs, problems) for model in models]
     models = [_with_size(model, models) for model in models]
     return Run(
-        title=family.get("recipe") or directory.resolve().name,
-        about=family.get("about", ""),
+        title=family.get("recipe") or recipe.get("recipe") or directory.resolve().name,
+        about=family.get("about") or recipe.get("about", ""),
         directory=directory,
-        finished=bool(family) and all(step.state == "done" for step in steps),
+        finished=bool(family) and not coming and all(step.state == "done" for step in steps),
         steps=steps,
         models=tuple(models),
         scores=_scores(steps, problems),
@@ -69,6 +80,7 @@ def _collect_chain(directory: Path) -> Run:
         benchmarks=_results(steps, "bench", read_bench, problems),
         versions=_versions(family, models),
         problems=tuple(problems),
+        coming=coming,
     )
 
 

@@ -10,9 +10,11 @@ from minitron_cli.report.read.values import Step
 from minitron_cli.spec.recipe import VERBS
 
 STATE = Path(".minitron") / "state.json"
+RECIPE = Path(".minitron") / "recipe.json"
 FAMILY = "family.json"
 
 _STEP = {"command": list, "digest": str, "seconds": (int, float)}
+_PLANNED = {"step": str, "verb": str, "command": list}
 _FAMILY_STEP = {"step": str, "command": list, "seconds": (int, float)}
 _FAMILY_MODEL = {"name": str, "parameters": int, "shape": dict}
 _EVALUATED = {"name": str, "path": str}
@@ -63,6 +65,23 @@ def read_steps(directory: Path, family: Mapping[str, Any]) -> tuple[Step, ...]:
         for name, r in records.items()
         if r["command"]  # a step that was looked at, and has not begun
     )
+
+
+def read_recipe(directory: Path) -> dict[str, Any]:
+    """What the run set out to do: `recipe`, `about` and its `steps`; empty where a run did not keep it."""
+    file = directory / RECIPE
+    if not file.is_file():
+        return {}
+    found = read_json(file)
+    _check(file, _list(file, found, "steps"), _PLANNED, "run the recipe again")
+    return found
+
+
+def steps_to_come(directory: Path, recipe: Mapping[str, Any], begun: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps of the recipe that have not begun, in their order."""
+    known = {step.name for step in begun}
+    planned = [s for s in recipe.get("steps", ()) if s["step"] not in known]
+    return tuple(_step(directory, s["step"], s["command"], "to come", 0.0) for s in planned)
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ MAKES_MODELS = ("train", "prune", "distill")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command line of the run, as it was typed. `state` is "done" or "begun"; `seconds` None where unknown."""
+    """One command line of the run, as it was typed. `state` is "done", "begun" or "to come"; `seconds` None where
+    unknown."""
 
     name: str
     verb: str
@@ -107,7 +108,8 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run directory as far as it has come. `problems` are files that could not be read, in words."""
+    """A run directory as far as it has come. `coming` are the steps of its recipe that have not begun; `problems` are
+    files that could not be read, in words."""
 
     title: str
     about: str
@@ -120,6 +122,7 @@ class Run:
     benchmarks: tuple[Results, ...]
     versions: Mapping[str, Mapping[str, str]]  # package -> version -> where it stands
     problems: tuple[str, ...]
+    coming: tuple[Step, ...] = ()
 
     def model(self, name: str | None) -> Model | None:
         return next((m for m in self.models if m.name == name), None)

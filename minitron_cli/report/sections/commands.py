@@ -9,8 +9,8 @@ from minitron_cli.report.read.values import Run, Step
 
 
 def commands(run: Run) -> Html:
-    """Steps in their order, then versions; where versions differ between artefacts, who has which."""
-    steps: object = [_step(i, step) for i, step in enumerate(run.steps, 1)]
+    """Steps in their order, those to come behind them, then versions; where they differ, who has which."""
+    steps: object = [_step(i, step) for i, step in enumerate((*run.steps, *run.coming), 1)]
     block = tag("ol", steps, class_="steps") if run.steps else missing("This is no chain: its options stand below.")
     return section(
         "commands", "How it was made", block, _options(run) if not run.steps else None, _versions(run.versions)
@@ -18,7 +18,8 @@ def commands(run: Run) -> Html:
 
 
 def _step(number: int, step: Step) -> Html:
-    state = tag("span", "in progress", class_="badge going") if step.state == "begun" else None
+    words = {"begun": "in progress", "to come": "to come"}.get(step.state)
+    state = tag("span", words, class_="badge going") if words else None
     took = tag("span", text.duration(step.seconds), class_="quiet") if step.seconds else None
     line = tag("pre", tag("code", "minitron " + shlex.join(step.command)))
     return tag("li", tag("p", tag("strong", step.name), " ", state, " ", took), line)
