@@ -9,7 +9,7 @@ from minitron_cli.cli.common import (
     emit,
     examples,
     option,
-    parse_count,
+    parse_bytes,
     require_model,
     say,
     table,
@@ -46,7 +46,7 @@ def command(
 
     given = models or [require_model(None, NAME)]
     cells = parse_grid(grid, batch_sizes)
-    budget = _parse_bytes(memory) if memory else None
+    budget = parse_bytes(memory) if memory else None
     if dry_run:
         shown = [str(cell) for cell in cells]
         text = f"{len(given)} models x {', '.join(shown)}: {warmup} + {repeats} rounds, engine {engine}"
@@ -136,8 +136,3 @@ def _show(found: dict[str, Any], output: Path | None) -> None:
 
 def _speed(row: dict[str, Any], metric: str) -> str:
     return f"{row[metric]['median']:,.0f} ±{row[metric]['spread'] / 2:.0%} ({row['ratios'][metric]:.2f}x)"
-
-
-def _parse_bytes(text: str) -> int:
-    """24GB, 512MB or a plain count of bytes."""
-    return parse_count(text.strip().upper().removesuffix("B").replace("G", "B"))

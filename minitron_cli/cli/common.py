@@ -48,6 +48,11 @@ def parse_count(text: str | int) -> int:
     return round(value)
 
 
+def parse_bytes(text: str) -> int:
+    """24GB, 512MB or a plain count of bytes."""
+    return parse_count(text.strip().upper().removesuffix("B").replace("G", "B"))
+
+
 def count_text(value: float) -> str:
     """A count as people read it: 4_512_746_496 -> "4.51B"."""
     for unit, factor in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):

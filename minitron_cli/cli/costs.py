@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.cli.common import bytes_text, count_text, say, table
+from minitron_cli.errors import MinitronError
 
 _TIMES = {"d": 86400.0, "h": 3600.0, "min": 60.0}
 
@@ -14,6 +15,19 @@ def seconds_text(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.3g} s"
+
+
+def hours_at(flops: float, tflops: float, mfu: float) -> float:
+    """Hours of one GPU that reaches `mfu` of its peak."""
+    if not (tflops > 0 and 0 < mfu <= 1):
+        raise MinitronError(
+            f"--gpu-tflops {tflops:g} and --mfu {mfu:g} are no speed", "a peak above 0, and a share of it in (0, 1]"
+        )
+    return flops / (tflops * 1e12 * mfu) / 3600
+
+
+def hours_text(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def show_plan(facts: Mapping[str, Any]) -> None:
@@ -33,12 +47,11 @@ def _took(step: Mapping[str, Any]) -> str:
 
 
 def _costs(step: Mapping[str, Any]) -> list[str]:
-    hours = step["gpu_hours"]
     return [
         count_text(step["parameters"]) if step["parameters"] else "",
         count_text(step["tokens"]) if step["tokens"] else "",
         f"{step['flops']:.1e}" if step["flops"] else "",
-        (f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}") if step["flops"] else "",
+        hours_text(step["gpu_hours"]) if step["flops"] else "",
         bytes_text(step["memory_bytes"]) if step["memory_bytes"] else "",
         bytes_text(step["disk_bytes"]) if step["disk_bytes"] else "",
     ]

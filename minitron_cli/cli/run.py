@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from minitron_cli.cli.common import argument, emit, examples, option, say, table
-from minitron_cli.cli.costs import show_plan, show_took
+from minitron_cli.cli.costs import hours_at, show_plan, show_took
 from minitron_cli.errors import MinitronError
 
 NAME = "run"
@@ -63,10 +63,6 @@ def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float
     from minitron_cli.chain.state import Record, load
     from minitron_cli.spec.recipe import command_line
 
-    if not (tflops > 0 and 0 < mfu <= 1):
-        raise MinitronError(
-            f"--gpu-tflops {tflops:g} and --mfu {mfu:g} are no speed", "a peak above 0, and a share of it in (0, 1]"
-        )
     records = load(directory)
     costs = {cost.step.name: cost for cost in estimate(chain, known_configs(chain, directory))}
     steps = []
@@ -84,7 +80,7 @@ def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float
             "non_embedding_parameters": cost.model.non_embedding if cost.model else None,
             "tokens": cost.tokens,
             "flops": cost.flops,
-            "gpu_hours": cost.flops / (tflops * 1e12 * mfu) / 3600,
+            "gpu_hours": hours_at(cost.flops, tflops, mfu),
             "memory_bytes": cost.memory_bytes,
             "disk_bytes": cost.disk_bytes,
             "working_bytes": cost.working_bytes,

@@ -5,21 +5,25 @@ from typing import Annotated, Any
 
 from minitron_cli.cli.common import (
     argument,
+    bytes_text,
     count_text,
     emit,
     examples,
     option,
+    parse_bytes,
     parse_count,
     require_model,
     say,
     table,
 )
+from minitron_cli.cli.search_options import parse_factors, parse_grid, read_speed, read_window, require_counts
 from minitron_cli.errors import MinitronError
 
 NAME = "search"
 EXAMPLES = examples(
     "minitron search Llama-3.1-8B --params 4B --scores scores.safetensors --data tokens/ -o search-4b",
     "minitron search big --params 4B --grid layers=29:32 --grid heads=24,32,48 --ffn-factors 2.5,3,3.5,4 --list",
+    "minitron search big --speedup 1.5 --bench-grid 512x128 --scores scores.safetensors --data tokens/ -o fast",
 )
 
 
@@ -27,10 +31,19 @@ def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
     params: Annotated[int | None, option("--params", help="budget of total parameters", parser=parse_count)] = None,
     tolerance: Annotated[str, option("--tolerance", help="how far from --params a shape may lie")] = "5%",
-    memory: Annotated[
-        int | None, option("--memory", help="budget in bytes, weights and KV cache", parser=parse_count)
+    memory: Annotated[str | None, option("--memory", help="budget of weights and KV cache in 16 bits: 16GB")] = None,
+    kv_tokens: Annotated[
+        int, option("--kv-tokens", help="tokens in the cache (context x batch), with --memory", parser=parse_count)
+    ] = 0,
+    latency: Annotated[
+        float | None, option("--latency", help="budget of milliseconds to the last token, measured")
     ] = None,
-    kv_tokens: Annotated[int, option("--kv-tokens", help="tokens in the cache (context x batch), with --memory")] = 0,
+    speedup: Annotated[float | None, option("--speedup", help="how many times as fast as MODEL, measured")] = None,
+    bench_grid: Annotated[
+        str | None, option("--bench-grid", help="prompt x generated tokens to time at [default: 128x128]")
+    ] = None,
+    bench_batch_sizes: Annotated[str, option("--bench-batch-sizes", help="sequences at a time when timing: 1,8")] = "1",
+    bench_repeats: Annotated[int, option("--bench-repeats", help="timed rounds of a shape", min=1)] = 5,
     grid: Annotated[list[str] | None, option("--grid", help="AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]; repeatable")] = None,
     ffn_factors: Annotated[str | None, option("--ffn-factors", help="ffn as multiples of hidden: 2.5,3,4")] = None,
     listing: Annotated[bool, option("--list", help="only list the shapes and their sizes")] = False,
@@ -46,41 +59,65 @@ def command(
     ] = None,
     batch: Annotated[int, option("--batch", help="sequences an update, when refining")] = 32,
     lr: Annotated[float, option("--lr", help="peak learning rate, when refining")] = 1e-4,
+    seed: Annotated[int, option("--seed", help="data order, when refining")] = 0,
     separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
     text_field: Annotated[str | None, option("--text-field", help="the column that holds the text")] = None,
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
+    devices: Annotated[
+        str | None, option("--devices", help="refine on several at once: cuda:0,cuda:1, all, or cpu,cpu")
+    ] = None,
+    tflops: Annotated[float, option("--gpu-tflops", help="peak of one GPU, for the hours of --dry-run")] = 989.0,
+    mfu: Annotated[float, option("--mfu", help="share of that peak that training reaches")] = 0.4,
     output: Annotated[
         Path | None, option("-o", "--output", help="directory of the search [default: search-PARAMS]")
     ] = None,
+    dry_run: Annotated[bool, option("--dry-run", help="only say what the search would take at the most")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little."""
     from minitron_cli.search.options import SearchOptions
 
-    window = _window(params, tolerance, memory, kv_tokens)
+    speed = read_speed(bench_grid, bench_batch_sizes, bench_repeats, latency, speedup)
+    window = read_window(params, tolerance, parse_bytes(memory) if memory else None, kv_tokens, speed)
+    require_counts(measure=measure, refine=refine, eval_windows=eval_windows, batch=batch, seq_len=seq_len or 1)
     options = SearchOptions(
         model=require_model(model, NAME), scores=scores or Path(), data=tuple(data or ()),
-        eval_data=tuple(eval_data or data or ()), output=output or Path(f"search-{count_text(window.high)}"),
+        eval_data=tuple(eval_data or data or ()), output=output or Path(_default_name(params)),
         window=window, grid=parse_grid(grid) if grid else None, ffn_factors=parse_factors(ffn_factors),
-        measure=measure, refine=refine if refine_tokens else 0, refine_tokens=refine_tokens,
+        measure=measure, refine=min(refine, measure) if refine_tokens else 0, refine_tokens=refine_tokens,
         eval_windows=eval_windows, seq_len=seq_len, batch=batch, lr=lr, separator=separator, text_field=text_field,
-        device=device,
+        device=device, seed=seed, speed=speed,
     )  # fmt: skip
     if listing:
+        if speed is not None and speed.binds:
+            raise MinitronError("--list knows sizes, not speeds", "leave out --latency and --speedup, or --list")
         _list(options, as_json)
+        return
+    if dry_run:
+        _dry_run(options, tflops, mfu, as_json)
         return
     if scores is None or not options.eval_data:
         raise MinitronError(
             "ranking needs --scores and --data", "measure with `minitron importance` first, or add --list to only list"
         )
-    _search(options, as_json)
+    if refine_tokens and not data:
+        raise MinitronError("--refine-tokens needs text to distill on", "add --data")
+    _search(options, devices, as_json)
 
 
-def _search(options: Any, as_json: bool) -> None:
+def _default_name(params: int | None) -> str:
+    return f"search-{count_text(params)}" if params is not None else "search"
+
+
+def _search(options: Any, devices: str | None, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from minitron_cli.search.parallel import parse_devices
     from minitron_cli.search.picture import write_picture
     from minitron_cli.search.run import search
     from minitron_cli.search.table import facts, write_facts
 
+    options = replace(options, devices=parse_devices(devices))
     result = search(options, say)
     found = facts(result, options)
     write_facts(options.output, found)
@@ -89,20 +126,32 @@ def _search(options: Any, as_json: bool) -> None:
 
 
 def _show(found: dict[str, Any], picture: Path) -> None:
-    def loss(entry: dict[str, Any], key: str) -> str:
-        return f"{entry[key]:.4f} ± {entry[key + '_stderr']:.4f}" if entry[key] is not None else ""
-
+    timed = any(entry["speed"] for entry in found["candidates"])
     rows = [
         [f"{i}{' =' if e['tied'] else ''}", e["name"], count_text(e["parameters"]), f"+{e['forecast']:.3f}",
-         loss(e, "loss"), loss(e, "refined")]
+         _loss(e, "loss"), _loss(e, "refined"), *(_speed(e) if timed else [])]
         for i, e in enumerate(found["candidates"][:20], 1)
     ]  # fmt: skip
-    table(["rank", "shape", "parameters", "forecast", "after the cut", "after distilling"], rows)
+    columns = ["rank", "shape", "parameters", "forecast", "after the cut", "after distilling"]
+    table([*columns, "to the last token", "speed"] if timed else columns, rows)
     if len(found["candidates"]) > 20:
         say(f"{len(found['candidates']) - 20} more in {found['output']}/search.json")
     say("'=' marks a tie with the best: the paired difference is within two standard errors")
-    print(f"{picture}: loss against parameters")
+    if timed:
+        say(f"timed at {', '.join(found['speed_budget']['cells'])}, beside the source in the same rounds; worst cell")
+    print(f"{picture}: loss against parameters" + (" and time" if timed else ""))
     print(f"next: {found['next']}")
+
+
+def _loss(entry: dict[str, Any], key: str) -> str:
+    return f"{entry[key]:.4f} ± {entry[key + '_stderr']:.4f}" if entry[key] is not None else ""
+
+
+def _speed(entry: dict[str, Any]) -> list[str]:
+    if not entry["speed"]:
+        return ["", ""]
+    seconds, speedups = entry["speed"]["seconds"].values(), entry["speed"]["speedups"].values()
+    return [f"{max(seconds) * 1e3:.1f} ms", f"{min(speedups):.2f}x"]
 
 
 def _list(options: Any, as_json: bool) -> None:
@@ -122,55 +171,21 @@ def _list(options: Any, as_json: bool) -> None:
         print(f"{len(entries)} shapes; next: the same line with --scores and --data instead of --list ranks them")
 
 
-def _window(params: int | None, tolerance: str, memory: int | None, kv_tokens: int) -> Any:
-    from minitron_cli.spec.search import Window, around
+def _dry_run(options: Any, tflops: float, mfu: float, as_json: bool) -> None:
+    from minitron_cli.cli.costs import hours_at, hours_text
+    from minitron_cli.search.cost import cost
 
-    share = parse_share(tolerance)
-    if params is None and memory is None:
-        raise MinitronError("a search needs a budget", "give --params 4B, or --memory 16B (bytes) with --kv-tokens")
-    window = around(params, share) if params is not None else Window(0, float("inf"))
-    return Window(window.low, window.high, memory, kv_tokens)
+    found = cost(options)
+    found |= {"gpu_hours": hours_at(found["flops"], tflops, mfu)}
 
+    def show() -> None:
+        rows = [
+            ["shapes in the budget", f"{found['shapes']:,}"], ["shapes cut", f"{found['cuts']:,} at the most"],
+            ["tokens", count_text(found["tokens"])], ["FLOPs", f"{found['flops']:.1e}"],
+            ["GPU hours", f"{hours_text(found['gpu_hours'])} at {mfu:.0%} of {tflops:g} TFLOP/s"],
+            ["memory on a device", bytes_text(found["memory_bytes"])], ["disk", bytes_text(found["disk_bytes"])],
+        ]  # fmt: skip
+        table(["at the most", ""], rows)
+        print(f"would write {options.output}")
 
-def parse_share(text: str) -> float:
-    """ "5%" or "0.05" -> 0.05."""
-    try:
-        share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise MinitronError(f"--tolerance {text} is not a share", "write it like 5% or 0.05")
-    return share
-
-
-def parse_factors(text: str | None) -> tuple[float, ...]:
-    """ "2.5,3" -> (2.5, 3.0)."""
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise MinitronError(f"--ffn-factors {text} is not a list of numbers", "write it like 2.5,3,3.5,4") from error
-
-
-def parse_grid(entries: list[str]) -> dict[str, tuple[int, ...]]:
-    """["layers=29:32", "heads=24,32"] -> {"layer": (29, 30, 31, 32), "head": (24, 32)}."""
-    from minitron_cli.errors import near_matches
-    from minitron_cli.spec.shape import FLAG_OF_AXIS
-
-    axis_of = {flag: axis for axis, flag in FLAG_OF_AXIS.items()}
-    found = {}
-    for entry in entries:
-        flag, _, values = entry.partition("=")
-        if flag not in axis_of:
-            raise MinitronError(f"--grid {entry!r}: unknown axis {flag!r}", near_matches(flag, list(axis_of)))
-        found[axis_of[flag]] = _grid_values(entry, values)
-    return found
-
-
-def _grid_values(entry: str, values: str) -> tuple[int, ...]:
-    try:
-        if ":" in values:
-            low, high, *step = (int(part) for part in values.split(":"))
-            return tuple(range(low, high + 1, *step))
-        return tuple(int(part) for part in values.split(","))
-    except (ValueError, TypeError) as error:
-        raise MinitronError(f"--grid {entry!r} can not be read", "write AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]") from error
+    emit(found, as_json, show)

@@ -64,6 +64,7 @@ METRICS: Mapping[str, Callable[[Cell, Sample], float]] = {
     "decode_tokens_per_second": lambda cell, s: cell.batch * (cell.output - 1) / s.rest,
     "time_to_first_token": lambda cell, s: s.first,
     "time_per_output_token": lambda cell, s: s.rest / (cell.output - 1),
+    "time_to_last_token": lambda cell, s: s.first + s.rest,
 }
 
 
@@ -100,7 +101,10 @@ def check_context(subjects: Sequence[Subject], cells: Sequence[Cell]) -> None:
 def measure(
     subjects: Sequence[Subject], cells: Sequence[Cell], *, repeats: int, warmup: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Interleaved rounds: one row per cell and model, figures and their ratios to the first model."""
+    """Interleaved rounds: one row per cell and model, figures and their ratios to the first model.
+
+    `fastest` is the best round's seconds to the last token: what else the machine does can only add to it.
+    """
     check_context(subjects, cells)
     taken: dict[tuple[Cell, int], list[Sample]] = {(cell, i): [] for cell in cells for i in range(len(subjects))}
     for turn in range(warmup + repeats):
@@ -128,6 +132,7 @@ def _row(cell: Cell, subject: Subject, samples: list[Sample], reference: list[Sa
         "batch": cell.batch,
         **figures,
         "ratios": ratios,
+        "fastest": min(sample.first + sample.rest for sample in samples),
         "kv_bytes": samples[0].kv_bytes,
         "peak_bytes": max(peaks) if peaks else None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import Cell, Sample, Subject
-from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
+from minitron_cli.evaluate.model import LoadedModel, load_model, max_context, resolve_device, resolve_dtype
 
 ENGINES = ("hf", "vllm")
 
@@ -46,6 +46,20 @@ def make_subjects(
 def _subject(loaded: LoadedModel, run: Any) -> Subject:
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return Subject(loaded.name, str(loaded.path), loaded.num_parameters, weights, max_context(loaded), run)
+
+
+def subject_of_config(config: Mapping[str, Any], name: str, *, device: str, dtype: str) -> Subject:
+    """A model of this config.json dictionary with random weights: as fast as any of its shape, and nothing is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = resolve_device(device)
+    resolved = resolve_dtype(dtype, where)
+    values = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    built = AutoConfig.for_model(config["model_type"], **values)
+    with torch.random.fork_rng([where] if where.type == "cuda" else []), where:
+        model: Any = AutoModelForCausalLM.from_config(built, dtype=getattr(torch, resolved))
+    loaded = LoadedModel(name, Path(name), model.eval().requires_grad_(False), None, where, resolved)
+    return _subject(loaded, lambda cell: run_hf(loaded, cell))
 
 
 @torch.inference_mode()

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from minitron_cli.search.speed import Speed, SpeedBudget
 from minitron_cli.spec.search import Candidate, Window
 from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape
 
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """`measure` shapes are cut and their held-out loss measured; `refine` of them are also distilled for a while."""
+    """`measure` shapes are cut and their held-out loss measured; `refine` of them are also distilled for a while.
+
+    With `speed` those shapes are also timed, and only what holds its budget is taken. With `devices` as many
+    distillations run at once; else they run one after the other on `device`.
+    """
 
     model: str
     scores: Path
@@ -33,7 +38,9 @@ class SearchOptions:
     separator: str = "auto"
     text_field: str | None = None
     device: str = "auto"
+    devices: tuple[str, ...] = ()
     seed: int = 0
+    speed: SpeedBudget | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +52,7 @@ class Entry:
     losses: np.ndarray | None = None
     refined: np.ndarray | None = None
     tied: bool = False
+    speed: Speed | None = None
 
     @property
     def stage(self) -> int:
@@ -62,12 +70,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Entries from best to worst, the source's own loss, and the weights of the forecast (nats per feature unit)."""
+    """Entries from best to worst, the source's own loss, and the weights of the forecast (nats per feature unit).
+
+    `too_slow` were timed and do not hold the budget; they and what was passed over for it are not among the entries.
+    """
 
     source: Shape
     source_loss: float | None
     entries: list[Entry]
     weights: Mapping[str, float] = field(default_factory=dict)
+    too_slow: list[Entry] = field(default_factory=list)
 
 
 def shape_name(source: Shape, shape: Shape) -> str:

@@ -1,8 +1,15 @@
-"""Loss against parameters: what was measured, what was refined, and the front that nothing beats on both."""
+"""Loss against parameters, and against time where it was measured: what was measured, what was refined, and the front
+that nothing beats on both."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from minitron_cli.search.options import Entry, SearchResult, standard_error
+
+_STAGES = (("after the cut", "#0072B2"), ("after distilling", "#D55E00"))
 
 
 def write_picture(file: Path, result: SearchResult) -> Path:
@@ -12,30 +19,46 @@ def write_picture(file: Path, result: SearchResult) -> Path:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    timed = [entry for entry in result.entries if entry.speed is not None]
     with pyplot.rc_context({"svg.hashsalt": "minitron", "font.size": 10, "axes.spines.top": False,
                             "axes.spines.right": False}):  # fmt: skip
-        figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-        for stage, label, colour in ((1, "after the cut", "#0072B2"), (2, "after distilling", "#D55E00")):
-            points = [e for e in result.entries if (e.losses if stage == 1 else e.refined) is not None]
-            _scatter(axes, points, stage, label, colour)
-        if result.source_loss is not None:
-            axes.axhline(result.source_loss, color="#666666", linestyle=":", linewidth=1, label="the source")
-        axes.set_xlabel("parameters, millions")
-        axes.set_ylabel("held-out loss, nats per token")
-        axes.legend(frameon=False)
+        figure, panels = pyplot.subplots(
+            1, 2 if timed else 1, figsize=(11 if timed else 7, 4.2), layout="constrained", squeeze=False, sharey=True
+        )
+        _panel(panels[0][0], result, result.entries, lambda e: e.candidate.parameters / 1e6, "parameters, millions")
+        panels[0][0].set_ylabel("held-out loss, nats per token")
+        panels[0][0].legend(frameon=False)
+        if timed:
+            _panel(panels[0][1], result, timed, lambda e: e.speed.slowest_ms if e.speed else 0.0,
+                   "milliseconds to the last token")  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     return file
 
 
-def _scatter(axes, points: list[Entry], stage: int, label: str, colour: str) -> None:  # type: ignore[no-untyped-def]
+def _panel(axes: Any, result: SearchResult, entries: Sequence[Entry], x: Callable[[Entry], float], label: str) -> None:
+    for (words, colour), losses in zip(_STAGES, (_after_cut, _after_distilling)):
+        _scatter(axes, [(x(e), found) for e in entries if (found := losses(e)) is not None], words, colour)
+    if result.source_loss is not None:
+        axes.axhline(result.source_loss, color="#666666", linestyle=":", linewidth=1, label="the source")
+    axes.set_xlabel(label)
+
+
+def _after_cut(entry: Entry) -> np.ndarray | None:
+    return entry.losses
+
+
+def _after_distilling(entry: Entry) -> np.ndarray | None:
+    return entry.refined
+
+
+def _scatter(axes: Any, points: Sequence[tuple[float, np.ndarray]], label: str, colour: str) -> None:
+    """Means with their standard errors over held-out windows, and the front as steps."""
     if not points:
         return
-    values = [e.losses if stage == 1 else e.refined for e in points]
-    x = [e.candidate.parameters / 1e6 for e in points]
-    y = [float(v.mean()) for v in values if v is not None]
-    errors = [standard_error(v) for v in values if v is not None]
+    x, y = [at for at, _ in points], [float(losses.mean()) for _, losses in points]
+    errors = [standard_error(losses) for _, losses in points]
     axes.errorbar(x, y, yerr=errors, fmt="o", color=colour, markersize=5, capsize=2, linewidth=1, label=label)
     front = pareto(list(zip(x, y)))
     axes.step([p[0] for p in front], [p[1] for p in front], where="post", color=colour, linewidth=1, alpha=0.5)

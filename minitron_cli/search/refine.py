@@ -5,14 +5,17 @@ candidate gets a quarter of the budget; those that are then worse than the best 
 errors *and* a tenth of what training has won so far are given up; the rest are trained on the whole budget.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minitron_cli.checkpoint.provenance import read_manifest
+from minitron_cli.search.cost import FIRST_SHARE, refine_steps
+from minitron_cli.search.identity import finished
 from minitron_cli.search.options import Entry, shape_name, standard_error
+from minitron_cli.search.parallel import Work, run_all
+from minitron_cli.training.options import flag
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.run import train
 
@@ -20,20 +23,21 @@ if TYPE_CHECKING:
     from minitron_cli.search.run import Bench
 
 Say = Callable[[str], None]
-_FIRST_SHARE = 4
 
 
-def refine(bench: "Bench", entries: list[Entry], say: Say) -> None:
+def refine(bench: "Bench", entries: Sequence[Entry], say: Say) -> None:
     """Set `refined` of the entries that reach the end; every training run is resumed if it was interrupted."""
     tokens = bench.options.refine_tokens
-    early = {id(entry): _distilled_loss(bench, entry, tokens // _FIRST_SHARE, say) for entry in entries}
-    best = min(entries, key=lambda entry: early[id(entry)].mean())
-    for entry in entries:
-        name = shape_name(bench.source.shape, entry.candidate.shape)
-        if hopeless(early[id(entry)], early[id(best)], entry.losses):
-            say(f"{name}: given up after {tokens // _FIRST_SHARE:,} tokens")
-            continue
-        entry.refined = _distilled_loss(bench, entry, tokens, say)
+    early = _distilled_losses(bench, entries, tokens // FIRST_SHARE, say)
+    best = min(range(len(entries)), key=lambda i: early[i].mean())
+    going = []
+    for entry, losses in zip(entries, early):
+        if hopeless(losses, early[best], entry.losses):
+            say(f"{_name(bench, entry)}: given up after {tokens // FIRST_SHARE:,} tokens")
+        else:
+            going.append(entry)
+    for entry, losses in zip(going, _distilled_losses(bench, going, tokens, say)):
+        entry.refined = losses
 
 
 def hopeless(losses: np.ndarray, best: np.ndarray, start: np.ndarray | None) -> bool:
@@ -43,36 +47,55 @@ def hopeless(losses: np.ndarray, best: np.ndarray, start: np.ndarray | None) -> 
     return bool(gap.mean() > 3 * standard_error(gap) and gap.mean() > 0.1 * max(won, 0.0))
 
 
-def _distilled_loss(bench: "Bench", entry: Entry, tokens: int, say: Say) -> np.ndarray:
-    name = shape_name(bench.source.shape, entry.candidate.shape)
-    model = _distill(bench, name, tokens, say)
-    losses = bench.loss_of(model, model.name)
-    say(f"{name}: {losses.mean():.4f} nats per token after {tokens:,} tokens")
-    return losses
+def _name(bench: "Bench", entry: Entry) -> str:
+    return shape_name(bench.source.shape, entry.candidate.shape)
 
 
-def _distill(bench: "Bench", name: str, tokens: int, say: Say) -> Path:
+def _distilled_losses(bench: "Bench", entries: Sequence[Entry], tokens: int, say: Say) -> list[np.ndarray]:
+    """Held-out losses (window,) of each entry after distilling on `tokens`, one after the other or on all devices."""
+    outputs = [bench.options.output / "refined" / f"{_name(bench, entry)}-{tokens}" for entry in entries]
+    settings = [_settings(bench, _name(bench, e), tokens, o) for e, o in zip(entries, outputs)]
+    todo = [one for one, output in zip(settings, outputs) if not finished(output, one)]
+    if bench.options.devices:
+        run_all([_work(one) for one in todo], bench.options.devices, say)
+    else:
+        for one in todo:
+            say(f"distilling {Path(one['student']).name} on {tokens:,} tokens")
+            train(resolve({**one, "verb": "distill", "device": bench.options.device}, None))
+    found = []
+    for entry, output in zip(entries, outputs):
+        found.append(bench.loss_of(output, output.name))
+        say(f"{_name(bench, entry)}: {found[-1].mean():.4f} nats per token after {tokens:,} tokens")
+    return found
+
+
+def _settings(bench: "Bench", name: str, tokens: int, output: Path) -> dict[str, Any]:
+    """The training's options but for its device; what they follow from is in the search's own."""
     options = bench.options
-    output = options.output / "refined" / f"{name}-{tokens}"
-    if read_manifest(output) is None:
-        say(f"distilling {name} on {tokens:,} tokens")
-        steps = max(1, tokens // (options.batch * bench.seq_len))
-        given = {
-            "verb": "distill",
-            "student": str(options.output / "candidates" / name),
-            "teacher": (str(bench.source.path),),
-            "data": options.data,
-            "output": str(output),
-            "steps": steps,
-            "batch": options.batch,
-            "seq_len": bench.seq_len,
-            "lr": options.lr,
-            "warmup": max(1, steps // 10),
-            "loss": "logits",
-            "seed": options.seed,
-            "separator": options.separator,
-            "text_field": options.text_field,
-            "device": options.device,
-        }
-        train(resolve(given, None))
-    return output
+    steps = refine_steps(tokens, options.batch, bench.seq_len)
+    return {
+        "student": str(options.output / "candidates" / name),
+        "teacher": (str(bench.source.path),),
+        "data": options.data,
+        "output": str(output),
+        "steps": steps,
+        "batch": options.batch,
+        "seq_len": bench.seq_len,
+        "lr": options.lr,
+        "warmup": steps // 10,
+        "loss": "logits",
+        "seed": options.seed,
+        "separator": options.separator,
+        "text_field": options.text_field,
+    }
+
+
+def _work(settings: dict[str, Any]) -> Work:
+    """The same settings as they would be typed."""
+    words = ["distill", settings["student"]]
+    for key, value in settings.items():
+        if key != "student" and value is not None:
+            each = value if isinstance(value, tuple) else (value,)
+            words += [word for item in each for word in (flag(key), str(item))]
+    output = Path(settings["output"])
+    return Work(f"distilling {output.name}", tuple(words), output.with_name(f"{output.name}.log"))

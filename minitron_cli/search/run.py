@@ -12,15 +12,19 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
+from minitron_cli.search.budget import fast_enough
+from minitron_cli.search.identity import claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
 from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name
+from minitron_cli.search.speed import Stopwatch
 from minitron_cli.spec.proxy import calibrate, features, forecast
 from minitron_cli.spec.scores import Scores
-from minitron_cli.spec.search import candidates, default_grid
+from minitron_cli.spec.search import Candidate, candidates, default_grid
 from minitron_cli.spec.shape import Shape, num_parameters
 
 Say = Callable[[str], None]
 MAX_SEQ_LEN = 1024
+CALIBRATED = ("hidden", "ffn", "head", "layer", "expert", "expert_ffn")  # one cut of each weighs it in the forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +58,51 @@ class Bench:
 
 def search(options: SearchOptions, say: Say) -> SearchResult:
     """Rank every shape in the budget. Stages already done by an earlier call with the same output are found again."""
-    source = open_checkpoint(options.model)
-    scores, _ = read_scores(options.scores)
-    found = enumerate_shapes(source, options)
+    bench = _open(options)
+    found = enumerate_shapes(bench.source, options)
+    claim(options, bench.seq_len)
     say(f"{len(found)} shapes in the budget; forecasting from the importance they keep")
-    bench = Bench(source, scores, _held_out(source, options), _seq_len(source, options), options)
     say("measuring the source and one cut per axis, to weigh the axes against each other")
-    source_losses = bench.loss(source.shape)
-    weights = _weigh(bench, [c.shape for c in found], float(source_losses.mean()))
-    entries = [Entry(c, forecast(features(scores, source.shape, c.shape), weights)) for c in found]
+    source = bench.source.shape
+    source_loss = float(bench.loss(source).mean())
+    weights = _weigh(bench, [c.shape for c in found], source_loss)
+    entries = [Entry(c, forecast(features(bench.scores, source, c.shape), weights)) for c in found]
     entries.sort(key=Entry.sort_key)
-    for number, entry in enumerate(entries[: options.measure], 1):
+    front = _timed(bench, entries, say)
+    for number, entry in enumerate(front, 1):
         entry.losses = bench.loss(entry.candidate.shape)
-        name = shape_name(source.shape, entry.candidate.shape)
-        say(f"measured {number}/{min(options.measure, len(entries))}: {name} {entry.losses.mean():.4f} nats per token")
-    entries.sort(key=Entry.sort_key)
+        name = shape_name(source, entry.candidate.shape)
+        say(f"measured {number}/{len(front)}: {name} {entry.losses.mean():.4f} nats per token")
+    front.sort(key=Entry.sort_key)
     if options.refine:
         from minitron_cli.search.refine import refine
 
-        refine(bench, entries[: options.refine], say)
-    entries.sort(key=Entry.sort_key)
+        refine(bench, front[: options.refine], say)
+    bound = options.speed is not None and options.speed.binds
+    too_slow = [e for e in entries if options.speed and e.speed and not e.speed.holds(options.speed)]
+    entries = sorted(front if bound else entries, key=Entry.sort_key)
     mark_ties(entries)
-    return SearchResult(source.shape, float(source_losses.mean()), entries, weights)
+    return SearchResult(source, source_loss, entries, weights, too_slow)
+
+
+def _open(options: SearchOptions) -> Bench:
+    source = open_checkpoint(options.model)
+    scores, _ = read_scores(options.scores)
+    return Bench(source, scores, _held_out(source, options), window_length(source, options), options)
+
+
+def _timed(bench: Bench, entries: list[Entry], say: Say) -> list[Entry]:
+    """The entries to measure the loss of: the best by their forecast, where a speed is asked for those that hold it."""
+    options, source = bench.options, bench.source
+    if options.speed is None:
+        return entries[: options.measure]
+    watch = Stopwatch(bench, options.speed, say)
+    if options.speed.binds:
+        size = num_parameters(source.family.expected(source.config), source.shape)
+        return fast_enough(watch, Candidate(source.shape, size, size), entries, options.measure, say)
+    for entry in entries[: options.measure]:
+        entry.speed = watch.speed(entry.candidate.shape, shape_name(source.shape, entry.candidate.shape))
+    return entries[: options.measure]
 
 
 def enumerate_shapes(source: Checkpoint, options: SearchOptions) -> list:
@@ -103,7 +130,7 @@ def _weigh(bench: Bench, shapes: list[Shape], source_loss: float) -> dict[str, f
     An additive model: what two cuts cost together is taken to be what they cost apart.
     """
     source, measured = bench.source.shape, []
-    for axis in ("hidden", "ffn", "head", "layer", "expert", "expert_ffn"):
+    for axis in CALIBRATED:
         sizes = sorted({shape[axis] for shape in shapes if axis in source and shape[axis] != source[axis]})
         if not sizes:
             continue
@@ -131,7 +158,8 @@ def mark_ties(entries: list[Entry]) -> None:
             entry.tied = bool(difference.mean() <= 2 * error)
 
 
-def _seq_len(source: Checkpoint, options: SearchOptions) -> int:
+def window_length(source: Checkpoint, options: SearchOptions) -> int:
+    """Tokens of a held-out window and of a training sequence."""
     context = int(source.config.get("max_position_embeddings") or MAX_SEQ_LEN)
     if options.seq_len and options.seq_len > context:
         raise MinitronError(f"--seq-len {options.seq_len} is beyond the model's context", f"it takes {context} tokens")

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ def facts(result: SearchResult, options: SearchOptions) -> dict[str, Any]:
         "source_loss": result.source_loss,
         "forecast_weights": dict(result.weights),
         "candidates": [_entry(result, entry) for entry in result.entries],
+        "too_slow": [_entry(result, entry) for entry in result.too_slow],
+        "speed_budget": _budget(options),
         "step": {"verb": "prune", "inputs": {"model": options.model, "scores": str(options.scores)}, "options": cut},
         "next": shlex.join([*line, *(word for flag, size in cut.items() for word in (f"--{flag}", str(size)))]),
     }
@@ -33,11 +36,18 @@ def _entry(result: SearchResult, entry: Entry) -> dict[str, Any]:
         "non_embedding_parameters": entry.candidate.non_embedding,
         "forecast": entry.forecast,
         "tied": entry.tied,
+        "speed": asdict(entry.speed) if entry.speed else None,
     }
     for key, losses in (("loss", entry.losses), ("refined", entry.refined)):
         found[key] = float(losses.mean()) if losses is not None else None
         found[f"{key}_stderr"] = standard_error(losses) if losses is not None else None
     return found
+
+
+def _budget(options: SearchOptions) -> dict[str, Any] | None:
+    if options.speed is None:
+        return None
+    return {**asdict(options.speed), "cells": [str(cell) for cell in options.speed.cells]}
 
 
 def write_facts(directory: Path, found: dict[str, Any]) -> None:

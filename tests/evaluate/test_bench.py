@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.cli.app import app
-from minitron_cli.cli.bench import _parse_bytes
+from minitron_cli.cli.common import parse_bytes
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import Cell, Sample, Subject, batch_ceiling, figure, measure, parse_grid
 from minitron_cli.evaluate.engines import make_subjects
@@ -70,7 +70,7 @@ def test_batch_ceiling_by_hand() -> None:
     ("text", "value"), [("24GB", 24 * 10**9), ("512MB", 512 * 10**6), ("1.5g", 15 * 10**8), ("4096", 4096)]
 )
 def test_budgets_are_read(text: str, value: int) -> None:
-    assert _parse_bytes(text) == value
+    assert parse_bytes(text) == value
 
 
 def test_grids_are_read_and_refused() -> None:

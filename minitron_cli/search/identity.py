@@ -1,0 +1,47 @@
+"""What lies in a search's directory must have been made from the same: nothing else is reused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.provenance import file_digest, read_manifest
+from minitron_cli.errors import MinitronError
+from minitron_cli.search.options import SearchOptions
+
+FILE = "identity.json"
+
+
+def claim(options: SearchOptions, seq_len: int) -> None:
+    """Note what the directory's candidates and losses follow from; another search's directory is refused.
+
+    Scores carry the digest of their model, and cutting checks it, so the scores stand for both.
+    """
+    now = {"scores": file_digest(options.scores), "seq_len": seq_len, "separator": options.separator}
+    file = options.output / FILE
+    if file.is_file():
+        _refuse(options.output, json.loads(file.read_text()), now)
+        return
+    if options.output.is_dir() and any(options.output.iterdir()):
+        raise MinitronError(f"{options.output} exists and holds no search", "choose another output with -o")
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(now, indent=1) + "\n")
+
+
+def finished(output: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a training lies at `output`, finished, with these settings; with others it is refused."""
+    manifest = read_manifest(output)
+    if manifest is None:
+        return False
+    now = json.loads(json.dumps(dict(settings)))
+    _refuse(output, {key: manifest["options"].get(key) for key in now}, now)
+    return True
+
+
+def _refuse(place: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [f"{key} was {there.get(key)}, is {now[key]}" for key in now if there.get(key) != now[key]]
+    if changed:
+        raise MinitronError(
+            f"{place} was made otherwise: {'; '.join(changed)}", "choose another output with -o, or remove it"
+        )
