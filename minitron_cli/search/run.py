@@ -11,20 +11,18 @@ from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
-from minitron_cli.errors import MinitronError
 from minitron_cli.search.budget import fast_enough
 from minitron_cli.search.identity import claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
 from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name
+from minitron_cli.search.shapes import CALIBRATED, enumerate_shapes, window_length
 from minitron_cli.search.speed import Stopwatch
 from minitron_cli.spec.proxy import calibrate, features, forecast
 from minitron_cli.spec.scores import Scores
-from minitron_cli.spec.search import Candidate, candidates, default_grid
+from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import Shape, num_parameters
 
 Say = Callable[[str], None]
-MAX_SEQ_LEN = 1024
-CALIBRATED = ("hidden", "ffn", "head", "layer", "expert", "expert_ffn")  # one cut of each weighs it in the forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +103,6 @@ def _timed(bench: Bench, entries: list[Entry], say: Say) -> list[Entry]:
     return entries[: options.measure]
 
 
-def enumerate_shapes(source: Checkpoint, options: SearchOptions) -> list:
-    """Candidates on the grid, or an error that says how far the grid's sizes reach."""
-    grid = dict(options.grid or default_grid(source.shape))
-    if options.ffn_factors:
-        grid.pop("ffn", None)
-    found = candidates(
-        source.family, source.config, source.shape, grid, options.window, ffn_factors=options.ffn_factors
-    )
-    if not found:
-        lines = source.family.expected(source.config)
-        low = num_parameters(lines, source.shape.with_(**{axis: min(values) for axis, values in grid.items()}))
-        high = num_parameters(lines, source.shape.with_(**{axis: max(values) for axis, values in grid.items()}))
-        raise MinitronError(
-            f"no shape on the grid has {options.window.low:,.0f} to {options.window.high:,.0f} parameters",
-            f"the grid reaches from {low:,} to {high:,}; widen --tolerance, or finer: --grid ffn=1024:4096:64",
-        )
-    return found
-
-
 def _weigh(bench: Bench, shapes: list[Shape], source_loss: float) -> dict[str, float]:
     """Weights of the forecast, from measured cuts of one axis each at the sizes that the candidates ask for.
 
@@ -156,14 +135,6 @@ def mark_ties(entries: list[Entry]) -> None:
             difference = entry.latest - best.latest
             error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
             entry.tied = bool(difference.mean() <= 2 * error)
-
-
-def window_length(source: Checkpoint, options: SearchOptions) -> int:
-    """Tokens of a held-out window and of a training sequence."""
-    context = int(source.config.get("max_position_embeddings") or MAX_SEQ_LEN)
-    if options.seq_len and options.seq_len > context:
-        raise MinitronError(f"--seq-len {options.seq_len} is beyond the model's context", f"it takes {context} tokens")
-    return options.seq_len or min(context, MAX_SEQ_LEN)
 
 
 def _held_out(source: Checkpoint, options: SearchOptions) -> tuple[TokenFile, ...]:

@@ -110,3 +110,34 @@ def test_bad_input(words: list[str], message: str, toy, capsys: pytest.CaptureFi
     stderr = capsys.readouterr().err
     assert re.search(r"^error: .*\nhint: ", stderr)
     assert message in stderr
+
+
+def test_nothing_of_other_settings_is_reused(
+    searched: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, output = searched
+    assert run([*line, "--lr", "3e-4"]) == 1
+    assert re.search(r"refined/\S+ was made otherwise: lr was 0.0001, is 0.0003", capsys.readouterr().err)
+    assert run([*line, "--seq-len", "16"]) == 1
+    assert f"{output} was made otherwise: seq_len was 32, is 16" in capsys.readouterr().err
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    assert run([*line[:-1], str(tmp_path / "notes")]) == 1
+    assert "exists and holds no search" in capsys.readouterr().err
+
+
+def test_a_dry_run_bounds_what_the_search_took(
+    searched: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, output = searched
+    assert run([*line[:-1], str(tmp_path / "none"), "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "none").exists()
+    trained = [json.loads(f.read_text())["training"]["tokens"] for f in output.glob("refined/*/minitron.json")]
+    assert found["trained_tokens"] == 2 * (2 + 8) * 4 * 32, "two shapes, a quarter and the whole of 1024 tokens"
+    assert sum(trained) <= found["trained_tokens"]
+    assert len(list(output.glob("candidates/*"))) <= found["cuts"] == 2 + 3
+    cut = sum(f.stat().st_size for f in output.glob("candidates/*/model.safetensors"))
+    assert cut <= found["disk_bytes"]
+    assert run([*line[:-1], str(tmp_path / "none"), "--dry-run"]) == 0
+    assert "GPU hours" in capsys.readouterr().out
