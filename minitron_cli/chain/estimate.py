@@ -6,6 +6,7 @@ from math import ceil
 from typing import Any
 
 from minitron_cli.checkpoint.hfconfig import config_for
+from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.importance.options import DEFAULT_SEQ_LEN
 from minitron_cli.importance.options import Options as ImportanceOptions
@@ -189,4 +190,7 @@ def _number(value: Any) -> float:
     """A number as recipes write it: 94B, 1_000, 32."""
     text = str(value).replace("_", "").replace(",", "").upper()
     factor = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:], 1)
-    return float(text[:-1] if factor != 1 else text) * factor
+    try:
+        return float(text[:-1] if factor != 1 else text) * factor
+    except ValueError as error:
+        raise MinitronError(f"{value!r} is not a number", "write it like 94B, 1_000 or 32") from error

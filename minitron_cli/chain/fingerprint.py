@@ -47,9 +47,18 @@ def step_fingerprint(step: Step, inputs: Mapping[str, str]) -> str:
 
 def content_digest(path: Path) -> str:
     """Digest of a file, or of all files of a directory by relative name."""
-    if path.is_file():
-        return file_digest(path)
-    return _digest({str(f.relative_to(path)): file_digest(f) for f in content(path)})
+    return combine(path, file_digests(path))
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Digest of every file that makes up an artefact, by relative name; of a file under "."."""
+    files = [path] if path.is_file() else content(path)
+    return {str(f.relative_to(path)): file_digest(f) for f in files}
+
+
+def combine(path: Path, files: Mapping[str, str]) -> str:
+    """The digest of an artefact from those of its files."""
+    return files["."] if path.is_file() else _digest(dict(files))
 
 
 def signature(path: Path) -> Signature:

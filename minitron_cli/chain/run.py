@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minitron_cli.chain.estimate import estimate
 from minitron_cli.chain.family import known_configs
-from minitron_cli.chain.fingerprint import content_digest, input_digests, signature, step_fingerprint
+from minitron_cli.chain.fingerprint import combine, file_digests, input_digests, signature, step_fingerprint
 from minitron_cli.chain.state import Record, load, lock, save, save_recipe
 from minitron_cli.chain.took import Ended, forecast_facts, took
 from minitron_cli.errors import MinitronError
@@ -47,7 +47,6 @@ def run(
     """
     for step in recipe.steps:
         command_line(recipe, step, directory)  # an input that was not given is an error before the first step runs
-    directory.mkdir(parents=True, exist_ok=True)
     with lock(directory):
         records = load(directory)
         save_recipe(directory, recipe)
@@ -87,7 +86,8 @@ def _execute(
     if ended.code != 0 or not output.exists():
         save(directory, records)
         raise StepFailed(step.name, ended.code)
-    record.digest, record.signature = content_digest(output), signature(output)
+    record.files, record.signature = file_digests(output), signature(output)
+    record.digest = combine(output, record.files)
     record.took = took(step, output, cost, ended.peak_bytes)
     save(directory, records)
 
@@ -106,9 +106,12 @@ def _walk(
     recipe: Recipe, directory: Path, records: dict[str, Record], begin: str | None, until: str | None
 ) -> Iterator[tuple[Decision, Record]]:
     """Decide step by step; the caller runs a step before asking for the next, so that digests are up to date."""
-    for name in (begin, until):
-        if name is not None:
-            recipe.step(name)
+    order = [recipe.step(name).name for name in (begin, until) if name is not None]
+    names = [step.name for step in recipe.steps]
+    if len(order) == 2 and names.index(order[0]) > names.index(order[1]):
+        raise MinitronError(
+            f"--from {begin} comes behind --until {until}: nothing would be made", f"the order is {', '.join(names)}"
+        )
     forced: set[str] = set()
     waiting: set[str] = set()
     for step in recipe.steps:
@@ -161,15 +164,15 @@ def _decide(
 
 def _check_unchanged(step: Step, output: Path, record: Record) -> None:
     """A finished artefact that was changed by other hands is named, never silently used or replaced."""
-    now = signature(output)
-    if now == record.signature or content_digest(output) == record.digest:
+    if signature(output) == record.signature:
         return
-    changed = sorted(
-        name for name in now.keys() | record.signature.keys() if now.get(name) != record.signature.get(name)
-    )
+    now = file_digests(output)
+    if combine(output, now) == record.digest:
+        return
+    changed = sorted(name for name in now.keys() | record.files.keys() if now.get(name) != record.files.get(name))
     raise MinitronError(
         f"{output / changed[0] if output.is_dir() else output} changed after step {step.name!r} had finished"
-        + (f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""),
+        + (f" (and {', '.join(changed[1:4])}{' ...' * (len(changed) > 4)})" if len(changed) > 1 else ""),
         f"make it again with --from {step.name}, or put the file back",
     )
 

@@ -19,6 +19,7 @@ _FOLDER = ".minitron"
 class Record:
     """What is known of a step: the fingerprint it was begun with, and what it had made when it finished.
 
+    `digest` is of the whole output, `files` of each file in it; an equal `signature` saves hashing them again.
     `seconds` add up over the sessions of an interrupted step, those that were killed left out; `forecast` and `took`
     are its cost before and after (see chain/took).
     """
@@ -26,6 +27,7 @@ class Record:
     begun: str = ""
     digest: str = ""
     signature: dict[str, list[int]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     command: list[str] = field(default_factory=list)
     forecast: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +71,12 @@ def save_recipe(directory: Path, recipe: Recipe) -> None:
 def lock(directory: Path) -> Iterator[None]:
     """Hold the run directory; the lock goes with the process, however it ends."""
     folder = directory / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinitronError(
+            f"{directory} can not be a run directory: {error.strerror}", "choose another one with -o"
+        ) from error
     with (folder / "lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

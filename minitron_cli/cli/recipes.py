@@ -1,7 +1,7 @@
 """`minitron recipes`: the recipes that come along; where they are found, and which options each verb has."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,6 +60,24 @@ def find_recipe(name: str) -> Path:
 def names() -> list[str]:
     """Names of the recipes that come along."""
     return sorted(file.stem for file in bundled().glob("*.yaml"))
+
+
+def check_values(recipe: Any) -> None:
+    """Every step's options as the verb's own parser reads them, before the first step runs."""
+    import typer.main
+
+    from minitron_cli.cli.app import app
+    from minitron_cli.spec.recipe import written
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    usage_error: Any = typer.BadParameter.__base__
+    for step in recipe.steps:
+        try:
+            commands[step.verb].make_context(step.verb, written(step, str, step.output)[1:])
+        except usage_error as error:
+            raise MinitronError(
+                f"step {step.name!r}: {error.format_message()}", f"see `minitron {step.verb} --help`"
+            ) from error
 
 
 def options_by_verb() -> dict[str, set[str]]:

@@ -30,12 +30,13 @@ def command(
     """Run a chain of commands: what is done is skipped, what was interrupted goes on, what changed is made again."""
     from minitron_cli.chain.family import summarise, write_family
     from minitron_cli.chain.run import plan_run, run
-    from minitron_cli.cli.recipes import find_recipe, options_by_verb
+    from minitron_cli.cli.recipes import check_values, find_recipe, options_by_verb
     from minitron_cli.spec.recipe import command_line
     from minitron_cli.spec.recipe_file import apply_settings, load_recipe
 
     options = options_by_verb()
     chain = apply_settings(load_recipe(find_recipe(recipe), options), settings or [], options)
+    check_values(chain)
     directory = output or Path("runs") / chain.name
     if print_commands:
         for step in chain.steps:

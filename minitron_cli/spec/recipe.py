@@ -1,6 +1,6 @@
 """Recipes: chains of command lines, as values; spec/recipe_file reads them from YAML."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,20 +86,25 @@ class Recipe:
 
 def command_line(recipe: Recipe, step: Step, directory: Path) -> list[str]:
     """The step as the arguments that a user would type after `minitron`."""
+    return written(step, lambda reference: locate(recipe, reference, directory), str(directory / step.output))
+
+
+def written(step: Step, place: Callable[[str], str], output: str) -> list[str]:
+    """The step's arguments, with what `place` gives for each reference."""
     verb = VERBS[step.verb]
     words = [step.verb]
     if verb.output_flag is None:
-        words.append(str(directory / step.output))
+        words.append(output)
     if verb.positional is not None:
-        words += [locate(recipe, ref, directory) for ref in step.inputs[verb.positional]]
+        words += map(place, step.inputs[verb.positional])
     for key, references in step.inputs.items():
         if key != verb.positional:
-            words += [word for ref in references for word in (f"--{key}", locate(recipe, ref, directory))]
+            words += [word for ref in references for word in (f"--{key}", place(ref))]
     for key, value in step.options.items():
         for item in value if isinstance(value, tuple) else (value,):
             words += [f"--{key}"] if item is True else [] if item is False else [f"--{key}", str(item)]
     if verb.output_flag is not None:
-        words += [verb.output_flag, str(directory / step.output)]
+        words += [verb.output_flag, output]
     return words
 
 

@@ -25,6 +25,9 @@ from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.spec.recipe import VERBS, Input, Recipe, Step, Value, Values
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+# What a run keeps beside the steps' outputs, and what it decides itself about every command line.
+_RESERVED = ("family.json", "report.html")
+_DECIDED = ("output", "dry-run", "json", "help")
 
 
 def load_recipe(path: Path, options: Mapping[str, Collection[str]] | None = None) -> Recipe:
@@ -32,7 +35,10 @@ def load_recipe(path: Path, options: Mapping[str, Collection[str]] | None = None
     document = _keys(_read(path), {"about", "inputs", "steps"}, {"steps"}, f"{path}")
     declared = {k: _input(k, v) for k, v in _mapping(document.get("inputs") or {}, "inputs").items()}
     steps = [_step(name, entry, options) for name, entry in _mapping(document["steps"], "steps").items()]
+    if not steps:
+        raise MinitronError(f"{path} has no steps", "see recipes/tiny.yaml for the form")
     recipe = Recipe(path.stem, str(document.get("about", "")), declared, tuple(steps))
+    _check_outputs(recipe)
     return replace(recipe, steps=_ordered(recipe))
 
 
@@ -44,7 +50,10 @@ def apply_settings(recipe: Recipe, settings: Sequence[str], options: Mapping[str
             raise MinitronError(f"--set {setting!r} has no value", "write it like --set distill.steps=100")
         if "." not in key:
             if key not in recipe.declared:
-                raise MinitronError(f"the recipe declares no input {key!r}", near_matches(key, list(recipe.declared)))
+                known = near_matches(key, list(recipe.declared)) if recipe.declared else "it takes none"
+                raise MinitronError(
+                    f"the recipe declares no input {key!r}", f"{known}; options are set as STEP.option=value"
+                )
             recipe = replace(recipe, given={**recipe.given, key: text})
             continue
         name, option = key.split(".", 1)
@@ -103,8 +112,24 @@ def _step(name: str, entry: Any, options: Mapping[str, Collection[str]] | None) 
     return Step(name, verb, inputs, {key: _values(value, f"{name}.{key}") for key, value in values.items()})
 
 
+def _check_outputs(recipe: Recipe) -> None:
+    """Two steps must not write to one place, nor over what the run itself keeps. Some disks do not tell a from A."""
+    taken = dict.fromkeys(_RESERVED, "the run itself")
+    for step in recipe.steps:
+        place = step.output.lower()
+        if place in taken:
+            raise MinitronError(
+                f"step {step.name!r} would write to {step.output}, as {taken[place]} does", "give it another name"
+            )
+        taken[place] = f"step {step.name!r}"
+
+
 def _check_options(name: str, verb: str, given: Mapping[str, Any], options: Mapping[str, Collection[str]]) -> None:
     for key in given:
+        if key in _DECIDED:
+            raise MinitronError(
+                f"step {name!r}: --{key} is not the step's to say", "outputs lie in the run directory under their names"
+            )
         if key not in options[verb]:
             raise MinitronError(
                 f"step {name!r}: `minitron {verb}` has no option {key!r}", near_matches(key, sorted(options[verb]))
@@ -161,8 +186,13 @@ def _keys(value: Any, allowed: set[str], required: set[str], where: str) -> dict
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise MinitronError(f"{where} is not a mapping of names", "see recipes/tiny.yaml for the form")
+    if not isinstance(value, dict):
+        raise MinitronError(
+            f"{where} is not a mapping of names but {'empty' if value is None else repr(value)[:60]}",
+            "see recipes/tiny.yaml for the form",
+        )
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        raise MinitronError(f"{where}: {wrong[0]!r} is no name", "put it in quotes, or use letters")
     return value
 
 

@@ -131,6 +131,16 @@ def test_an_output_changed_by_other_hands_is_named(tmp_path: Path, commands: Com
     assert _run(tmp_path, commands, begin="cut") == ["cut", "small"]
 
 
+def test_of_many_files_those_that_changed_are_named(tmp_path: Path, commands: Commands) -> None:
+    _run(tmp_path, commands)
+    text = (tmp_path / "cut" / "weights").read_text()
+    (tmp_path / "cut" / "weights").write_text(text)  # a new time, the same content
+    (tmp_path / "cut" / "b").write_text("added")
+    (tmp_path / "cut" / "a").write_text("added")
+    with pytest.raises(MinitronError, match=r"cut/a changed after step 'cut' had finished \(and b\)"):
+        _run(tmp_path, commands)
+
+
 def test_a_touched_but_equal_file_is_still_done(tmp_path: Path, commands: Commands) -> None:
     _run(tmp_path, commands)
     (tmp_path / "cut" / "weights").touch()
