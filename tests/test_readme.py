@@ -14,7 +14,7 @@ from minitron_cli.__main__ import run
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # What a test turns down: the chain stays the same, its numbers do not.
-CHEAPER = {"--steps": "2", "--batch": "4", "--samples": "16"}
+CHEAPER = {"--steps": "2", "--batch": "4", "--samples": "16", "--speedup": "0.01"}
 
 
 def _block(name: str) -> list[str]:
@@ -54,6 +54,18 @@ def test_starting_closer(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in _block("closer"):
         assert run(_cheaper(line)[1:]) == 0, line
     assert run(["verify", "closer", "--source", "large", "--no-load"]) == 0
+
+
+@pytest.mark.parametrize("line", _block("search"))
+def test_a_shape_is_searched_for(
+    chain: Path, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(chain)
+    listed = "--list" in line
+    assert run([*_cheaper(line)[1:], *([] if listed else ["--measure", "2", "--eval-windows", "4"])]) == 0
+    assert ("-l5" if listed else "would write" if "--dry-run" in line else "next: minitron prune") in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("line", _block("recipes"))
