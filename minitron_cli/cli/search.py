@@ -64,7 +64,7 @@ def command(
     text_field: Annotated[str | None, option("--text-field", help="the column that holds the text")] = None,
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
     devices: Annotated[
-        str | None, option("--devices", help="refine on several at once: cuda:0,cuda:1, all, or cpu,cpu")
+        str | None, option("--devices", help="refine on several at once: cuda:0,cuda:1 or cpu,cpu [default: all GPUs]")
     ] = None,
     tflops: Annotated[float, option("--gpu-tflops", help="peak of one GPU, for the hours of --dry-run")] = 989.0,
     mfu: Annotated[float, option("--mfu", help="share of that peak that training reaches")] = 0.4,
@@ -117,7 +117,7 @@ def _search(options: Any, devices: str | None, as_json: bool) -> None:
     from minitron_cli.search.run import search
     from minitron_cli.search.table import facts, write_facts
 
-    options = replace(options, devices=parse_devices(devices))
+    options = replace(options, devices=parse_devices(devices, options.device))
     result = search(options, say)
     found = facts(result, options)
     write_facts(options.output, found)

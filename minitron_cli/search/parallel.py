@@ -35,14 +35,18 @@ class _Running:
     process: subprocess.Popen[bytes]
 
 
-def parse_devices(text: str | None) -> tuple[str, ...]:
-    """`cuda:0,cuda:1`, `cpu,cpu` or `all` (every visible GPU); one that is not there is an error."""
-    if text is None:
-        return ()
+def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
+    """`cuda:0,cuda:1`, `cpu,cpu` or `all` (every visible GPU); one that is not there is an error.
+
+    Not said, it is all GPUs where there are several and no single `device` was named; else none: one after the other.
+    """
     import torch
 
     from minitron_cli.training.distributed import choose_device
 
+    if text is None:
+        several = device == "auto" and torch.cuda.is_available() and torch.cuda.device_count() > 1
+        return parse_devices("all") if several else ()
     names = [part.strip() for part in text.split(",")]
     if names == ["all"]:
         names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -63,6 +67,10 @@ def run_all(works: Sequence[Work], devices: Sequence[str], say: Say) -> None:
 
     What is stopped saves where it is, and goes on when it is run again.
     """
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what this process keeps for later is theirs now
     waiting, running = list(works), dict[int, _Running]()
     environment = _environment(devices)
     with _stopped_together(running):

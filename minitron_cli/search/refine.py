@@ -28,6 +28,7 @@ Say = Callable[[str], None]
 def refine(bench: "Bench", entries: Sequence[Entry], say: Say) -> None:
     """Set `refined` of the entries that reach the end; every training run is resumed if it was interrupted."""
     tokens = bench.options.refine_tokens
+    say(f"refining {len(entries)} shapes: {tokens // FIRST_SHARE:,} tokens each, then {tokens:,} for those in reach")
     early = _distilled_losses(bench, entries, tokens // FIRST_SHARE, say)
     best = min(range(len(entries)), key=lambda i: early[i].mean())
     going = []

@@ -107,6 +107,8 @@ def test_devices_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert parse_devices("all") == ("cuda:0", "cuda:1", "cuda:2")
     assert parse_devices("cuda:2,cpu") == ("cuda:2", "cpu")
+    assert parse_devices(None) == ("cuda:0", "cuda:1", "cuda:2"), "several are used without being asked for"
+    assert parse_devices(None, "cuda:1") == ()
     with pytest.raises(MinitronError, match="cuda:1 twice"):
         parse_devices("cuda:1,cuda:1")
     with pytest.raises(MinitronError, match="3 GPUs are visible"):
