@@ -15,7 +15,7 @@ from minitron_cli.search.budget import fast_enough
 from minitron_cli.search.identity import claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
 from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name
-from minitron_cli.search.shapes import CALIBRATED, enumerate_shapes, window_length
+from minitron_cli.search.shapes import accepted, enumerate_shapes, single_cuts, window_length
 from minitron_cli.search.speed import Stopwatch
 from minitron_cli.spec.proxy import calibrate, features, forecast
 from minitron_cli.spec.scores import Scores
@@ -63,6 +63,7 @@ def search(options: SearchOptions, say: Say) -> SearchResult:
     say("measuring the source and one cut per axis, to weigh the axes against each other")
     source = bench.source.shape
     source_loss = float(bench.loss(source).mean())
+    found = accepted(bench.source, found, say)
     weights = _weigh(bench, [c.shape for c in found], source_loss)
     entries = [Entry(c, forecast(features(bench.scores, source, c.shape), weights)) for c in found]
     entries.sort(key=Entry.sort_key)
@@ -106,23 +107,14 @@ def _timed(bench: Bench, entries: list[Entry], say: Say) -> list[Entry]:
 def _weigh(bench: Bench, shapes: list[Shape], source_loss: float) -> dict[str, float]:
     """Weights of the forecast, from measured cuts of one axis each at the sizes that the candidates ask for.
 
-    An additive model: what two cuts cost together is taken to be what they cost apart.
+    An additive model: what two cuts cost together is taken to be what they cost apart. An axis of which no such cut can
+    be built keeps the weight 1.
     """
     source, measured = bench.source.shape, []
-    for axis in CALIBRATED:
-        sizes = sorted({shape[axis] for shape in shapes if axis in source and shape[axis] != source[axis]})
-        if not sizes:
-            continue
-        single = _single(source, axis, sizes[len(sizes) // 2])
+    for single in single_cuts(bench.source, shapes):
         loss = float(bench.loss(single).mean())
         measured.append((features(bench.scores, source, single), loss - source_loss))
     return calibrate(measured)
-
-
-def _single(source: Shape, axis: str, size: int) -> Shape:
-    """The source with one axis cut; heads take their keys and values along where every head has its own."""
-    ungrouped = axis == "head" and source.get("kv") == source["head"]
-    return source.with_(**{axis: size}, **({"kv": size} if ungrouped else {}))
 
 
 def mark_ties(entries: list[Entry]) -> None:

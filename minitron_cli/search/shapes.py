@@ -1,10 +1,14 @@
 """The shapes that a search ranks, from the source's config and headers alone: no torch."""
 
+from collections.abc import Callable
+
+from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.validation import objection
 from minitron_cli.errors import MinitronError
 from minitron_cli.search.options import SearchOptions
 from minitron_cli.spec.search import Candidate, candidates, default_grid
-from minitron_cli.spec.shape import num_parameters
+from minitron_cli.spec.shape import Shape, check_target, num_parameters
 
 MAX_SEQ_LEN = 1024
 CALIBRATED = ("hidden", "ffn", "head", "layer", "expert", "expert_ffn")  # one cut of each weighs it in the forecast
@@ -27,6 +31,64 @@ def enumerate_shapes(source: Checkpoint, options: SearchOptions) -> list[Candida
             f"the grid reaches from {low:,} to {high:,}; widen --tolerance, or finer: --grid ffn=1024:4096:64",
         )
     return found
+
+
+def accepted(source: Checkpoint, found: list[Candidate], say: Callable[[str], None]) -> list[Candidate]:
+    """The shapes that transformers builds: it is asked once for each combination of widths."""
+    reasons: dict[tuple[tuple[str, int], ...], str | None] = {}
+    kept = []
+    for candidate in found:
+        widths = tuple(sorted((axis, candidate.shape[axis]) for axis in candidate.shape if axis != "layer"))
+        if widths not in reasons:
+            reasons[widths] = _objection(source, candidate.shape)
+        if reasons[widths] is None:
+            kept.append(candidate)
+    if len(kept) < len(found):
+        why = next(text for text in reasons.values() if text is not None)
+        if not kept:
+            raise MinitronError(f"transformers rejects every shape in the budget: {why}", "give another --grid")
+        say(f"{len(found) - len(kept)} shapes left out, which transformers rejects: {why}")
+    return kept
+
+
+def _objection(source: Checkpoint, shape: Shape) -> str | None:
+    """What transformers has against these widths; the depth stays, for config lists of one entry a layer."""
+    return objection(config_for(source.config, source.family, shape.with_(layer=source.shape["layer"])))
+
+
+def single_cuts(source: Checkpoint, shapes: list[Shape]) -> list[Shape]:
+    """The source with one axis cut to a middle size of the candidates', for every axis that they cut.
+
+    Heads take their keys and values along where every head has its own, and the hidden size where the model class
+    wants both together. A cut that can not be built is tried at the next size.
+    """
+    found = []
+    for axis in CALIBRATED:
+        sizes = sorted({shape[axis] for shape in shapes if axis in source.shape and shape[axis] != source.shape[axis]})
+        middle = sizes[len(sizes) // 2] if sizes else 0
+        nearest = sorted(sizes, key=lambda size: (abs(size - middle), size))
+        tries = (cut for size in nearest for cut in _cuts_to(source.shape, shapes, axis, size))
+        cut = next((cut for cut in tries if _buildable(source, cut)), None)
+        found += [cut] if cut is not None and cut not in found else []
+    return found
+
+
+def _cuts_to(source: Shape, shapes: list[Shape], axis: str, size: int) -> list[Shape]:
+    ungrouped = axis == "head" and source.get("kv") == source["head"]
+    alone = source.with_(**{axis: size}, **({"kv": size} if ungrouped else {}))
+    if axis not in ("hidden", "head"):
+        return [alone]
+    model = next(shape for shape in shapes if shape[axis] == size)
+    together = {other: model[other] for other in ("hidden", "head", "kv") if other in source}
+    return [alone, source.with_(**together)]
+
+
+def _buildable(source: Checkpoint, shape: Shape) -> bool:
+    try:
+        check_target(source.family, source.shape, shape)
+    except MinitronError:
+        return False
+    return _objection(source, shape) is None
 
 
 def window_length(source: Checkpoint, options: SearchOptions) -> int:

@@ -39,17 +39,22 @@ def default_grid(source: Shape, steps: int = 8) -> dict[str, list[int]]:
     """Values per axis, from half the source's size (two thirds of its layers) upwards, on hardware-friendly steps.
 
     Heads stay: the authors found models that keep their heads stronger at equal size (arXiv 2408.11796, insights).
+    Hidden sizes are multiples of their number, as some model classes demand.
     """
     grid = {}
     for axis, share in (("hidden", 0.5), ("ffn", 0.5), ("expert_ffn", 0.5), ("layer", 2 / 3)):
         if axis in source:
-            grid[axis] = _values(source[axis], round(source[axis] * share), steps)
+            heads = source.get("head", 1) if axis == "hidden" else 1
+            grid[axis] = _values(source[axis], round(source[axis] * share), steps, heads)
     return grid
 
 
-def _values(top: int, bottom: int, steps: int) -> list[int]:
-    """About `steps` values from `bottom` to `top`, on the largest power of two that gives that many and divides top."""
-    unit = 1
+def _values(top: int, bottom: int, steps: int, multiple: int) -> list[int]:
+    """About `steps` values from `bottom` to `top`, on the largest power of two that gives that many and divides top.
+
+    Where `multiple` divides the top, it divides every value.
+    """
+    unit = multiple if top % multiple == 0 else 1
     while (top - bottom) // (unit * 2) >= steps and top % (unit * 2) == 0:
         unit *= 2
     stride = max(unit, (top - bottom) // steps // unit * unit)

@@ -1,0 +1,64 @@
+"""Shapes that can not be built are left out with a reason, and every axis is weighed by a cut that can be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minitron_cli.checkpoint.hfconfig import config_for, validate_config
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
+from minitron_cli.search.shapes import accepted, single_cuts
+from minitron_cli.spec.search import Window, candidates, default_grid
+from minitron_cli.spec.shape import check_target, shape_of
+from tests.toys import TOY_CONFIGS, toy_config
+
+
+def _toy_config(name: str) -> dict:
+    config = toy_config(name)
+    return config if isinstance(config, dict) else config.to_dict()
+
+
+@pytest.mark.parametrize("name", [n for n in TOY_CONFIGS if "hidden" not in family_of(n).refuses])
+def test_hidden_sizes_of_the_default_grid_are_multiples_of_the_heads(name: str) -> None:
+    config = _toy_config(name)
+    shape = shape_of(family_of(name), config)
+    assert all(size % shape["head"] == 0 for size in default_grid(shape)["hidden"])
+
+
+def test_what_transformers_rejects_is_left_out_and_named(toy: Callable[..., Path]) -> None:
+    source, said = open_checkpoint(toy("llama")), list[str]()
+    grid = {"hidden": [36, 40, 42], "layer": [2, 3]}
+    found = candidates(source.family, source.config, source.shape, grid, Window(0, float("inf")))
+    kept = accepted(source, found, said.append)
+    assert {c.shape["hidden"] for c in found} == {36, 40, 42}
+    assert {c.shape["hidden"] for c in kept} == {36, 42}, "six heads"
+    assert [line.split(":")[0] for line in said] == ["2 shapes left out, which transformers rejects"]
+    only = [c for c in found if c.shape["hidden"] == 40]
+    with pytest.raises(MinitronError, match="rejects every shape in the budget"):
+        accepted(source, only, said.append)
+
+
+@pytest.mark.parametrize(
+    ("family", "grid"),
+    [
+        ("llama", {"hidden": [36, 42], "ffn": [40, 88], "head": [2, 4], "layer": [2, 3]}),
+        ("gpt_neox", {"hidden": [24, 32], "head": [3, 4], "kv": [3, 4], "layer": [2, 3]}),
+        ("mixtral", {"expert": [3, 4, 5], "expert_ffn": [16, 24], "hidden": [36, 42]}),
+        ("gemma2", {"hidden": [36, 42], "layer": [2, 3]}),
+    ],
+)
+def test_every_axis_is_weighed_by_a_cut_that_can_be_built(
+    family: str, grid: dict[str, list[int]], toy: Callable[..., Path]
+) -> None:
+    source = open_checkpoint(toy(family))
+    grid = {axis: sizes for axis, sizes in grid.items() if axis in source.shape}
+    shapes = [c.shape for c in candidates(source.family, source.config, source.shape, grid, Window(0, float("inf")))]
+    assert shapes
+    cuts = single_cuts(source, shapes)
+    touched = {axis for cut in cuts for axis in cut if cut[axis] != source.shape[axis]}
+    assert touched >= {axis for shape in shapes for axis in shape if shape[axis] != source.shape[axis]} - {"kv"}
+    for cut in cuts:
+        check_target(source.family, source.shape, cut)
+        validate_config(config_for(source.config, source.family, cut.with_(layer=source.shape["layer"])))
