@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.validation import objection
+from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
 from minitron_cli.search.options import SearchOptions
 from minitron_cli.spec.search import Candidate, candidates, default_grid
@@ -53,7 +53,11 @@ def accepted(source: Checkpoint, found: list[Candidate], say: Callable[[str], No
 
 def _objection(source: Checkpoint, shape: Shape) -> str | None:
     """What transformers has against these widths; the depth stays, for config lists of one entry a layer."""
-    return objection(config_for(source.config, source.family, shape.with_(layer=source.shape["layer"])))
+    try:
+        understood(config_for(source.config, source.family, shape.with_(layer=source.shape["layer"])))
+    except Rejected as error:
+        return str(error)
+    return None
 
 
 def single_cuts(source: Checkpoint, shapes: list[Shape]) -> list[Shape]:

@@ -101,7 +101,7 @@ class Stopwatch:
     def _config(self, shape: Shape) -> dict[str, Any]:
         source = self.bench.source
         plan = from_scores(self.bench.scores, source.shape, shape)
-        config = pruned_config(source.path, source.config, source.family, plan)
+        config = pruned_config(source.config, source.family, plan)
         validate_config(config)
         return config
 
