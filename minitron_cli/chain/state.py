@@ -27,11 +27,11 @@ class Record:
     begun: str = ""
     digest: str = ""
     signature: dict[str, list[int]] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     command: list[str] = field(default_factory=list)
     forecast: dict[str, Any] = field(default_factory=dict)
     took: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
