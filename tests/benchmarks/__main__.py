@@ -13,7 +13,7 @@ BENCHMARKS = {
     "decode_speed": "decoding of a half-depth model against its source",
     "stories": "the recipe on a real checkpoint: loss after the cut and after distilling",
     "paired": "distillation against plain training, on the real checkpoint and in one data order",
-    "family": "iterating against one cut, the search's shape against the largest, on the toy world",
+    "family": "iterating against one cut, rankings of shapes against the ranking that lasts (50 minutes of a core)",
     "compensation": "compensated against plain trimming on the real checkpoint",
 }
 
