@@ -197,6 +197,8 @@ def test_inspect_says_what_can_be_pruned(toy: Toy, minitron: Minitron) -> None:
     facts = json.loads(minitron("inspect", toy("olmo2"), "--json").out)
     notes = {axis["axis"]: axis["note"] for axis in facts["axes"]}
     assert notes["hidden"] == "yes"
+    turned = json.loads(minitron("inspect", toy("llama"), "--json").out)["axes"][1]
+    assert (turned["axis"], turned["note"]) == ("hidden", "yes, along channels or directions (--rotate)")
     assert notes["head"].startswith("yes, but one norm spans")
     assert notes["vocab"].startswith("no")
     assert os.environ.get("HF_HUB_OFFLINE") == "1"
