@@ -21,7 +21,7 @@ from minitron_cli.importance.parallel import World
 from minitron_cli.importance.readers import EXPERT_FFN, HALVES
 from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import Batch
-from minitron_cli.spec.axes import axes_of, size
+from minitron_cli.spec.axes import axes_of, is_head, size
 
 DOUBLE = 2048  # up to this width sums are float64: it costs nothing there
 _HEAD = "head of the model"
@@ -52,7 +52,7 @@ class SecondMoments:
 
     def hear_head(self, x: Tensor, batch: Batch) -> None:
         """Take in what the head reads: x (batch, token, hidden)."""
-        heads = [m.name for m in self._checkpoint.matches.values() if _is_head(m.weight)]
+        heads = [m.name for m in self._checkpoint.matches.values() if is_head(m.weight)]
         self._sites[None, _HEAD] = ("hidden", tuple(heads))
         self._add((None, _HEAD), x, batch)
 
@@ -119,11 +119,6 @@ def _add_gram(total: Tensor, tokens: Tensor) -> None:
         total.addmm_(tokens.T, tokens)
     else:
         total += tokens.T @ tokens
-
-
-def _is_head(weight: Any) -> bool:
-    """The output head's line: vocabulary by hidden, and absent where it is tied to the embedding."""
-    return [axes_of(dim) for dim in weight.dims] == [("vocab",), ("hidden",)] and weight.optional
 
 
 def find(output: Path, identity: Mapping[str, Any], force: bool) -> dict[str, Any]:

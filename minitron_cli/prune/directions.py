@@ -18,7 +18,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import Compensation
 from minitron_cli.prune.repairs import from_bits
-from minitron_cli.spec.axes import Weight, axes_of
+from minitron_cli.spec.axes import Weight, axes_of, is_embedding
 from minitron_cli.spec.family import Family, Match
 from minitron_cli.spec.plan import Plan
 
@@ -148,10 +148,6 @@ def norm_of(family: Family, weight: Weight) -> str | None:
     if len(weight.dims) < 2 or weight.junk or axes_of(weight.dims[-1]) != ("hidden",):
         return None
     return next((line for line, starts in family.rms_norms.items() if weight.name.startswith(starts)), None)
-
-
-def is_embedding(weight: Weight) -> bool:
-    return [axes_of(dim) for dim in weight.dims] == [("vocab",), ("hidden",)] and not weight.optional
 
 
 def blocks(info: TensorInfo) -> Iterator[np.ndarray]:

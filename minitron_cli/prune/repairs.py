@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import Weight, axes_of
+from minitron_cli.spec.axes import Weight, axes_of, is_embedding
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
 
@@ -43,11 +43,10 @@ def repair_of(family: Family, config: Mapping[str, Any], plan: Plan, weight: Wei
         return None
     assert family.repair == "sqrt_hidden", family.repair
     scale = sqrt(plan.source["hidden"] / plan.target["hidden"])
-    axes = tuple(axes_of(dim) for dim in weight.dims)
-    if axes == (("vocab",), ("hidden",)) and not weight.optional:
+    if is_embedding(weight):
         return Repair(scale)
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
-    final_norm = axes == (("hidden",),) and not weight.name_axes
+    final_norm = [axes_of(dim) for dim in weight.dims] == [("hidden",)] and not weight.name_axes
     return Repair(1 / scale, offset=1.0) if final_norm and tied else None
 
 

@@ -26,14 +26,13 @@ from minitron_cli.prune.directions import (
     Norm,
     foretell,
     gram_of,
-    is_embedding,
     norm_of,
     normalised,
     norms_of,
     scale_of,
 )
 from minitron_cli.prune.repairs import from_bits, to_bits
-from minitron_cli.spec.axes import axes_of
+from minitron_cli.spec.axes import axes_of, is_embedding
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 

@@ -126,6 +126,20 @@ def axes_of(dim: Dim) -> tuple[str, ...]:
     return tuple(dict.fromkeys(factor for product in dim for factor in product if isinstance(factor, str)))
 
 
+def is_embedding(weight: Weight) -> bool:
+    """Whether the line is the input embedding: vocabulary by hidden, and always there."""
+    return _vocab_by_hidden(weight) and not weight.optional
+
+
+def is_head(weight: Weight) -> bool:
+    """Whether the line is the output head: vocabulary by hidden, and absent where it is tied to the embedding."""
+    return _vocab_by_hidden(weight) and weight.optional
+
+
+def _vocab_by_hidden(weight: Weight) -> bool:
+    return [axes_of(dim) for dim in weight.dims] == [("vocab",), ("hidden",)]
+
+
 def size(dim: Dim, sizes: Mapping[str, int]) -> int:
     """Length of a dimension when its axes have these sizes."""
     return sum(prod(f if isinstance(f, int) else sizes[f] for f in product) for product in dim)
