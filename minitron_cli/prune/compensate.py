@@ -45,9 +45,9 @@ class Compensation:
             return None
         return Fold(self, one, kept, np.setdiff1d(np.arange(width), kept))
 
-    def transfer(self, one: Input, kept: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-        """T (dropped, kept) float64."""
-        key = (one.file, one.tensor, kept.tobytes())
+    def transfer(self, one: Input, kept: np.ndarray, dropped: np.ndarray, dtype: type) -> np.ndarray:
+        """T (dropped, kept), solved in float64 and held in `dtype`."""
+        key = (one.file, one.tensor, kept.tobytes(), dtype)
         if key not in self._held:
             while len(self._held) >= _HELD:
                 del self._held[next(iter(self._held))]
@@ -55,7 +55,7 @@ class Compensation:
             if ridge is None:
                 ridge = best_ridge(self.moments.read(one), kept, dropped)
             self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
-            self._held[key] = transfer(self.moments.mean(one), kept, dropped, ridge)
+            self._held[key] = transfer(self.moments.mean(one), kept, dropped, ridge).astype(dtype)
         return self._held[key]
 
 
@@ -78,9 +78,10 @@ class Fold:
         """The compensated rows in float32 (float64 where that is stored), in which the sum is made."""
         values = from_bits(raw, dtype)
         wide = np.float64 if dtype == "F64" else np.float32
-        solved = self.by.transfer(self.input, self.kept, self.dropped).astype(wide, copy=False)
         values = values.astype(wide, copy=False)
-        return values[:, self.kept] + values[:, self.dropped] @ solved
+        folded = np.take(values, self.dropped, axis=1) @ self.by.transfer(self.input, self.kept, self.dropped, wide)
+        folded += np.take(values, self.kept, axis=1)
+        return folded
 
 
 def transfer(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float) -> np.ndarray:

@@ -48,6 +48,7 @@ class Rotation:
     plan: Plan
     compensation: Compensation
     norms: dict[tuple[str, int | None], Norm]
+    embedding: np.ndarray  # what embeddings are multiplied by: the basis, scaled as the model needs it
     _held: dict[tuple[str, int | None], np.ndarray] = field(default_factory=dict)
 
     @property
@@ -78,13 +79,6 @@ class Rotation:
             self._held[key] = (norm.weight[:, None] / norm.size * solved).astype(np.float32)
         return self._held[key]
 
-    def embedding_scale(self) -> float:
-        """What embeddings are multiplied by, so that a model that scales them by sqrt(hidden) goes on as before."""
-        if self.checkpoint.family.repair is None:
-            return 1.0
-        assert self.checkpoint.family.repair == "sqrt_hidden", self.checkpoint.family.repair
-        return sqrt(self.plan.source["hidden"] / self.plan.target["hidden"])
-
     def norm_weights(self, key: tuple[str, int | None]) -> np.ndarray:
         """Effective weights of a norm (kept,): all the same, but for a final norm with a head tied to the embedding."""
         moment = normalised(self.norms[key], self.compensation)
@@ -100,7 +94,7 @@ class Rotation:
         """
         (embedding,) = (m for m in self.checkpoint.matches.values() if is_embedding(m.weight))
         gram = gram_of(self.checkpoint.tensors[embedding.name])
-        turned = self.embedding_scale() * self.basis.astype(np.float64)
+        turned = self.embedding.astype(np.float64)
         own = (turned.T @ gram @ turned) * moment
         own[np.diag_indices_from(own)] *= 1 + _TIED_RIDGE
         return scale * np.linalg.solve(own, ((turned.T @ gram @ self.reading(key)) * moment).sum(1))
@@ -129,10 +123,10 @@ class Turn:
             )
         if self.role == "writer":
             kept = self.fold.values(raw, dtype) if self.fold else _columns(from_bits(raw, dtype), columns)
-            return to_bits(self.by.basis.astype(wide).T @ kept.astype(wide, copy=False), dtype)
+            return to_bits(self.by.basis.T.astype(wide, copy=False) @ kept.astype(wide, copy=False), dtype)
         values = from_bits(raw, dtype).astype(wide, copy=False)
         if self.role == "embedding":
-            return to_bits(values @ (self.by.embedding_scale() * self.by.basis).astype(wide), dtype)
+            return to_bits(values @ self.by.embedding.astype(wide, copy=False), dtype)
         return to_bits(values @ self.by.reading(self.norm).astype(wide, copy=False), dtype)
 
 
@@ -142,5 +136,14 @@ def _columns(values: np.ndarray, columns: np.ndarray | None) -> np.ndarray:
 
 def rotation_of(checkpoint: Checkpoint, plan: Plan, compensation: Compensation) -> Rotation:
     """What turns `checkpoint` into the plan's basis."""
+    assert plan.basis is not None
     norms = {(norm.line, norm.layer): norm for norm in norms_of(checkpoint, plan, compensation)}
-    return Rotation(checkpoint, plan, compensation, norms)
+    return Rotation(checkpoint, plan, compensation, norms, plan.basis * np.float32(_embedding_scale(checkpoint, plan)))
+
+
+def _embedding_scale(checkpoint: Checkpoint, plan: Plan) -> float:
+    """1, but where a model multiplies embeddings by sqrt(hidden), what lets it go on as before."""
+    if checkpoint.family.repair is None:
+        return 1.0
+    assert checkpoint.family.repair == "sqrt_hidden", checkpoint.family.repair
+    return sqrt(plan.source["hidden"] / plan.target["hidden"])
