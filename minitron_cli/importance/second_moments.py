@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint import moments_file as files
+from minitron_cli.checkpoint.atomic import need_space
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.identity import require_same
 from minitron_cli.importance.parallel import World
@@ -34,6 +35,7 @@ class SecondMoments:
         self._checkpoint, self._identity, self._world = checkpoint, identity, world
         self._output = files.moments_path(output)
         self._partial = self._output.with_name(f".{self._output.name}.partial")
+        need_space(self._output, disk_bytes(checkpoint))
         self._sums: dict[tuple[int | None, str], Tensor] = {}
         self._sites: dict[tuple[int | None, str], tuple[str, tuple[str, ...]]] = {}
         self._tokens: dict[tuple[int | None, str], np.ndarray] = {}
@@ -131,19 +133,32 @@ def find(output: Path, identity: Mapping[str, Any], force: bool) -> dict[str, An
 
 
 def bytes_of(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Bytes that the sums take: (of all layers together, of one layer)."""
-    shape = checkpoint.shape
-    widths: dict[tuple[int, str, Any], int] = {}
+    """Bytes that the sums take in memory: (of all layers together, of one layer)."""
+    one = [
+        sum(HALVES * (8 if width <= DOUBLE else 4) * width * width for width in widths)
+        for widths in widths_of(checkpoint).values()
+    ]
+    return sum(one), max(one, default=0)
+
+
+def disk_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes that they take on disk, with those of the final norm's output."""
+    widths = [width for one in widths_of(checkpoint).values() for width in one]
+    return sum(4 * width * (width + 1) for width in (*widths, checkpoint.shape["hidden"]))
+
+
+def widths_of(checkpoint: Checkpoint) -> dict[int, list[int]]:
+    """Widths of the distinct inputs of each layer."""
+    found: dict[tuple[int, str], int] = {}
     for m in checkpoint.matches.values():
         weight = m.weight
         if weight.junk or len(weight.dims) != 2 or m.layer is None or m.expert is not None:
             continue
         axes = axes_of(weight.dims[-1])
         if axes and EXPERT_FFN not in axes:
-            # Hidden channels are heard twice a layer (attention and MLP), everything else once.
-            widths[m.layer, axes[0], None] = size(weight.dims[-1], shape.sizes)
-    one: dict[int, int] = {}
-    for (layer, axis, _), width in widths.items():
-        item = 8 if width <= DOUBLE else 4
-        one[layer] = one.get(layer, 0) + HALVES * item * width * width * (2 if axis == "hidden" else 1)
-    return sum(one.values()), max(one.values(), default=0)
+            found[m.layer, axes[0]] = size(weight.dims[-1], checkpoint.shape.sizes)
+    widths: dict[int, list[int]] = {}
+    for (layer, axis), width in found.items():
+        # Hidden channels are heard twice a layer (attention and MLP), everything else once.
+        widths.setdefault(layer, []).extend([width] * (2 if axis == "hidden" else 1))
+    return widths

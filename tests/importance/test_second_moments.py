@@ -1,6 +1,7 @@
 """The verb with --second-moments: resident and streamed take the same, found again, named by the scores."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint.moments_file import moments_digest, moments_path, open_moments
+from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance.options import Options
+from minitron_cli.importance.parallel import World
 from minitron_cli.importance.run import measure
-from minitron_cli.importance.second_moments import _add_gram
+from minitron_cli.importance.second_moments import SecondMoments, _add_gram
 
 
 @pytest.fixture
@@ -64,3 +67,10 @@ def test_a_gpu_multiplies_half_precision_without_loss():
     total = torch.zeros(40, 40, dtype=torch.float64, device="cuda")
     _add_gram(total, tokens)
     torch.testing.assert_close(total, tokens.double().T @ tokens.double(), rtol=1e-5, atol=1e-3)
+
+
+def test_a_disk_that_can_not_take_the_moments_is_refused_first(toy, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(MinitronError, match=r"s\.moments needs .* and its disk has 0\.0 MB free"):
+        SecondMoments(open_checkpoint(toy("llama")), tmp_path / "s.safetensors", {}, World())

@@ -14,7 +14,7 @@ from minitron_cli.importance import estimate
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.parallel import World
 from minitron_cli.importance.record import Recorder
-from minitron_cli.importance.second_moments import SecondMoments, bytes_of
+from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
 from minitron_cli.importance.sites import find_sites
 from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, residual, transfer
 from minitron_cli.prune.run import write_pruned
@@ -100,6 +100,8 @@ def test_the_sums_take_what_is_forecast(toy, tmp_path):
     found = open_moments(measure(toy("llama"), tmp_path / "s.safetensors", random_rows(2, 5)))
     widths = [found.read(one).shape[1] for one in found.inputs if one.layer is not None]
     assert bytes_of(checkpoint) == (2 * 8 * sum(n * n for n in widths), 2 * 8 * sum(n * n for n in widths) // 3)
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "s.moments").glob("*.safetensors"))
+    assert disk_bytes(checkpoint) <= on_disk < disk_bytes(checkpoint) + 4096  # headers
 
 
 def test_transfer_is_the_least_squares_solution():
