@@ -69,7 +69,7 @@ def show_took(family: Mapping[str, Any]) -> None:
         rows.append([
             step["step"], seconds_text(step["seconds"]),
             _pair(real, forecast, "tokens", count_text), _pair(real, forecast, "flops", "{:.2e}".format), rate,
-            _pair(real, forecast, "memory_bytes", bytes_text) or bytes_text(real["host_bytes"]),
+            memory_text(real, forecast),
             _pair(real, forecast, "disk_bytes", bytes_text), bytes_text(real["all_bytes"]),
         ])  # fmt: skip
     table(["step", "took", "tokens", "FLOPs", "FLOP/s", "memory", "weights", "on disk"], rows)
@@ -80,3 +80,9 @@ def _pair(real: Mapping[str, Any], forecast: Mapping[str, Any], key: str, show: 
         return ""
     foreseen = forecast.get(key)
     return show(real[key]) + (f" ({show(foreseen)})" if foreseen and foreseen != real[key] else "")
+
+
+def memory_text(real: Mapping[str, Any], forecast: Mapping[str, Any]) -> str:
+    """What a GPU held beside its forecast; on the host, whose figure has interpreter and libraries in it, without."""
+    on_host = real["memory_bytes"] in (0, real["host_bytes"])
+    return bytes_text(real["host_bytes"]) if on_host else _pair(real, forecast, "memory_bytes", bytes_text)

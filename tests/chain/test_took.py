@@ -12,6 +12,7 @@ from minitron_cli.chain.family import write_family
 from minitron_cli.chain.run import StepFailed, run
 from minitron_cli.chain.state import load
 from minitron_cli.chain.took import Ended, compare
+from minitron_cli.cli.costs import memory_text
 from minitron_cli.cli.run import _execute
 from minitron_cli.spec.recipe import Recipe
 from minitron_cli.spec.recipe_file import apply_settings, load_recipe
@@ -140,3 +141,10 @@ def test_a_process_of_its_own_is_waited_for_and_measured(capfd: pytest.CaptureFi
     assert ended.code == 1
     assert ended.peak_bytes > 5_000_000, "an interpreter is larger than that"
     assert "error:" in capfd.readouterr().err
+
+
+def test_the_hosts_memory_is_not_held_against_the_forecast_of_a_device() -> None:
+    forecast = {"memory_bytes": 4 * 10**9}
+    assert memory_text({"memory_bytes": 5 * 10**9, "host_bytes": 2 * 10**9}, forecast) == "5.00 GB (4.00 GB)"
+    assert memory_text({"memory_bytes": 6 * 10**8, "host_bytes": 6 * 10**8}, forecast) == "600.00 MB"
+    assert memory_text({"memory_bytes": 0, "host_bytes": 7 * 10**7}, {}) == "70.00 MB"
