@@ -59,7 +59,7 @@ def command(
         engine, [resolve_model(model) for model in given], distinct_names(given),
         device=device, dtype=dtype, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    check_context(subjects, cells)
+    check_context([(subject.name, subject.context) for subject in subjects], cells)
     say(f"{len(subjects)} models, {len(cells)} cells, {warmup} + {repeats} rounds, engine {engine}")
     rows = measure(subjects, cells, repeats=repeats, warmup=warmup, say=say)
     settings = {"engine": engine, "device": device, "dtype": dtype, "grid": grid, "repeats": repeats, "memory": budget}

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from minitron_cli.spec.search import Window
 
 BENCH_GRID = "128x128"
+BENCH_FLAGS = ("--bench-grid", "--bench-batch-sizes")
 
 
 def read_window(
@@ -41,7 +42,7 @@ def read_speed(
     for flag, value in (("--latency", latency), ("--speedup", speedup)):
         if value is not None and not 0 < value < float("inf"):
             raise MinitronError(f"{flag} {value:g} is no budget", "milliseconds above 0, or a factor such as 1.5")
-    return SpeedBudget(cells(grid or BENCH_GRID, batches), repeats, latency, speedup)
+    return SpeedBudget(cells(grid or BENCH_GRID, batches, BENCH_FLAGS), repeats, latency, speedup)
 
 
 def parse_share(text: str) -> float:

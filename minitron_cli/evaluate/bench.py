@@ -68,14 +68,14 @@ METRICS: Mapping[str, Callable[[Cell, Sample], float]] = {
 }
 
 
-def parse_grid(grid: str, batches: str) -> tuple[Cell, ...]:
-    """`128x128,2048x128` and `1,8` -> every combination."""
+def parse_grid(grid: str, batches: str, flags: tuple[str, str] = ("--grid", "--batch-sizes")) -> tuple[Cell, ...]:
+    """`128x128,2048x128` and `1,8` -> every combination; `flags` are the options they came by."""
     pairs = [re.fullmatch(r"(\d+)x(\d+)", part.strip()) for part in grid.split(",")]
     sizes = [re.fullmatch(r"(\d+)", part.strip()) for part in batches.split(",")]
     if not all(pairs) or not all(sizes):
         raise MinitronError(
             f"can not read the grid {grid!r} with batch sizes {batches!r}",
-            "write --grid 128x128,2048x128 --batch-sizes 1,8",
+            f"write {flags[0]} 128x128,2048x128 {flags[1]} 1,8",
         )
     cells = tuple(Cell(int(p[1]), int(p[2]), int(b[1])) for p in pairs if p for b in sizes if b)
     if any(cell.input < 1 or cell.output < 2 or cell.batch < 1 for cell in cells):
@@ -86,16 +86,16 @@ def parse_grid(grid: str, batches: str) -> tuple[Cell, ...]:
     return cells
 
 
-def check_context(subjects: Sequence[Subject], cells: Sequence[Cell]) -> None:
-    """Every cell must fit in every model's context; all that do not are named."""
+def check_context(contexts: Sequence[tuple[str, int | None]], cells: Sequence[Cell], flag: str = "--grid") -> None:
+    """Every cell must fit in every model's context, given by (name, context); all that do not are named."""
     wrong = [
-        f"{cell.input}x{cell.output} on {subject.name} (context {subject.context})"
-        for subject in subjects
+        f"{cell.input}x{cell.output} on {name} (context {context})"
+        for name, context in contexts
         for cell in dict.fromkeys(cells)
-        if subject.context and cell.input + cell.output > subject.context
+        if context and cell.input + cell.output > context
     ]
     if wrong:
-        raise MinitronError(f"longer than the context: {', '.join(dict.fromkeys(wrong))}", "choose a smaller --grid")
+        raise MinitronError(f"longer than the context: {', '.join(dict.fromkeys(wrong))}", f"choose a smaller {flag}")
 
 
 def measure(
@@ -105,7 +105,7 @@ def measure(
 
     `fastest` is the best round's seconds to the last token: what else the machine does can only add to it.
     """
-    check_context(subjects, cells)
+    check_context([(subject.name, subject.context) for subject in subjects], cells)
     taken: dict[tuple[Cell, int], list[Sample]] = {(cell, i): [] for cell in cells for i in range(len(subjects))}
     for turn in range(warmup + repeats):
         for cell in cells:

@@ -11,6 +11,7 @@ from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
+from minitron_cli.evaluate.bench import check_context
 from minitron_cli.search.budget import fast_enough
 from minitron_cli.search.identity import claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
@@ -86,6 +87,10 @@ def search(options: SearchOptions, say: Say) -> SearchResult:
 
 def _open(options: SearchOptions) -> Bench:
     source = open_checkpoint(options.model)
+    if options.speed is not None:
+        # Every candidate has the source's context: what is too long shows before anything is measured.
+        context = source.config.get("max_position_embeddings")
+        check_context([(str(source.path), context)], options.speed.cells, "--bench-grid")
     scores, _ = read_scores(options.scores)
     return Bench(source, scores, _held_out(source, options), window_length(source, options), options)
 
