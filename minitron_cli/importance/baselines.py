@@ -110,6 +110,6 @@ def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Match, np.ndarray]]:
 
 def _read(checkpoint: Checkpoint, match: Match) -> np.ndarray:
     """One tensor in float64, read from its file alone."""
-    from minitron_cli.importance.read import read_tensor
+    from minitron_cli.checkpoint.tensors import read_tensor
 
     return read_tensor(checkpoint.tensors[match.name]).double().numpy()

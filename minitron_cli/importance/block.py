@@ -12,8 +12,8 @@ import torch
 
 from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.tensors import read_tensor
 from minitron_cli.importance.load import base_model, block_names, quiet
-from minitron_cli.importance.read import read_tensor
 from minitron_cli.importance.sites import Site, find_sites
 from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.family import Match
