@@ -53,7 +53,9 @@ def command(
         emit({"models": given, "cells": shown, "rounds": warmup + repeats}, as_json, lambda: print(text))
         return
     from minitron_cli.evaluate.engines import make_subjects
+    from minitron_cli.evaluate.model import resolve_device
     from minitron_cli.evaluate.side_by_side import distinct_names
+    from minitron_cli.evaluate.throughput import machine_words
 
     subjects = make_subjects(
         engine, [resolve_model(model) for model in given], distinct_names(given),
@@ -62,7 +64,16 @@ def command(
     check_context([(subject.name, subject.context) for subject in subjects], cells)
     say(f"{len(subjects)} models, {len(cells)} cells, {warmup} + {repeats} rounds, engine {engine}")
     rows = measure(subjects, cells, repeats=repeats, warmup=warmup, say=say)
-    settings = {"engine": engine, "device": device, "dtype": dtype, "grid": grid, "repeats": repeats, "memory": budget}
+    machine = machine_words(resolve_device(device))
+    settings = {
+        "machine": machine,
+        "engine": engine,
+        "device": device,
+        "dtype": dtype,
+        "grid": grid,
+        "repeats": repeats,
+        "memory": budget,
+    }
     _finish(_results(subjects, given, rows, settings, budget), output, as_json)
 
 

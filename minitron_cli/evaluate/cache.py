@@ -11,7 +11,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file
 
-FORMAT = 2
+FORMAT = 3
 
 
 def default_cache() -> Path:

@@ -1,9 +1,9 @@
-"""Paired statistics: two models on the same samples. Is the difference real?"""
+"""Paired statistics: two models on the same samples or the same text. Is the difference real?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,30 @@ def compare(model: Mapping[str, float], reference: Mapping[str, float], seed: in
     p = mcnemar(better, worse) if binary else bootstrap(ours - theirs, seed)
     difference = float((ours - theirs).mean())
     return Paired("mcnemar" if binary else "bootstrap", p, len(common), better, worse, difference)
+
+
+@dataclass(frozen=True, slots=True)
+class LossDifference:
+    """Nats per token by which a model's loss is above the reference's on the same text, with its standard error."""
+
+    difference: float
+    stderr: float
+    num_blocks: int
+
+
+def loss_difference(model: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> LossDifference | None:
+    """The difference of two losses from their `Loss.blocks` (2, block), tokens and nats; None where the text differs.
+
+    A block of neighbouring windows is one draw, so that what windows of a document share counts: the variance is that
+    of a ratio of sums over blocks (Cochran, Sampling Techniques, eq. 2.46).
+    """
+    ours, theirs = np.asarray(model), np.asarray(reference)
+    if ours.shape != theirs.shape or ours.shape[1] < 2 or not np.array_equal(ours[0], theirs[0]):
+        return None
+    tokens, nats = ours[0], ours[1] - theirs[1]
+    count, ratio = len(tokens), float(nats.sum() / tokens.sum())
+    variance = float(((nats - ratio * tokens) ** 2).sum()) * count / (count - 1) / float(tokens.sum()) ** 2
+    return LossDifference(ratio, math.sqrt(variance), count)
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -25,6 +25,10 @@ _LOGIT_BUDGET = 1 << 27
 _SHOWN_LEAVES = 10
 
 
+# Metrics that are 1 where the likeliest choice is the right one.
+_LIKELIEST = ("acc", "acc_norm", "acc_bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One row of an evaluation: a task (or group) and how to run it. None leaves the task's own setting."""
@@ -51,6 +55,7 @@ class Score:
     num_samples: int
     samples: Mapping[str, float]  # "<leaf task>/<document>" -> value
     group: str | None = None  # the group that this task is part of, where the group was asked for
+    chance: float | None = None  # what a uniform guess scores, where the task is multiple choice
 
     @property
     def key(self) -> str:
@@ -158,6 +163,7 @@ def _scores(name: str, tasks: Tasks, found: Mapping[str, Any]) -> list[Score]:
                 version=str(found["versions"].get(name, found["versions"].get(leaves[0]))),
                 num_samples=sum(found["n-samples"][leaf]["effective"] for leaf in leaves),
                 samples=_samples(metric, chosen_filter, leaves, found["samples"]),
+                chance=_chance(metric, leaves, found),
             )
         )
     return scores
@@ -175,6 +181,23 @@ def _samples(metric: str, chosen_filter: str, leaves: list[str], logged: Mapping
                 return {}
             found[f"{leaf}/{sample['doc_id']}"] = float(value)
     return found
+
+
+def _chance(metric: str, leaves: list[str], found: Mapping[str, Any]) -> float | None:
+    """The mean over the samples of right choices / choices; None where the likeliest choice is not what is scored."""
+    configs = [found["configs"].get(leaf, {}) for leaf in leaves]
+    guessed = all(c.get("output_type") == "multiple_choice" and not c.get("process_results") for c in configs)
+    if not guessed or metric not in _LIKELIEST:
+        return None
+    shares = [_guess(sample) for leaf in leaves for sample in found["samples"].get(leaf, ())]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _guess(sample: Mapping[str, Any]) -> float:
+    """How likely a uniform guess is right on one document; mutual information asks for every choice twice."""
+    choices = len(sample["arguments"]) // (2 if "acc_mutual_info" in sample["metrics"] else 1)
+    target = sample["target"]
+    return (len(target) if isinstance(target, list) else 1) / choices
 
 
 def _select(scores: list[Score], request: Request) -> list[Score]:

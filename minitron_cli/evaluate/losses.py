@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.tokenizer import load_tokenizer, token_byte_lengths, tokenizer_hash
@@ -15,7 +17,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
 from minitron_cli.evaluate.options import LossOptions
-from minitron_cli.evaluate.perplexity import Loss, add, perplexity, vocabulary
+from minitron_cli.evaluate.perplexity import Loss, add, join, perplexity, vocabulary
 
 ALL = "all"
 _SECONDS_PER_LINE = 5.0
@@ -64,9 +66,8 @@ def _measure(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     byte_lengths = token_byte_lengths(load_tokenizer(loaded.path))
-    parts: dict[str, list[Loss]] = {}
-    for file in files:
-        found = perplexity(
+    found = [
+        perplexity(
             loaded.model,
             file,
             seq_len=seq_len,
@@ -75,10 +76,17 @@ def _measure(
             byte_lengths=byte_lengths,
             progress=_progress(loaded.name, say),
         )
-        for domain, loss in found.items():
-            parts.setdefault(domain, []).append(loss)
-    sums = {domain: add(losses) for domain, losses in parts.items()}
-    return {domain: loss.to_json() for domain, loss in {**sums, ALL: add(list(sums.values()))}.items()}
+        for file in files
+    ]
+    return {domain: loss.to_json() for domain, loss in _by_domain(found).items()}
+
+
+def _by_domain(files: Sequence[dict[str, Loss]]) -> dict[str, Loss]:
+    """Every domain over all files, and the whole as `all`; the blocks of a file are the same windows in each."""
+    absent = [Loss(0, 0.0, 0.0, np.zeros_like(next(iter(found.values())).blocks), 0.0, 0) for found in files]
+    domains = dict.fromkeys(domain for found in files for domain, loss in found.items() if loss.tokens)
+    sums = {d: join([found.get(d, none) for found, none in zip(files, absent)]) for d in domains}
+    return {**sums, ALL: add(list(sums.values()))}
 
 
 def _progress(name: str, say: Callable[[str], None]) -> Callable[[int, int], None]:

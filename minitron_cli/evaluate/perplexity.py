@@ -21,6 +21,8 @@ from minitron_cli.data.text_bytes import text_bytes
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 
+# Sums are kept for so many runs of neighbouring windows at the most: what an interval on a difference is made of.
+MOST_BLOCKS = 256
 # Logits held at a time, in elements (tokens x vocabulary) per model: 64 Mi float32 values are 256 MiB.
 _LOGIT_BUDGET = 1 << 26
 Progress = Callable[[int, int], None]
@@ -28,11 +30,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums over the predicted tokens of one domain; the means derive from them."""
+    """Sums over the predicted tokens of one domain; the means derive from them.
+
+    `blocks` (2, block) are the tokens and nats of successive runs of windows, for paired comparisons.
+    """
 
     tokens: int
     nats: float
     bytes: float
+    blocks: np.ndarray
     kl: float | None = None
     agreements: int | None = None
 
@@ -47,6 +53,7 @@ class Loss:
             "nats_per_token": self.nats_per_token,
             "perplexity": math.exp(min(self.nats_per_token, 700.0)),
             "bits_per_byte": self.nats / math.log(2) / self.bytes if self.bytes else None,
+            "blocks": self.blocks.tolist(),
         }
         if self.kl is not None and self.agreements is not None:
             shown |= {"kl": self.kl / self.tokens, "top1_agreement": self.agreements / self.tokens}
@@ -54,12 +61,22 @@ class Loss:
 
 
 def add(losses: Sequence[Loss]) -> Loss:
-    """The sums of several domains together."""
-    against = all(loss.kl is not None for loss in losses)
+    """The sums of several domains of the same windows together."""
+    return _together(losses, np.sum([loss.blocks for loss in losses], axis=0))
+
+
+def join(losses: Sequence[Loss]) -> Loss:
+    """The sums of one domain over several files, whose blocks follow each other."""
+    return _together(losses, np.concatenate([loss.blocks for loss in losses], axis=1))
+
+
+def _together(losses: Sequence[Loss], blocks: np.ndarray) -> Loss:
+    against = all(loss.kl is not None for loss in losses if loss.tokens)
     return Loss(
         sum(loss.tokens for loss in losses),
         math.fsum(loss.nats for loss in losses),
         math.fsum(loss.bytes for loss in losses),
+        blocks,
         math.fsum(loss.kl or 0.0 for loss in losses) if against else None,
         sum(loss.agreements or 0 for loss in losses) if against else None,
     )
@@ -76,7 +93,7 @@ def perplexity(
     byte_lengths: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Loss]:
-    """Loss of `model` on the first `max_windows` windows of `file` (default all), by domain.
+    """Loss of `model` on the first `max_windows` windows of `file` (default all), by domain, absent ones at 0 tokens.
 
     With `reference`, a model of the same vocabulary on the same device, also KL(reference || model) and how often
     both prefer the same next token. `byte_lengths` (vocab,) is `data.tokenizer.token_byte_lengths` of the file's
@@ -86,6 +103,8 @@ def perplexity(
     batch_size = batch_size or max(1, 4096 // seq_len)
     domains = file.header.domains
     sums = np.zeros((5, len(domains)))  # tokens, nats, bytes, kl, agreements
+    num_blocks = min(windows, MOST_BLOCKS)
+    blocks = np.zeros((2, num_blocks * len(domains)))  # tokens, nats
     device = next(model.parameters()).device
     for first in range(0, windows, batch_size):
         indices = np.arange(first, min(first + batch_size, windows))
@@ -94,13 +113,17 @@ def perplexity(
         of = file.domain_numbers(indices, seq_len)[:, 1:].ravel()
         for i, values in enumerate((np.ones(of.size), nats, num_bytes, *against)):
             sums[i] += np.bincount(of, weights=values.astype(np.float64).ravel(), minlength=len(domains))
+        place = np.repeat(indices * num_blocks // windows, seq_len - 1) * len(domains) + of
+        blocks[0] += np.bincount(place, minlength=blocks.shape[1])
+        blocks[1] += np.bincount(place, weights=nats.ravel(), minlength=blocks.shape[1])
         progress(int(indices[-1]) + 1, windows)
-    return {domain: _loss(sums[:, i], reference is not None) for i, domain in enumerate(domains) if sums[0, i]}
+    parts = blocks.reshape(2, num_blocks, len(domains))
+    return {domain: _loss(sums[:, i], parts[..., i], reference is not None) for i, domain in enumerate(domains)}
 
 
-def _loss(sums: np.ndarray, against: bool) -> Loss:
+def _loss(sums: np.ndarray, blocks: np.ndarray, against: bool) -> Loss:
     tokens, nats, num_bytes, kl, agreements = sums.tolist()
-    return Loss(int(tokens), nats, num_bytes, kl if against else None, int(agreements) if against else None)
+    return Loss(int(tokens), nats, num_bytes, blocks, kl if against else None, int(agreements) if against else None)
 
 
 @torch.inference_mode()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from minitron_cli.evaluate.compare import compare
+from minitron_cli.evaluate.compare import compare, loss_difference
 from minitron_cli.evaluate.harness import Score
 from minitron_cli.evaluate.side_by_side import Measured
 
@@ -25,13 +25,15 @@ def results(measured: Sequence[Measured], settings: Mapping[str, Any]) -> dict[s
         "format": FORMAT,
         "reference": reference.name,
         "settings": dict(settings),
-        "models": [_model(found) for found in measured],
+        "models": [_model(found, reference) for found in measured],
         "rows": [_row(score, found, reference) for found in measured for score in found.scores],
     }
 
 
-def _model(found: Measured) -> dict[str, Any]:
-    """`loss` is nats per token over all the data, `accuracy` the plain mean of the tasks' main metrics."""
+def _model(found: Measured, reference: Measured) -> dict[str, Any]:
+    """`loss` is nats per token over all the data, `accuracy` the plain mean of the tasks' main metrics and `chance`
+    that of a uniform guess, None where a task has none.
+    """
     whole = found.losses.get("all", {})
     return {
         "name": found.name,
@@ -41,17 +43,41 @@ def _model(found: Measured) -> dict[str, Any]:
         "tokens_per_second": found.tokens_per_second,
         "loss": whole.get("nats_per_token"),
         "bits_per_byte": whole.get("bits_per_byte"),
-        "accuracy": mean_accuracy(found.scores),
-        "losses": dict(found.losses),
+        "accuracy": _mean(score.value for score in _mains(found.scores)),
+        "chance": _mean(score.chance for score in _mains(found.scores)),
+        "machine": found.machine,
+        "losses": {
+            domain: _loss(figures, None if found is reference else reference.losses.get(domain))
+            for domain, figures in found.losses.items()
+        },
         "error": found.error,
     }
 
 
-def mean_accuracy(scores: Sequence[Score]) -> float | None:
-    """The mean over tasks of each one's main metric (its last accuracy: acc_norm where a task has both)."""
+def _loss(figures: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A domain's figures, with the difference from the reference where it was measured on the same text."""
+    found = loss_difference(figures["blocks"], base["blocks"]) if base else None
+    shown = {key: value for key, value in figures.items() if key != "blocks"}
+    return shown | {"difference": asdict(found) if found else None}
+
+
+def _mains(scores: Sequence[Score]) -> list[Score]:
+    """The main metric of each task: its last accuracy (acc_norm where a task has both)."""
     own = [score for score in scores if score.group is None]
-    mains = {score.task: score.value for score in own if score.metric.startswith(_ACCURACIES)}
-    return statistics.fmean(mains.values()) if mains else None
+    return list({score.task: score for score in own if score.metric.startswith(_ACCURACIES)}.values())
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The plain mean; None of nothing, and where one of the values is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if found and len(known) == len(found) else None
+
+
+def kept_share(value: float, base: float, chance: float | None) -> float | None:
+    """How much of the reference's score above chance a model has: 0 at chance; None where the reference has none."""
+    above = base - (chance or 0.0)
+    return (value - (chance or 0.0)) / above if above > 0 else None
 
 
 def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:
@@ -61,7 +87,7 @@ def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:
     if base is None or found is reference:
         return row
     paired = compare(score.samples, base.samples)
-    kept = score.value / base.value if base.value else None
+    kept = kept_share(score.value, base.value, score.chance)
     return row | {"kept": kept, "comparison": asdict(paired) if paired else None}
 
 
@@ -74,7 +100,7 @@ def gate_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         own = values.setdefault(model["name"], {})
         own |= {f"model.{key}": model[key] for key in ("parameters", "tokens_per_second") if model[key] is not None}
         for domain, figures in model["losses"].items():
-            own |= {f"{domain}.{key}": value for key, value in figures.items() if value is not None}
+            own |= {f"{domain}.{key}": value for key, value in figures.items() if isinstance(value, float | int)}
     for row in found["rows"]:
         values[row["model"]][f"{row['task']}.{row['metric']}"] = row["value"]
     return values
@@ -98,7 +124,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["model"],
         f"{row['value']:.4f}",
         "" if row["stderr"] is None else f"{row['stderr']:.4f}",
-        "" if row["kept"] is None else f"{row['kept']:.1%}",
+        "" if row["kept"] is None else f"{row['kept']:.1%}" if row["kept"] > 0 else "below chance",
         "" if paired is None else p_text(paired["p_value"]),
         "" if paired is None else paired["test"],
     ]
@@ -180,7 +206,8 @@ def to_csv(found: Mapping[str, Any]) -> str:
     writer.writerow(["model", "task", "metric", "value", "stderr", "kept", "p"])
     for model in found["models"]:
         for domain, figures in model["losses"].items():
-            writer.writerows([model["name"], domain, key, value, "", "", ""] for key, value in figures.items())
+            numbers = {key: value for key, value in figures.items() if isinstance(value, float | int)}
+            writer.writerows([model["name"], domain, key, value, "", "", ""] for key, value in numbers.items())
     for row in found["rows"]:
         p = row["comparison"]["p_value"] if row["comparison"] else ""
         kept = "" if row["kept"] is None else row["kept"]

@@ -16,7 +16,7 @@ from minitron_cli.evaluate.losses import measure_losses
 from minitron_cli.evaluate.model import LoadedModel, load_model, resolve_device, resolve_dtype
 from minitron_cli.evaluate.options import Options
 from minitron_cli.evaluate.tasks import Tasks
-from minitron_cli.evaluate.throughput import forward_rate
+from minitron_cli.evaluate.throughput import forward_rate, machine_words
 
 Say = Callable[[str], None]
 
@@ -29,6 +29,7 @@ class Measured:
     path: str
     parameters: int | None
     tokens_per_second: float | None
+    machine: str | None  # what it was measured on
     digest: str | None
     losses: Mapping[str, Any]  # domain -> figures, and "all"
     scores: tuple[Score, ...]
@@ -45,7 +46,7 @@ def evaluate(models: Sequence[str], options: Options, tasks: Tasks | None, say: 
             found.append(_measure(model, name, models[0], options, tasks, say))
         except MinitronError as error:
             _tell(name, error, say)
-            found.append(Measured(name, model, None, None, None, {}, (), error.message))
+            found.append(Measured(name, model, None, None, None, None, {}, (), error.message))
     return found
 
 
@@ -82,7 +83,8 @@ def _measure(model: str, name: str, reference: str, options: Options, tasks: Tas
         scores, failed = _run_tasks(loaded, digest, options, tasks, say)
     rate = forward_rate(loaded) if options.throughput else None
     error = "; ".join(failed) or None
-    return Measured(name, model, loaded.num_parameters, rate, digest, losses, tuple(scores), error)
+    machine = f"{machine_words(loaded.device)}, {loaded.dtype}"
+    return Measured(name, model, loaded.num_parameters, rate, machine, digest, losses, tuple(scores), error)
 
 
 def _run_tasks(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitron_cli.evaluate.compare import bootstrap, compare, mcnemar
+from minitron_cli.evaluate.compare import bootstrap, compare, loss_difference, mcnemar
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -52,3 +52,30 @@ def test_only_common_samples_count() -> None:
     assert found is not None
     assert (found.num_samples, found.better, found.worse) == (2, 1, 0)
     assert compare({"a": 1.0}, {"b": 1.0}) is None
+
+
+def _blocks(seed: int, shift: float) -> np.ndarray:
+    """Tokens and nats (2, block) of two losses on the same text: hard blocks are hard for both."""
+    rng = np.random.default_rng(0)
+    tokens, hardness = rng.integers(200, 400, 200), rng.normal(3.0, 0.8, 200)
+    own = np.random.default_rng(seed).normal(shift, 0.05, 200)
+    return np.stack([tokens.astype(float), tokens * (hardness + own)])
+
+
+def test_the_interval_of_a_loss_difference_is_that_of_the_bootstrap() -> None:
+    ours, theirs = _blocks(1, 0.02), _blocks(2, 0.0)
+    found = loss_difference(ours.tolist(), theirs.tolist())
+    assert found is not None
+    assert found.difference == pytest.approx(ours[1].sum() / ours[0].sum() - theirs[1].sum() / theirs[0].sum())
+    picks = np.random.default_rng(3).integers(0, 200, (4000, 200))
+    drawn = (ours[1] - theirs[1])[picks].sum(1) / ours[0][picks].sum(1)
+    assert found.stderr == pytest.approx(drawn.std(), rel=0.05)
+    unpaired = np.std(ours[1] / ours[0]) * np.sqrt(2 / 200)
+    assert found.stderr < unpaired / 5, "what both find hard drops out"
+
+
+def test_losses_on_other_text_are_not_compared() -> None:
+    ours = _blocks(1, 0.0)
+    assert loss_difference(ours.tolist(), (ours[:, :-1]).tolist()) is None
+    assert loss_difference(ours.tolist(), (ours + 1).tolist()) is None
+    assert loss_difference(ours[:, :1].tolist(), ours[:, :1].tolist()) is None

@@ -59,6 +59,21 @@ def test_a_group_has_its_own_score_and_the_samples_of_its_tasks(lm, task_dir: Pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "chance"),
+    [
+        ({}, 0.25),
+        ({"doc_to_choice": "{{choices[:2]}}", "doc_to_target": 0}, 0.5),
+        ({"metric_list": [{"metric": "acc"}, {"metric": "acc_mutual_info"}]}, 0.25),
+        ({"output_type": "loglikelihood", "doc_to_target": "a", "metric_list": [{"metric": "acc"}]}, None),
+    ],
+)
+def test_the_chance_level_is_that_of_a_uniform_guess(lm, tmp_path: Path, changes: dict, chance: float | None) -> None:
+    write_task(tmp_path, "guessed", **changes)
+    scores = run_request(lm, find_tasks(["guessed"], [tmp_path]), Request("guessed", metrics=("acc",)))
+    assert scores[0].chance == chance
+
+
 def test_limit_and_shots_reach_the_harness(lm, task_dir: Path) -> None:
     found = find_tasks(["letters_one"], [task_dir])
     (score,) = run_request(lm, found, Request("letters_one", shots=3, metrics=("acc",), limit=5))

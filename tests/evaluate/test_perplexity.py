@@ -57,6 +57,21 @@ def test_domains_and_bytes_by_hand(toy, token_file: TokenFile) -> None:
         assert found[name].to_json()["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
+def test_blocks_are_runs_of_windows(toy, token_file: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(toy("llama"))
+    windows = token_file.num_windows(SEQ)
+    single = add(list(perplexity(model, token_file, seq_len=SEQ).values()))
+    assert single.blocks.shape == (2, windows)
+    monkeypatch.setattr(module, "MOST_BLOCKS", 3)
+    found = perplexity(model, token_file, seq_len=SEQ, batch_size=2)
+    total = add(list(found.values()))
+    groups = np.array_split(np.arange(windows), [math.ceil(windows * k / 3) for k in (1, 2)])
+    expected = [[single.blocks[row, group].sum() for group in groups] for row in (0, 1)]
+    np.testing.assert_allclose(total.blocks, expected)
+    for loss in found.values():
+        assert loss.blocks.sum(1).tolist() == pytest.approx([loss.tokens, loss.nats])
+
+
 def test_batches_and_chunks_do_not_matter(toy, token_file: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = model_of(toy("llama")), model_of(toy("llama", num_hidden_layers=2))
     one = perplexity(model, token_file, seq_len=SEQ, batch_size=1)

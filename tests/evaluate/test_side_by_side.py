@@ -12,7 +12,7 @@ from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import side_by_side, suites
 from minitron_cli.evaluate.harness import Request
-from minitron_cli.evaluate.results import p_text
+from minitron_cli.evaluate.results import kept_share, p_text
 from minitron_cli.evaluate.side_by_side import distinct_names
 from tests.evaluate.conftest import write_task
 
@@ -43,13 +43,21 @@ def test_rows_compare_with_the_first_model(line: list[str], tmp_path: Path) -> N
     rows = {(row["model"], row["metric"]): row for row in found["rows"]}
     base, other = rows[first, "acc"], rows[second, "acc"]
     assert base["comparison"] is None
-    assert other["kept"] == pytest.approx(other["value"] / base["value"])
+    assert base["chance"] == 0.25
+    above = (other["value"] - 0.25) / (base["value"] - 0.25) if base["value"] > 0.25 else None
+    assert other["kept"] == (above if above is None else pytest.approx(above))
     difference = other["comparison"]["better"] - other["comparison"]["worse"]
     assert difference / other["num_samples"] == pytest.approx(other["value"] - base["value"])
     loss = found["models"][0]["losses"]
     assert set(loss) == {"ascii", "accents", "all"}
     assert loss["all"]["tokens"] == loss["ascii"]["tokens"] + loss["accents"]["tokens"]
     assert found["models"][0]["loss"] == loss["all"]["nats_per_token"]
+    assert loss["all"]["difference"] is None
+    small = found["models"][1]["losses"]["all"]
+    difference = small["nats_per_token"] - loss["all"]["nats_per_token"]
+    assert small["difference"]["difference"] == pytest.approx(difference)
+    assert 0 < small["difference"]["stderr"] < 1
+    assert found["models"][1]["machine"].endswith("cores, float32")
 
 
 def test_a_model_against_itself_keeps_everything(line: list[str], toy, tmp_path: Path) -> None:
@@ -59,7 +67,7 @@ def test_a_model_against_itself_keeps_everything(line: list[str], toy, tmp_path:
     assert error is None
     found = json.loads(out)
     for row in found["rows"][2:]:
-        assert row["kept"] == 1.0
+        assert row["kept"] in (1.0, None)
         assert row["comparison"]["p_value"] == 1.0
     assert found["models"][1]["losses"]["all"]["kl"] == pytest.approx(0.0, abs=1e-9)
     assert found["models"][1]["losses"]["all"]["top1_agreement"] == 1.0
@@ -213,3 +221,17 @@ def test_a_limit_that_leaves_nothing(line: list[str], limit: str) -> None:
     _, error = run(*line, "--limit", limit)
     assert isinstance(error, MinitronError)
     assert "--limit" in error.message
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "chance", "kept"),
+    [
+        (0.5, 0.75, 0.25, 0.5),
+        (0.2, 0.75, 0.25, -0.1),
+        (0.3, 0.6, None, 0.5),
+        (0.4, 0.25, 0.25, None),
+        (1, 0, None, None),
+    ],
+)
+def test_what_is_kept_counts_from_chance(value: float, base: float, chance: float | None, kept: float | None) -> None:
+    assert kept_share(value, base, chance) == (kept if kept is None else pytest.approx(kept))
