@@ -105,3 +105,21 @@ def test_help_imports_neither_torch_nor_transformers(words: list[str]) -> None:
     assert "Usage: minitron" in result.stdout
     if words and words not in (["data"], ["recipes"]):
         assert "Examples:" in result.stdout
+
+
+def _literal_words(node: ast.AST) -> list[str]:
+    """The string constants of a literal tuple, list or set, or the keys of a literal dict."""
+    items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+    return [item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+
+
+def test_axis_facts_are_in_one_table() -> None:
+    """A literal collection of three or more axis names is a second copy of a fact of spec/axes.AXES."""
+    from minitron_cli.spec.axes import AXES
+
+    names = {axis.name for axis in AXES}
+    assert len(set(_literal_words(ast.parse("['hidden', 'ffn', 'kv', 1]", mode="eval").body)) & names) == 3
+    for path in (p for p in FILES if _package(p) != "families" and p != ROOT / "spec" / "axes.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = names & set(_literal_words(node))
+            assert len(found) < 3, f"{path.relative_to(ROOT)}:{node.lineno} lists {found}; derive it from AXES"

@@ -10,6 +10,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.importance.options import DEFAULT_SEQ_LEN
 from minitron_cli.importance.options import Options as ImportanceOptions
+from minitron_cli.spec.axes import AXIS_OF_FLAG
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.recipe import VERBS, Recipe, Step, Values
 from minitron_cli.spec.shape import Shape, check_target, flops_per_token, num_parameters, shape_of
@@ -18,10 +19,6 @@ from minitron_cli.training.options import Options as TrainingOptions
 from minitron_cli.training.presets import PRESETS
 from minitron_cli.training.settle import USUAL_LENGTH
 
-_AXIS_OF_OPTION = {
-    "hidden": "hidden", "ffn": "ffn", "heads": "head", "kv-heads": "kv", "layers": "layer", "experts": "expert",
-    "expert-ffn": "expert_ffn",
-}  # fmt: skip
 # What the verbs take where a step does not say.
 _TRAINING = {field.name: field.default for field in fields(TrainingOptions)}
 _IMPORTANCE = {field.name: field.default for field in fields(ImportanceOptions)}
@@ -59,7 +56,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One step's cost. `model` is what it makes, None where that can not be known yet or is no model.
+    """One step's cost. `model` is what it makes, None where that cannot be known yet or is no model.
 
     `disk_bytes` are the weights that it leaves, `working_bytes` the most that lies there meanwhile (saved steps of a
     training run), `memory_bytes` what training holds on a device; 0 where nothing is known.
@@ -110,7 +107,7 @@ def _model(step: Step, models: Mapping[str, Model]) -> Model | None:
 
 
 def _pruned(step: Step, source: Model) -> Model:
-    sizes = {axis: int(_number(step.options[key])) for key, axis in _AXIS_OF_OPTION.items() if key in step.options}
+    sizes = {axis: int(_number(step.options[key])) for key, axis in AXIS_OF_FLAG.items() if key in step.options}
     if "drop-layers" in step.options:
         sizes["layer"] = source.shape["layer"] - _count_layers(str(step.options["drop-layers"]))
     shape = source.shape.with_(**sizes)

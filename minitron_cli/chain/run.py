@@ -29,7 +29,7 @@ class Decision:
 
 
 def plan_run(recipe: Recipe, directory: Path, begin: str | None = None, until: str | None = None) -> list[Decision]:
-    """What `run` would do now. Steps behind one that will run can not be judged yet, and are said to depend on it."""
+    """What `run` would do now. Steps behind one that will run cannot be judged yet, and are said to depend on it."""
     return [decision for decision, _ in _walk(recipe, directory, load(directory), begin, until)]
 
 

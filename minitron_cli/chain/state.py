@@ -75,7 +75,7 @@ def lock(directory: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MinitronError(
-            f"{directory} can not be a run directory: {error.strerror}", "choose another one with -o"
+            f"{directory} cannot be a run directory: {error.strerror}", "choose another one with -o"
         ) from error
     with (folder / "lock").open("w") as stream:
         try:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.spec.axes import axes_of
-from minitron_cli.spec.shape import FLAG_OF_AXIS, flops_per_token, kv_bytes_per_token
+from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
+from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token
 
 
 def describe(checkpoint: Checkpoint, context: int) -> dict[str, Any]:

@@ -71,9 +71,12 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained."""
-    sizes = {"hidden": hidden, "ffn": ffn, "head": heads, "kv": kv_heads, "layer": layers, "expert": experts,
-             "expert_ffn": expert_ffn, "shared_ffn": shared_ffn, "expert_active": experts_per_token}  # fmt: skip
-    asked = Asked(target, {a: int(n) for a, n in sizes.items() if n is not None}, drop_layers, params, multiple_of)
+    from minitron_cli.spec.axes import AXIS_OF_FLAG
+
+    sizes = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv-heads": kv_heads, "layers": layers, "experts": experts,
+             "expert-ffn": expert_ffn, "shared-ffn": shared_ffn, "experts-per-token": experts_per_token}  # fmt: skip
+    sizes_of_axes = {AXIS_OF_FLAG[flag]: int(size) for flag, size in sizes.items() if size is not None}
+    asked = Asked(target, sizes_of_axes, drop_layers, params, multiple_of)
     folding = compensate != "none"
     measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding, iterations)
     writing = Writing(head_merge, compensate, moments, ridge, select, rotate, max_shard_size, check, force, overwrite)

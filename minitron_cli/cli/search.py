@@ -156,13 +156,13 @@ def _speed(entry: dict[str, Any]) -> list[str]:
 
 def _list(options: Any, as_json: bool) -> None:
     from minitron_cli.checkpoint.reader import open_checkpoint
-    from minitron_cli.search.options import shape_name
     from minitron_cli.search.shapes import enumerate_shapes
+    from minitron_cli.spec.shape import shape_name
 
     source = open_checkpoint(options.model)
     found = enumerate_shapes(source, options)
     entries: list[dict[str, Any]] = [
-        {"name": shape_name(source.shape, c.shape), "shape": dict(c.shape.sizes), "parameters": c.parameters,
+        {"name": shape_name(c.shape), "shape": dict(c.shape.sizes), "parameters": c.parameters,
          "non_embedding_parameters": c.non_embedding} for c in found
     ]  # fmt: skip
     rows = [[e["name"], f"{e['parameters']:,}", f"{e['non_embedding_parameters']:,}"] for e in entries]

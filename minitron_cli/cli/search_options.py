@@ -69,17 +69,16 @@ def parse_factors(text: str | None) -> tuple[float, ...]:
 
 def parse_grid(entries: list[str]) -> dict[str, tuple[int, ...]]:
     """["layers=29:32", "heads=24,32"] -> {"layer": (29, 30, 31, 32), "head": (24, 32)}."""
-    from minitron_cli.spec.shape import FLAG_OF_AXIS
+    from minitron_cli.spec.axes import AXIS_OF_FLAG
 
-    axis_of = {flag: axis for axis, flag in FLAG_OF_AXIS.items()}
     found: dict[str, tuple[int, ...]] = {}
     for entry in entries:
         flag, _, values = entry.partition("=")
-        if flag not in axis_of:
-            raise MinitronError(f"--grid {entry!r}: unknown axis {flag!r}", near_matches(flag, list(axis_of)))
-        if axis_of[flag] in found:
+        if flag not in AXIS_OF_FLAG:
+            raise MinitronError(f"--grid {entry!r}: unknown axis {flag!r}", near_matches(flag, list(AXIS_OF_FLAG)))
+        if AXIS_OF_FLAG[flag] in found:
             raise MinitronError(f"--grid names {flag} twice", f"one entry an axis: --grid {flag}=A,B,C")
-        found[axis_of[flag]] = _grid_values(entry, values)
+        found[AXIS_OF_FLAG[flag]] = _grid_values(entry, values)
     return found
 
 
@@ -91,7 +90,7 @@ def _grid_values(entry: str, values: str) -> tuple[int, ...]:
         else:
             found = tuple(int(part) for part in values.split(","))
     except (ValueError, TypeError) as error:
-        raise MinitronError(f"--grid {entry!r} can not be read", "write AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]") from error
+        raise MinitronError(f"--grid {entry!r} cannot be read", "write AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]") from error
     if not found or min(found) < 1:
         raise MinitronError(f"--grid {entry!r} names no sizes", "sizes are 1 or more, LOW is not above HIGH")
     return found

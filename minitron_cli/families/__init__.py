@@ -35,7 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS,
 )
 
-# Looked at, and left out because a table can not say them honestly: (model_types, why).
+# Looked at, and left out because a table cannot say them honestly: (model_types, why).
 _LAYERS_DIFFER = "its layers are of several kinds (attention, recurrent, dense, sparse), a table has one"
 UNSUPPORTED: dict[str, str] = {
     "nemotron_h": _LAYERS_DIFFER,
@@ -64,7 +64,7 @@ def family_of(model_type: str) -> Family:
             return family
     if model_type in UNSUPPORTED:
         raise MinitronError(
-            f"{model_type} models can not be pruned: {UNSUPPORTED[model_type]}",
+            f"{model_type} models cannot be pruned: {UNSUPPORTED[model_type]}",
             f"supported: {', '.join(known_model_types())}",
         )
     raise MinitronError(

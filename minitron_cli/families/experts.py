@@ -1,6 +1,6 @@
 """What mixtures of experts share: one tensor per expert on disk, all experts of a layer fused in memory."""
 
-from minitron_cli.spec.family import CONFIG_KEYS
+from minitron_cli.spec.axes import CONFIG_KEYS
 
 EXPERT_KEYS = {
     **{axis: key for axis, key in CONFIG_KEYS.items() if axis != "ffn"},

@@ -1,6 +1,7 @@
 """GPT-NeoX (Pythia): queries, keys and values interleaved head by head; head_dim derived from hidden / heads."""
 
-from minitron_cli.spec.family import CONFIG_KEYS, family
+from minitron_cli.spec.axes import CONFIG_KEYS
+from minitron_cli.spec.family import family
 
 GPT_NEOX = family(
     "gpt_neox",

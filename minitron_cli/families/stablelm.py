@@ -1,7 +1,7 @@
 """StableLM: LayerNorm with bias; the size of a head is derived from hidden / heads."""
 
 from minitron_cli.families.llama import LLAMA
-from minitron_cli.spec.family import CONFIG_KEYS
+from minitron_cli.spec.axes import CONFIG_KEYS
 
 STABLELM = LLAMA.without("o_proj.bias", ".gate_proj.bias", ".up_proj.bias", ".down_proj.bias").with_(
     """

@@ -7,16 +7,14 @@ import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
-from minitron_cli.importance.readers import AXES, COUNT, EXPERT, EXPERT_FFN, SEQ, Rows, is_matrix, layout
-from minitron_cli.spec.axes import SCOPE, Dim, axes_of
+from minitron_cli.importance.readers import COUNT, EXPERT, EXPERT_FFN, READ_AXES, SEQ, Rows, is_matrix, layout
+from minitron_cli.spec.axes import SCOPE, SCORED_AXES, Dim, axes_of
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.scores import score_shape
 
-SCORED = ("hidden", "ffn", "shared_ffn", "head", "layer", "expert", "expert_ffn")
-
 
 def scored_axes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return tuple(axis for axis in SCORED if axis in checkpoint.shape)
+    return tuple(axis for axis in SCORED_AXES if axis in checkpoint.shape)
 
 
 def random_scores(checkpoint: Checkpoint, seed: int) -> dict[str, np.ndarray]:
@@ -77,7 +75,7 @@ def wanda_scores(
     experts) keep their activation score.
     """
     count, shape, values = int(raw[COUNT].sum()), checkpoint.shape, {}
-    for axis in (*AXES, EXPERT_FFN):
+    for axis in (*READ_AXES, EXPERT_FFN):
         if axis not in raw:
             continue
         activation = over_samples(raw[axis].sum(0)[:, SEQ.index(how.seq)], count, how.batch)

@@ -8,10 +8,10 @@ of every per-layer weight that reads them: the norm outputs, in pre-norm models.
 
 from dataclasses import dataclass
 
-from minitron_cli.spec.axes import Dim, Weight, axes_of
+from minitron_cli.spec.axes import AXES, Dim, Weight, axes_of
 from minitron_cli.spec.family import Family
 
-AXES = ("hidden", "ffn", "shared_ffn", "head")  # read by plain linear layers
+READ_AXES = tuple(axis.name for axis in AXES if axis.scored == "input")  # read by plain linear layers
 EXPERT, EXPERT_FFN, EXPERT_USAGE = "expert", "expert_ffn", "expert_usage"  # recorded inside the experts' own forward
 _ALONE: Dim = ((EXPERT_FFN,),)
 EXPERT_LAYOUTS: dict[str, tuple[str, ...]] = {EXPERT: ("expert",), EXPERT_FFN: ("expert", "expert_ffn")}
@@ -51,7 +51,7 @@ def read_axis(weight: Weight) -> str | None:
     # Experts read the hidden channels too, but the router has read the same ones before them.
     if stacked or "expert" in weight.name_axes:
         return None
-    return next((axis for axis in AXES if axis in inside), None)
+    return next((axis for axis in READ_AXES if axis in inside), None)
 
 
 def layout(family: Family, axis: str) -> Dim:

@@ -5,11 +5,12 @@ anybody can check that for their own model.
 """
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import AXES
 from minitron_cli.spec.shape import Shape
 
 # These go with the first step, so that every shape on the way is valid: heads are ranked inside the groups that stay,
 # and many model classes want the hidden size to be a multiple of the heads.
-_AT_ONCE = ("head", "kv", "expert_active")
+_AT_ONCE = {axis.name for axis in AXES if axis.group or not axis.scored}
 
 
 def waypoints(source: Shape, target: Shape, iterations: int) -> list[Shape]:

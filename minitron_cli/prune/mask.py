@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from minitron_cli.spec.axes import Dim, axes_of, positions, size
+from minitron_cli.spec.axes import SCOPE, Dim, axes_of, positions, size
 from minitron_cli.spec.family import Family, Match, match
 from minitron_cli.spec.plan import Plan
-
-_SILENCED = ("ffn", "shared_ffn", "head", "expert_ffn")  # units that are dropped by no longer reading what they write
 
 
 def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -54,10 +52,10 @@ def _dropped(dim: Dim, plan: Plan, layer: int | None, expert: int | None = None)
 
 
 def _silence(parameter: torch.Tensor, found: Match, plan: Plan, layer: int | None) -> None:
-    """Zero the columns that read a dropped unit, and the embedding of dropped channels."""
+    """Zero the columns that read a dropped unit of a layer, and the embedding of dropped channels."""
     last = found.weight.dims[-1]
     axes = axes_of(last)
-    reads = len(found.weight.dims) > 1 and any(axis in _SILENCED for axis in axes)
+    reads = len(found.weight.dims) > 1 and any(axis in SCOPE for axis in axes)
     embeds = axes == ("hidden",) and axes_of(found.weight.dims[0]) == ("vocab",)
     if not reads and not embeds:
         return

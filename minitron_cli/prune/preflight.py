@@ -7,13 +7,12 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.fold_cost import FLOPS_PER_SECOND, fold_cost
 from minitron_cli.prune.trim import PEAK_BYTES
-from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
+from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
 from minitron_cli.spec.shape import num_parameters as count
 
 START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
 BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in hardware and a solid-state disk
-
-FRIENDLY = {"hidden": 64, "ffn": 64, "shared_ffn": 64, "expert_ffn": 8}  # multiples that matmul kernels like
 
 
 def preflight(source: Checkpoint, target: Shape, fold: Mapping[str, bool] | None = None) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def preflight(source: Checkpoint, target: Shape, fold: Mapping[str, bool] | None
 def _warnings(source: Checkpoint, target: Shape) -> list[str]:
     found = [f"{FLAG_OF_AXIS[axis]}: {text}" for axis, text in source.family.warns.items()
              if axis in source.shape and source.shape[axis] != target[axis]]  # fmt: skip
-    for axis, multiple in FRIENDLY.items():
-        if axis in source.shape and target[axis] % multiple and not source.shape[axis] % multiple:
-            found.append(f"--{FLAG_OF_AXIS[axis]} {target[axis]} is not a multiple of {multiple}; GPUs run it slower")
+    for axis in (a for a in AXES if a.multiple and a.name in source.shape):
+        if target[axis.name] % axis.multiple and not source.shape[axis.name] % axis.multiple:
+            found.append(f"--{axis.flag} {target[axis.name]} is not a multiple of {axis.multiple}; GPUs run it slower")
     return found

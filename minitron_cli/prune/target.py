@@ -8,14 +8,15 @@ import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, SCORED_AXES
 from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.search import around, candidates, default_grid
-from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, check_target
+from minitron_cli.spec.shape import Shape, check_target, shape_name
 
 WIDTH_AXES = tuple(axis for axis in FLAG_OF_AXIS if axis != "layer")
-ROUNDED = ("hidden", "ffn", "shared_ffn", "expert_ffn")  # the axes that --multiple-of speaks of
+ROUNDED = tuple(axis.name for axis in AXES if axis.multiple)  # by --multiple-of
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,9 @@ def target_for_budget(checkpoint: Checkpoint, parameters: int, scores: Scores) -
 
 def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
     """The axes whose scores decide what stays; empty when the layers to drop are all that was asked."""
-    axes = [axis for axis in WIDTH_AXES if axis in source and source[axis] != shape[axis] and axis != "expert_active"]
-    axes = ["head" if axis == "kv" else axis for axis in axes]
+    axes = [axis for axis in WIDTH_AXES if axis in source and source[axis] != shape[axis]]
+    group_of = {group: axis for axis, group in source.groups}
+    axes = [axis for axis in (group_of.get(axis, axis) for axis in axes) if axis in SCORED_AXES]
     if shape["layer"] != source["layer"] and not target.drop_layers:
         axes.append("layer")
     return list(dict.fromkeys(axes))
@@ -130,18 +132,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def default_name(model_name: str, source: Shape, shape: Shape) -> str:
     """An output name after the model and what was cut: Llama-3.1-8B-h3072-f9216."""
-    letters = {
-        "hidden": "h",
-        "ffn": "f",
-        "shared_ffn": "sf",
-        "head": "q",
-        "kv": "kv",
-        "layer": "l",
-        "expert": "e",
-        "expert_active": "a",
-    }
-    parts = [f"{letters.get(a, a)}{shape[a]}" for a in FLAG_OF_AXIS if a in source and shape[a] != source[a]]
-    return "-".join([model_name, *(parts or ["copy"])])
+    return f"{model_name}-{shape_name(shape, source) or 'copy'}"
 
 
 def layer_list(indices: Sequence[int] | np.ndarray) -> str:

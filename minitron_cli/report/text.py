@@ -1,6 +1,6 @@
 """Numbers as people read them."""
 
-from collections.abc import Mapping
+from minitron_cli.spec.axes import AXES
 
 
 def count(value: float | None) -> str:
@@ -74,20 +74,6 @@ def p_value(p: float) -> str:
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-# The axes of the tables in words.
-AXIS_WORDS: Mapping[str, str] = {
-    "hidden": "hidden channels",
-    "ffn": "MLP neurons",
-    "shared_ffn": "shared-expert neurons",
-    "head": "query heads",
-    "kv": "key/value heads",
-    "layer": "layers",
-    "expert": "experts",
-    "expert_ffn": "expert neurons",
-    "head_dim": "channels a head",
-    "vocab": "vocabulary",
-}
-
-
 def axis_words(axis: str) -> str:
-    return AXIS_WORDS.get(axis, axis)
+    """What the units of an axis are called: "query heads"."""
+    return next((known.words for known in AXES if known.name == axis), axis)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.search.options import Entry, shape_name
+from minitron_cli.search.options import Entry
 from minitron_cli.search.speed import Speed, Stopwatch
 from minitron_cli.spec.proxy import calibrate, forecast
 from minitron_cli.spec.search import Candidate
+from minitron_cli.spec.shape import shape_name
 
 Say = Callable[[str], None]
 MARGIN = 0.15
@@ -57,7 +58,7 @@ def _corners(entries: Sequence[Entry]) -> list[Entry]:
 def _measure(watch: Stopwatch, entry: Entry, source: Candidate, times: Times) -> None:
     if entry.speed is None:
         shape = entry.candidate.shape
-        entry.speed = watch.speed(shape, shape_name(source.shape, shape))
+        entry.speed = watch.speed(shape, shape_name(shape))
         times.append((entry.candidate, entry.speed))
 
 

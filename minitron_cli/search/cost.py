@@ -5,7 +5,8 @@ from typing import Any
 from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.search.options import SearchOptions
-from minitron_cli.search.shapes import CALIBRATED, enumerate_shapes, window_length
+from minitron_cli.search.shapes import enumerate_shapes, window_length
+from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.shape import Shape
 from minitron_cli.training import preflight
 from minitron_cli.training.options import Options as TrainingOptions
@@ -28,7 +29,7 @@ def cost(options: SearchOptions) -> dict[str, Any]:
         return preflight.size_of_config(config_for(source.config, source.family, shape), seq_len)
 
     student, teacher = size(shapes[0].shape), size(source.shape)
-    axes = {axis for found in shapes for axis in CALIBRATED if found.shape.get(axis) != source.shape.get(axis)}
+    axes = {axis for found in shapes for axis in SCORED_AXES if found.shape.get(axis) != source.shape.get(axis)}
     measured, refined = min(options.measure, len(shapes)), min(options.refine, len(shapes))
     rounds = [refine_steps(tokens, options.batch, seq_len) for tokens in _rounds(options)]
     trained = sum(rounds) * options.batch * seq_len * refined

@@ -8,7 +8,7 @@ import numpy as np
 
 from minitron_cli.search.speed import Speed, SpeedBudget
 from minitron_cli.spec.search import Candidate, Window
-from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape
+from minitron_cli.spec.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,6 @@ class SearchResult:
     entries: list[Entry]
     weights: Mapping[str, float] = field(default_factory=dict)
     too_slow: list[Entry] = field(default_factory=list)
-
-
-def shape_name(source: Shape, shape: Shape) -> str:
-    """A directory name for a shape: l24-h768-f2048-q12; the axes that can be cut, in the order of the flags."""
-    letters = {"hidden": "h", "ffn": "f", "shared_ffn": "sf", "head": "q", "kv": "kv", "layer": "l", "expert": "e"}
-    return "-".join(f"{letters.get(axis, axis)}{shape[axis]}" for axis in FLAG_OF_AXIS if axis in source)
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 
 from minitron_cli.search.cost import FIRST_SHARE, refine_steps
 from minitron_cli.search.identity import finished
-from minitron_cli.search.options import Entry, shape_name, standard_error
+from minitron_cli.search.options import Entry, standard_error
 from minitron_cli.search.parallel import Work, run_all
+from minitron_cli.spec.shape import shape_name
 from minitron_cli.training.options import flag
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.run import train
@@ -49,7 +50,7 @@ def hopeless(losses: np.ndarray, best: np.ndarray, start: np.ndarray | None) -> 
 
 
 def _name(bench: "Bench", entry: Entry) -> str:
-    return shape_name(bench.source.shape, entry.candidate.shape)
+    return shape_name(entry.candidate.shape)
 
 
 def _distilled_losses(bench: "Bench", entries: Sequence[Entry], tokens: int, say: Say) -> list[np.ndarray]:

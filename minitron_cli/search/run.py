@@ -15,13 +15,13 @@ from minitron_cli.evaluate.bench import check_context
 from minitron_cli.search.budget import fast_enough
 from minitron_cli.search.identity import claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
-from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name
+from minitron_cli.search.options import Entry, SearchOptions, SearchResult
 from minitron_cli.search.shapes import accepted, enumerate_shapes, single_cuts, window_length
 from minitron_cli.search.speed import Stopwatch
 from minitron_cli.spec.proxy import calibrate, features, forecast
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.search import Candidate
-from minitron_cli.spec.shape import Shape, num_parameters
+from minitron_cli.spec.shape import Shape, num_parameters, shape_name
 
 Say = Callable[[str], None]
 
@@ -40,7 +40,7 @@ class Bench:
         """Held-out loss per window of the source cut to `shape`: (window,)."""
         if shape == self.source.shape:
             return self.loss_of(self.source.path, "source")
-        name = shape_name(self.source.shape, shape)
+        name = shape_name(shape)
         place = self.options.output / "candidates" / name
         return self.loss_of(cut_candidate(self.source, self.scores, shape, place), name)
 
@@ -71,7 +71,7 @@ def search(options: SearchOptions, say: Say) -> SearchResult:
     front = _timed(bench, entries, say)
     for number, entry in enumerate(front, 1):
         entry.losses = bench.loss(entry.candidate.shape)
-        name = shape_name(source, entry.candidate.shape)
+        name = shape_name(entry.candidate.shape)
         say(f"measured {number}/{len(front)}: {name} {entry.losses.mean():.4f} nats per token")
     front.sort(key=Entry.sort_key)
     if options.refine:
@@ -105,7 +105,7 @@ def _timed(bench: Bench, entries: list[Entry], say: Say) -> list[Entry]:
         size = num_parameters(source.family.expected(source.config), source.shape)
         return fast_enough(watch, Candidate(source.shape, size, size), entries, options.measure, say)
     for entry in entries[: options.measure]:
-        entry.speed = watch.speed(entry.candidate.shape, shape_name(source.shape, entry.candidate.shape))
+        entry.speed = watch.speed(entry.candidate.shape, shape_name(entry.candidate.shape))
     return entries[: options.measure]
 
 

@@ -7,11 +7,11 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
 from minitron_cli.search.options import SearchOptions
+from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.search import Candidate, candidates, default_grid
 from minitron_cli.spec.shape import Shape, check_target, num_parameters
 
 MAX_SEQ_LEN = 1024
-CALIBRATED = ("hidden", "ffn", "head", "layer", "expert", "expert_ffn")  # one cut of each weighs it in the forecast
 
 
 def enumerate_shapes(source: Checkpoint, options: SearchOptions) -> list[Candidate]:
@@ -64,10 +64,10 @@ def single_cuts(source: Checkpoint, shapes: list[Shape]) -> list[Shape]:
     """The source with one axis cut to a middle size of the candidates', for every axis that they cut.
 
     Heads take their keys and values along where every head has its own, and the hidden size where the model class
-    wants both together. A cut that can not be built is tried at the next size.
+    wants both together. A cut that cannot be built is tried at the next size.
     """
     found = []
-    for axis in CALIBRATED:
+    for axis in SCORED_AXES:
         sizes = sorted({shape[axis] for shape in shapes if axis in source.shape and shape[axis] != source.shape[axis]})
         middle = sizes[len(sizes) // 2] if sizes else 0
         nearest = sorted(sizes, key=lambda size: (abs(size - middle), size))
@@ -83,7 +83,8 @@ def _cuts_to(source: Shape, shapes: list[Shape], axis: str, size: int) -> list[S
     if axis not in ("hidden", "head"):
         return [alone]
     model = next(shape for shape in shapes if shape[axis] == size)
-    together = {other: model[other] for other in ("hidden", "head", "kv") if other in source}
+    grouped = {one for pair in source.groups_of() for one in pair}
+    together = {other: model[other] for other in ("hidden", "head", *grouped) if other in source}
     return [alone, source.with_(**together)]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file
-from minitron_cli.search.options import Entry, SearchOptions, SearchResult, shape_name, standard_error
-from minitron_cli.spec.shape import FLAG_OF_AXIS
+from minitron_cli.search.options import Entry, SearchOptions, SearchResult, standard_error
+from minitron_cli.spec.axes import FLAG_OF_AXIS
+from minitron_cli.spec.shape import shape_name
 
 
 def facts(result: SearchResult, options: SearchOptions) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def facts(result: SearchResult, options: SearchOptions) -> dict[str, Any]:
 
 def _entry(result: SearchResult, entry: Entry) -> dict[str, Any]:
     found = {
-        "name": shape_name(result.source, entry.candidate.shape),
+        "name": shape_name(entry.candidate.shape),
         "shape": dict(entry.candidate.shape.sizes),
         "parameters": entry.candidate.parameters,
         "non_embedding_parameters": entry.candidate.non_embedding,

@@ -1,6 +1,7 @@
-"""The line grammar: what each dimension of a weight means, and which positions survive when axes are cut.
+"""The axes of models, and the grammar of table lines: which axes the dimensions of each weight have.
 
-A line is a weight's name on disk, then one entry per tensor dimension, then an optional mark:
+`AXES` holds every fact about an axis; the collections after it are views of that table. A line is a weight's name on
+disk, then one entry per tensor dimension, then an optional mark:
 
     model.layers.{layer}.self_attn.q_proj.weight   (head head_dim) hidden
     model.layers.{layer}.mlp.gate_up_proj.weight   (ffn + ffn) hidden
@@ -12,8 +13,8 @@ A line is a weight's name on disk, then one entry per tensor dimension, then an 
 
 A dimension is an axis, an integer, a row-major product `(head 3 head_dim)` or a concatenation `(ffn + ffn)` of
 products. `{layer}` and `{expert}` in the name are axes too. `?` marks a weight that may be absent, `?key` one that is
-there exactly when the config says `key`, `?!key` when it does not. `@layout` marks alternatives: a checkpoint holds the
-lines of one layout only, the first one named being the usual. `-` marks known junk that is not written out.
+present exactly when the config says `key`, `?!key` when it does not. `@layout` marks alternatives: a checkpoint holds
+the lines of one layout only, the first one named being the usual. `-` marks known junk that is not written out.
 """
 
 import re
@@ -23,20 +24,57 @@ from math import prod
 
 import numpy as np
 
-# Axes whose units are chosen anew inside each layer (or each expert of a layer): kept indices have these leading dims.
-SCOPE: dict[str, tuple[str, ...]] = {
-    "ffn": ("layer",),
-    "shared_ffn": ("layer",),
-    "head": ("layer",),
-    "kv": ("layer",),
-    "expert": ("layer",),
-    "expert_ffn": ("layer", "expert"),
-}
-AXES = ("vocab", "hidden", "layer", "head", "kv", "head_dim", "ffn", "shared_ffn", "expert", "expert_ffn")
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A named direction of the model.
+
+    `letter` stands for the axis in names of shapes (h3072), `flag` is its option (--hidden); an axis without a flag is
+    never cut. `key` is the usual config key, where there is one. `scope` names the axes inside which its units are
+    chosen, so that arrays of scores and kept indices have those dimensions first. `scored` says what ranks the units:
+    their activations where a linear layer reads them ("input"), what the routed experts do ("routed"), or the influence
+    of whole blocks ("block"). `group` is the axis whose units each hold an equal number of this axis' units. `multiple`
+    is what sizes should be a multiple of for fast matrix products; 0 where the size is not rounded. Without `units`
+    it is a number of the config and no direction of a weight.
+    """
+
+    name: str
+    words: str
+    letter: str
+    flag: str = ""
+    key: str = ""
+    scope: tuple[str, ...] = ()
+    scored: str = ""
+    group: str = ""
+    multiple: int = 0
+    units: bool = True
+
+
+_L, _E = ("layer",), ("layer", "expert")
+AXES: tuple[Axis, ...] = (
+    Axis("vocab", "vocabulary", "v", key="vocab_size"),
+    Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64),
+    Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block"),
+    Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv"),
+    Axis("kv", "key/value heads", "kv", "kv-heads", "num_key_value_heads", _L),
+    Axis("head_dim", "channels a head", "d", key="head_dim"),
+    Axis("ffn", "MLP neurons", "f", "ffn", "intermediate_size", _L, "input", multiple=64),
+    Axis("shared_ffn", "shared-expert neurons", "sf", "shared-ffn", scope=_L, scored="input", multiple=64),
+    Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
+    Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8),
+    Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
+)
+SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}
+FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes that can be cut
+AXIS_OF_FLAG = {flag: name for name, flag in FLAG_OF_AXIS.items()}
+CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}
+SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored)
+GROUPS = tuple((axis.name, axis.group) for axis in AXES if axis.group)
 
 Product = tuple[str | int, ...]
 Dim = tuple[Product, ...]  # a concatenation of row-major products; almost always just one
 
+_NAMES = tuple(axis.name for axis in AXES if axis.units)
 _TOKEN = re.compile(r"\([^()]*\)|[^\s()]+")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -57,7 +95,7 @@ class Weight:
 
     @property
     def name_axes(self) -> tuple[str, ...]:
-        """The axes that stand in the name, in order: ("layer", "expert") for an expert's weight."""
+        """The axes in the name, in order: ("layer", "expert") for an expert's weight."""
         return tuple(_PLACEHOLDER.findall(self.name))
 
     def format(self, **index: int) -> str:
@@ -69,13 +107,13 @@ def parse_line(line: str) -> Weight:
     name, *entries = _tokens(line)
     for axis in _PLACEHOLDER.findall(name):
         if axis not in ("layer", "expert"):
-            raise ValueError(f"{line!r}: {{{axis}}} cannot stand in a name")
+            raise ValueError(f"{line!r}: {{{axis}}} cannot be part of a name")
     if entries == ["-"]:
         return Weight(name, (), optional=True, junk=True)
     marks = {entry[0]: entry[1:] for entry in entries if entry[0] in "?@"}
     dims = [entry for entry in entries if entry[0] not in "?@"]
     if entries != [*dims, *(mark + word for mark, word in marks.items())] or marks.get("@") == "":
-        raise ValueError(f"{line!r}: marks stand once, behind the dimensions")
+        raise ValueError(f"{line!r}: marks come once each, after the dimensions")
     if not dims:
         raise ValueError(f"{line!r}: no dimensions")
     return Weight(
@@ -88,12 +126,12 @@ def parse_line(line: str) -> Weight:
 
 
 def parse_table(text: str) -> tuple[Weight, ...]:
-    """Parse a whole table, one line per weight; blank lines and `#` comments are passed over."""
+    """Parse a whole table, one line per weight; blank lines and `#` comments are skipped."""
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     weights = tuple(parse_line(line) for line in lines if line)
     names = [w.name for w in weights]
     if len(set(names)) != len(names):
-        raise ValueError(f"a name stands twice in the table: {sorted({n for n in names if names.count(n) > 1})}")
+        raise ValueError(f"a name is twice in the table: {sorted({n for n in names if names.count(n) > 1})}")
     return weights
 
 
@@ -115,8 +153,8 @@ def _parse_product(words: list[str], line: str) -> Product:
         raise ValueError(f"{line!r}: an empty term")
     product: list[str | int] = []
     for word in words:
-        if not word.isdigit() and word not in AXES:
-            raise ValueError(f"{line!r}: unknown axis {word!r}, known: {', '.join(AXES)}")
+        if not word.isdigit() and word not in _NAMES:
+            raise ValueError(f"{line!r}: unknown axis {word!r}, known: {', '.join(_NAMES)}")
         product.append(int(word) if word.isdigit() else word)
     return tuple(product)
 

@@ -1,18 +1,18 @@
-"""Two cuts as one: indices into a cut model, led back to the model it was cut from."""
+"""Two cuts as one: indices into a cut model, traced back to the model it was cut from."""
 
 import numpy as np
 
 from minitron_cli.spec.axes import SCOPE
-from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.plan import Plan, where_kept
 
 
 def compose(first: Plan, second: Plan) -> Plan:
     """The plan that leads from `first`'s source straight to `second`'s target; `second` cuts what `first` leaves."""
     assert dict(first.target.sizes) == dict(second.source.sizes), "the second plan cuts another model"
-    assert first.merge is None, "merged heads are no choice of the source's"
-    assert second.merge is None, "merged heads are no choice of the source's"
-    assert first.basis is None, "a turned residual stream has no channels of the source's"
-    assert second.basis is None, "a turned residual stream has no channels of the source's"
+    assert first.merge is None, "merged heads are not a choice of the source's units"
+    assert second.merge is None, "merged heads are not a choice of the source's units"
+    assert first.basis is None, "a rotated residual stream has no channels of the source's"
+    assert second.basis is None, "a rotated residual stream has no channels of the source's"
     kept = {}
     for axis in sorted({*first.kept, *second.kept}):
         outer, inner = _seen_by(first, second, axis), second.kept.get(axis)
@@ -25,8 +25,4 @@ def _seen_by(first: Plan, second: Plan, axis: str) -> np.ndarray:
     scope = tuple(first.target[outer] for outer in SCOPE.get(axis, ()))
     everything = np.broadcast_to(np.arange(first.target[axis]), (*scope, first.target[axis]))
     index = first.kept.get(axis, everything)
-    if scope and "layer" in second.kept:
-        index = index[second.kept["layer"]]
-    if "expert" in SCOPE.get(axis, ()) and "expert" in second.kept:
-        index = np.take_along_axis(index, second.kept["expert"][:, :, None], axis=1)
-    return np.ascontiguousarray(index)
+    return np.ascontiguousarray(where_kept(index, axis, second.kept))

@@ -1,21 +1,11 @@
-"""A model family: where each axis' size stands in the config, and one line per weight."""
+"""A model family: the config key of each axis' size, and one line per weight."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minitron_cli.spec.axes import Weight, parse_table
-
-CONFIG_KEYS: dict[str, str] = {
-    "vocab": "vocab_size",
-    "hidden": "hidden_size",
-    "layer": "num_hidden_layers",
-    "head": "num_attention_heads",
-    "kv": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "ffn": "intermediate_size",
-}
+from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, parse_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +18,12 @@ class Family:
     `per_layer` names config lists with one entry per layer, `per_layer_index` lists of layer indices: both follow the
     layers that stay.
     `requires` holds config values that the table presupposes; a config that says otherwise is another architecture.
-    `refuses` maps an axis that can not be cut exactly to the reason, `warns` one that can be cut at a stated cost.
+    `refuses` maps an axis that cannot be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
     `rms_norms` says how the residual stream is read: the line of each RMS norm, and what the names of the weights that
     read behind it begin with. It is empty where the stream passes anything else (LayerNorm, norms behind a block's
-    halves): there it can not be turned (see prune/rotate). `norm_offset` is what those norms add to their weights.
+    halves): there it cannot be turned (see prune/rotate). `norm_offset` is what those norms add to their weights.
+    `groups` pairs an axis with the one that groups it: every unit of the second holds as many units of the first.
     """
 
     name: str
@@ -48,6 +39,7 @@ class Family:
     repair: str | None = None
     rms_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    groups: tuple[tuple[str, str], ...] = GROUPS
 
     def with_(self, lines: str, **changes: Any) -> "Family":
         """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""
@@ -63,7 +55,7 @@ class Family:
         return replace(self, weights=tuple(w for w in self.weights if not w.name.endswith(endings)))
 
     def axes(self) -> frozenset[str]:
-        """All axes that stand anywhere in the table."""
+        """All axes of the table."""
         names = {axis for w in self.weights for axis in w.name_axes}
         dims = {f for w in self.weights for dim in w.dims for product in dim for f in product if isinstance(f, str)}
         return frozenset(names | dims)

@@ -48,7 +48,7 @@ def head_merge(mode: str, scores: np.ndarray, source: Shape, target: Shape, kept
     group, stay = source["head"] // num_groups, target["head"] // num_groups
     if target.get("kv", target["head"]) != num_groups or group > 2 * stay:
         raise MinitronError(
-            f"--head-merge can not take {source['head']} heads in {num_groups} KV groups to {target['head']}",
+            f"--head-merge cannot take {source['head']} heads in {num_groups} KV groups to {target['head']}",
             "it merges query heads inside KV groups that all stay, and needs at least half of each group's heads",
         )
     # rank -> head, best first, inside each group; ties keep the lower index as everywhere.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import SCOPE
+from minitron_cli.spec.axes import AXES, SCOPE, SCORED_AXES
 from minitron_cli.spec.merge import HeadMerge, head_merge
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
@@ -20,8 +20,8 @@ class Plan:
 
     An axis chosen anew in each layer has one row per *kept* layer: kept["ffn"] is (target layer, target ffn), and row i
     belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn).
-    `basis` (source hidden, target hidden) stands for the kept hidden channels where directions of the residual stream
-    stay instead: orthonormal columns, each a direction.
+    `basis` (source hidden, target hidden) replaces the kept hidden channels where directions of the residual stream are
+    kept instead: orthonormal columns, each a direction.
     """
 
     source: Shape
@@ -71,10 +71,10 @@ def plan_problems(
 ) -> list[str]:
     """Why these kept indices (and directions) do not lead from `source` to `target`; empty when they do."""
     problems = [] if basis is None else _basis_problems(source, target, kept, basis)
-    free = {"expert_active"} if basis is None else {"expert_active", "hidden"}
+    free = {axis.name for axis in AXES if not axis.units} | ({"hidden"} if basis is not None else set())
     for axis in sorted({*source, *target, *kept}):
         if axis not in source or axis not in target:
-            problems.append(f"{axis} is no axis of both shapes")
+            problems.append(f"{axis} is not an axis of both shapes")
         elif axis not in kept and source[axis] != target[axis] and axis not in free:
             problems.append(f"{axis} changes from {source[axis]} to {target[axis]} without kept indices")
     if not problems:
@@ -101,17 +101,22 @@ def _basis_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]
 
 
 def _group_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]) -> list[str]:
-    """The same number of query heads must stay in every kept KV group, and none outside."""
-    if "kv" not in source or not {"head", "kv"} & kept.keys():
-        return []
-    if target["head"] % target["kv"]:
-        return [f"{target['head']} heads do not divide by {target['kv']} KV groups"]
-    group, per_group = source["head"] // source["kv"], target["head"] // target["kv"]
-    rows = target["layer"]
-    heads = kept.get("head", np.broadcast_to(np.arange(source["head"]), (rows, source["head"])))
-    kv = kept.get("kv", np.broadcast_to(np.arange(source["kv"]), (rows, source["kv"])))
-    left = [row for row in range(rows) if not np.array_equal(heads[row] // group, np.repeat(kv[row], per_group))]
-    return [f"layers {left}: heads leave their KV group"] if left else []
+    """The same number of units must stay in every kept group, and none outside."""
+    return [
+        text
+        for axis, group in source.groups_of()
+        if {axis, group} & kept.keys() and (text := _group_problem(axis, group, source, target, kept))
+    ]
+
+
+def _group_problem(axis: str, group: str, source: Shape, target: Shape, kept: Mapping[str, np.ndarray]) -> str | None:
+    if target[axis] % target[group]:
+        return f"{target[axis]} units of {axis} do not divide by {target[group]} of {group}"
+    size, target_size = source[axis] // source[group], target[axis] // target[group]
+    rows = len(target.layers_of(axis))
+    units, groups = (kept.get(a, np.broadcast_to(np.arange(source[a]), (rows, source[a]))) for a in (axis, group))
+    left = [row for row in range(rows) if not np.array_equal(units[row] // size, np.repeat(groups[row], target_size))]
+    return f"layers {left}: units of {axis} leave their {group} group" if left else None
 
 
 def hidden_origin(plan: Plan) -> np.ndarray | None:
@@ -148,32 +153,41 @@ def from_scores(scores: Scores, source: Shape, target: Shape, layers: Sequence[i
     ranked inside each layer; heads inside each KV group; hidden channels once for the whole network.
     """
     kept: dict[str, np.ndarray] = {}
-    rows = np.arange(source["layer"])
-    if layers is not None or target["layer"] != source["layer"]:
-        rows = np.asarray(layers) if layers is not None else top_k(scores.require("layer", source), target["layer"])
-        if len(rows) != source["layer"]:
-            kept["layer"] = rows.astype(np.int64)
-    for axis in ("hidden", "ffn", "shared_ffn", "expert"):
-        if axis in source and target[axis] != source[axis]:
-            values = scores.require(axis, source)
-            kept[axis] = top_k(values[rows] if axis in SCOPE else values, target[axis])
-    if "head" in source and target["head"] != source["head"]:
-        kept.update(_keep_heads(scores.require("head", source)[rows], source, target))
-    if "expert_ffn" in source and target["expert_ffn"] != source["expert_ffn"]:
-        values = scores.require("expert_ffn", source)[rows]
-        if "expert" in kept:
-            values = np.take_along_axis(values, kept["expert"][:, :, None], axis=1)
-        kept["expert_ffn"] = top_k(values, target["expert_ffn"])
+    if layers is None and target["layer"] != source["layer"]:
+        kept["layer"] = top_k(scores.require("layer", source), target["layer"])
+    elif layers is not None and len(layers) != source["layer"]:
+        kept["layer"] = np.asarray(layers, dtype=np.int64)
+    groups = dict(source.groups)
+    for axis in SCORED_AXES:
+        if axis == "layer" or axis not in source or target[axis] == source[axis]:
+            continue
+        values = where_kept(scores.require(axis, source), axis, kept)
+        if axis in groups:
+            kept.update(_keep_grouped(values, axis, groups[axis], source, target))
+        else:
+            kept[axis] = top_k(values, target[axis])
     return Plan(source, target, kept)
 
 
-def _keep_heads(scores: np.ndarray, source: Shape, target: Shape) -> dict[str, np.ndarray]:
-    """Choose KV groups by the sum of their heads' scores, then heads inside each kept group: scores (layer, head)."""
-    num_groups, kept_groups = source.get("kv", source["head"]), target.get("kv", target["head"])
-    group = source["head"] // num_groups
-    per_group = target["head"] // kept_groups
-    grouped = scores.reshape(len(scores), num_groups, group)
-    kv = top_k(grouped.sum(axis=-1), kept_groups)
-    inside = top_k(np.take_along_axis(grouped, kv[:, :, None], axis=1), per_group)
-    heads = (kv[:, :, None] * group + inside).reshape(len(scores), -1)
-    return {"head": heads, "kv": kv} if "kv" in source and kept_groups != num_groups else {"head": heads}
+def where_kept(values: np.ndarray, axis: str, kept: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The values of an axis in the layers and experts that stay: (scope, unit) -> (target scope, unit)."""
+    scope = SCOPE.get(axis, ())
+    if "layer" in scope and "layer" in kept:
+        values = values[kept["layer"]]
+    if "expert" in scope and "expert" in kept:
+        values = np.take_along_axis(values, kept["expert"][:, :, None], axis=1)
+    return values
+
+
+def _keep_grouped(scores: np.ndarray, axis: str, group: str, source: Shape, target: Shape) -> dict[str, np.ndarray]:
+    """Choose groups by the sum of their units' scores, then units inside each kept group: scores (layer, unit).
+
+    Without an axis of groups every unit is a group of its own.
+    """
+    num_groups, kept_groups = source.get(group, source[axis]), target.get(group, target[axis])
+    size, kept_size = source[axis] // num_groups, target[axis] // kept_groups
+    grouped = scores.reshape(len(scores), num_groups, size)
+    groups = top_k(grouped.sum(axis=-1), kept_groups)
+    inside = top_k(np.take_along_axis(grouped, groups[:, :, None], axis=1), kept_size)
+    kept = {axis: (groups[:, :, None] * size + inside).reshape(len(scores), -1)}
+    return kept | ({group: groups} if group in source and kept_groups != num_groups else {})

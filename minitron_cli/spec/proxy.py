@@ -1,20 +1,17 @@
 """A cheap forecast of what a cut costs: how much of each axis' importance it keeps, weighted by measured losses.
 
 The parameter count says nothing of quality: at equal size, candidate shapes differ widely. This forecast ranks all of
-them without touching a weight; the best few are then measured (see chain/search).
+them without touching a weight; the best few are then measured (see the search package).
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minitron_cli.spec.axes import SCOPE
-from minitron_cli.spec.plan import Plan, from_scores
+from minitron_cli.spec.axes import SCORED_AXES
+from minitron_cli.spec.plan import Plan, from_scores, where_kept
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
-
-# Ranked by a score of their own; kv follows heads.
-SCORED_AXES = ("hidden", "ffn", "shared_ffn", "head", "layer", "expert", "expert_ffn")
 
 
 def retained(scores: Scores, source: Shape, target: Shape) -> dict[str, float]:
@@ -31,11 +28,7 @@ def _share(scores: Scores, plan: Plan, axis: str) -> float:
     values = np.asarray(scores.require(axis, plan.source), dtype=np.float64)
     if axis == "layer":
         return float(values[plan.kept["layer"]].sum() / max(values.sum(), 1e-30))
-    energy = values**2
-    if axis in SCOPE:
-        energy = energy[plan.kept.get("layer", np.arange(plan.source["layer"]))]
-    if axis == "expert_ffn" and "expert" in plan.kept:
-        energy = np.take_along_axis(energy, plan.kept["expert"][:, :, None], axis=1)
+    energy = where_kept(values, axis, plan.kept) ** 2
     kept = np.take_along_axis(energy, plan.kept[axis], axis=-1).sum(-1)
     return float(np.mean(kept / np.maximum(energy.sum(-1), 1e-30)))
 

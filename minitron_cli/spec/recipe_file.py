@@ -94,7 +94,7 @@ def _input(name: str, entry: Any) -> Input:
 
 def _step(name: str, entry: Any, options: Mapping[str, Collection[str]] | None) -> Step:
     if not _NAME.fullmatch(name):
-        raise MinitronError(f"step name {name!r} can not name a directory", "use letters, digits, '.', '_' and '-'")
+        raise MinitronError(f"step name {name!r} cannot name a directory", "use letters, digits, '.', '_' and '-'")
     entry = _keys(entry, {"verb", "inputs", "options"}, {"verb"}, f"step {name!r}")
     verb = str(entry["verb"])
     if verb not in VERBS:

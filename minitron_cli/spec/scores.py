@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import SCOPE
-from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape
+from minitron_cli.spec.axes import FLAG_OF_AXIS, SCOPE
+from minitron_cli.spec.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Higher is more important. Arrays have their axis last, behind its scope: "ffn" is (layer, ffn).
+    """Higher is more important. Arrays have their axis last, after its scope: "ffn" is (layer, ffn).
 
     `provenance` says what they were measured on: model digest, data, samples, sequence length, aggregation, dtype.
     """

@@ -6,8 +6,9 @@ from itertools import product
 from typing import Any
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.family import Family
-from minitron_cli.spec.shape import FLAG_OF_AXIS, Shape, check_target, kv_bytes_per_token, num_parameters
+from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def candidates(
     """Every valid grid point inside the window, largest first.
 
     `grid` gives absolute sizes per axis; `ffn_factors` instead sets ffn = factor x hidden, as the paper's table does.
-    Axes not on the grid keep the source's size. The source itself and points that can not be cut
+    Axes not on the grid keep the source's size. The source itself and points that cannot be cut
     from it are left out.
     """
     unknown = [axis for axis in grid if axis not in source]

@@ -1,26 +1,13 @@
 """Shapes: sizes per axis, and what follows from them without a single weight: parameters, KV bytes, FLOPs."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import Weight, axes_of, size
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, GROUPS, Weight, axes_of, size
 from minitron_cli.spec.family import Family
-
-# The words users type (`--heads`) for the axes of the tables.
-FLAG_OF_AXIS = {
-    "hidden": "hidden",
-    "ffn": "ffn",
-    "shared_ffn": "shared-ffn",
-    "head": "heads",
-    "kv": "kv-heads",
-    "layer": "layers",
-    "expert": "experts",
-    "expert_ffn": "expert-ffn",
-    "expert_active": "experts-per-token",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +15,11 @@ class Shape:
     """Sizes per axis, e.g. {"layer": 32, "hidden": 4096, "ffn": 14336, "head": 32, "kv": 8, "head_dim": 128, ...}.
 
     Mixtures of experts carry `expert_active`, the experts a token is routed to, beside the axes of their table.
+    `groups` are the family's (see Family).
     """
 
     sizes: Mapping[str, int]
+    groups: tuple[tuple[str, str], ...] = GROUPS
 
     def __getitem__(self, axis: str) -> int:
         return self.sizes[axis]
@@ -47,7 +36,15 @@ class Shape:
     def with_(self, **sizes: int) -> "Shape":
         unknown = [axis for axis in sizes if axis not in self.sizes]
         assert not unknown, f"no such axis: {unknown}"
-        return Shape({**self.sizes, **sizes})
+        return replace(self, sizes={**self.sizes, **sizes})
+
+    def layers_of(self, axis: str) -> range:
+        """Indices of the layers that have the axis."""
+        return range(self["layer"]) if axis in self else range(0)
+
+    def groups_of(self) -> tuple[tuple[str, str], ...]:
+        """(axis, the axis that groups it) of every grouping whose axes the model has."""
+        return tuple(pair for pair in self.groups if all(axis in self for axis in pair))
 
 
 def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
@@ -76,11 +73,20 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
             raise MinitronError(
                 f"config.json has {sizes['head']} heads over {sizes['kv']} KV groups", "is it this model's config?"
             )
-    return Shape(sizes)
+    return Shape(sizes, family.groups)
+
+
+def shape_name(shape: Shape, source: Shape | None = None) -> str:
+    """Name a shape by its sizes: h3072-l24-q24-kv8-f9216; with `source`, by the sizes that differ from it."""
+    return "-".join(
+        f"{axis.letter}{shape[axis.name]}"
+        for axis in AXES
+        if axis.flag and axis.name in shape and (source is None or shape[axis.name] != source[axis.name])
+    )
 
 
 def copies(weight: Weight, shape: Shape) -> int:
-    """How many tensors a line stands for: one per layer and expert that its name ranges over."""
+    """How many tensors a line describes: one per layer and expert that its name ranges over."""
     return prod(shape[axis] for axis in weight.name_axes)
 
 
@@ -114,7 +120,8 @@ def is_routed(weight: Weight) -> bool:
 
 def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
     """Bytes that one token adds to the KV cache: keys and values of every layer."""
-    return 2 * shape["layer"] * shape.get("kv", shape["head"]) * shape["head_dim"] * bytes_per_element
+    heads = "kv" if "kv" in shape else "head"
+    return 2 * len(shape.layers_of(heads)) * shape[heads] * shape["head_dim"] * bytes_per_element
 
 
 def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -> int:
@@ -130,12 +137,12 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
         share = shape.get("expert_active", 1) / shape["expert"] if is_routed(weight) else 1
         linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
     head = 2 * shape["vocab"] * shape["hidden"]
-    attention = 2 * context * shape["layer"] * shape["head"] * shape["head_dim"]
+    attention = 2 * context * len(shape.layers_of("head")) * shape["head"] * shape["head_dim"]
     return linear + head + attention
 
 
 def check_target(family: Family, source: Shape, target: Shape) -> None:
-    """Raise MinitronError naming every reason why `target` can not be cut from `source`."""
+    """Raise MinitronError naming every reason why `target` cannot be cut from `source`."""
     problems = []
     for axis in source:
         flag = FLAG_OF_AXIS.get(axis, axis)

@@ -52,7 +52,7 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "recipe.yaml").write_text(WORLD)
     (tmp_path / "run").write_text("mine")
     assert run(["run", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "run")]) == 1
-    assert "can not be a run directory" in capsys.readouterr().err
+    assert "cannot be a run directory" in capsys.readouterr().err
     assert (tmp_path / "run").read_text() == "mine"
 
 

@@ -101,7 +101,7 @@ def test_the_next_command_runs(searched: tuple[list[str], Path], tmp_path: Path)
         (["--params", "60K"], "ranking needs --scores and --data"),
         (["--params", "60K", "--tolerance", "lots"], "--tolerance lots is not a share"),
         (["--params", "60K", "--grid", "fnn=1"], "did you mean 'ffn'"),
-        (["--params", "60K", "--grid", "ffn=a"], "can not be read"),
+        (["--params", "60K", "--grid", "ffn=a"], "cannot be read"),
         (["--params", "9B", "--list"], "no shape on the grid has"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Shapes that can not be built are left out with a reason, and every axis is weighed by a cut that can be."""
+"""Shapes that cannot be built are left out with a reason, and every axis is weighed by a cut that can be."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +46,7 @@ def test_what_transformers_rejects_is_left_out_and_named(toy: Callable[..., Path
         ("llama", {"hidden": [36, 42], "ffn": [40, 88], "head": [2, 4], "layer": [2, 3]}),
         ("gpt_neox", {"hidden": [24, 32], "head": [3, 4], "kv": [3, 4], "layer": [2, 3]}),
         ("mixtral", {"expert": [3, 4, 5], "expert_ffn": [16, 24], "hidden": [36, 42]}),
+        ("qwen2_moe", {"shared_ffn": [24, 32], "expert_ffn": [16, 24]}),
         ("gemma2", {"hidden": [36, 42], "layer": [2, 3]}),
     ],
 )

@@ -21,10 +21,10 @@ SIZES = {"hidden": 6, "head": 4, "kv": 2, "head_dim": 3, "ffn": 5}
         ("a.weight ()", "an empty term"),
         ("a.weight (ffn +)", "an empty term"),
         ("a.weight ((ffn + ffn) hidden)", "unbalanced"),
-        ("a.{head}.weight hidden", "{head} cannot stand in a name"),
-        ("a.weight ?flag hidden", "marks stand once, behind"),
-        ("a.weight hidden ?one ?two", "marks stand once, behind"),
-        ("a.weight hidden @", "marks stand once, behind"),
+        ("a.{head}.weight hidden", "{head} cannot be part of a name"),
+        ("a.weight ?flag hidden", "marks come once each, after"),
+        ("a.weight hidden ?one ?two", "marks come once each, after"),
+        ("a.weight hidden @", "marks come once each, after"),
         ("a.weight - hidden", "unknown axis '-'"),
     ],
 )
@@ -33,8 +33,8 @@ def test_a_malformed_line_is_refused(line: str, message: str) -> None:
         parse_line(line)
 
 
-def test_a_name_may_stand_only_once() -> None:
-    with pytest.raises(ValueError, match="stands twice"):
+def test_a_name_is_in_the_table_once() -> None:
+    with pytest.raises(ValueError, match="is twice in the table"):
         parse_table("a.weight hidden\nb.weight ffn\na.weight vocab")
 
 

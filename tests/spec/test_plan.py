@@ -85,9 +85,9 @@ def test_layers_that_are_listed_need_no_scores() -> None:
         ({"hidden": 2}, {"hidden": [3, 3]}, "do not ascend"),
         ({"hidden": 3}, {"hidden": [1, 3]}, "shape (2,), not integers of shape (3,)"),
         ({"hidden": 2}, {"hidden": [0.5, 1.5]}, "not integers"),
-        ({"head": 4}, {"head": [[0, 1, 2, 3]] * 4}, "heads leave their KV group"),
-        ({"kv": 1}, {"kv": [[0]] * 4}, "heads leave their KV group"),
-        ({}, {"expert": [[0]]}, "expert is no axis of both shapes"),
+        ({"head": 4}, {"head": [[0, 1, 2, 3]] * 4}, "units of head leave their kv group"),
+        ({"kv": 1}, {"kv": [[0]] * 4}, "units of head leave their kv group"),
+        ({}, {"expert": [[0]]}, "expert is not an axis of both shapes"),
     ],
 )
 def test_what_no_plan_may_do(target: dict[str, int], kept: dict[str, list], message: str) -> None:

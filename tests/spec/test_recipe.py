@@ -79,7 +79,7 @@ def test_steps_come_after_what_they_need_and_become_command_lines(tmp_path: Path
         ),
         ("model: world/teacher-init", "model: small", "the steps form a cycle: "),
         ("  world:\n    verb: toy", "  world:\n    verb: toy\n  world:\n    verb: toy", "'world' stands twice"),
-        ("  world:", "  ../world:", "can not name a directory"),
+        ("  world:", "  ../world:", "cannot name a directory"),
         ("hidden: 48", "hidden: {a: 1}", "cut.hidden"),
         ("about: a chain", "about: [", "is not a YAML recipe"),
     ],

@@ -12,6 +12,7 @@ from minitron_cli.report.html import Html, figure, missing, section, table, tag
 from minitron_cli.report.read.depth import METRIC_WORDS
 from minitron_cli.report.read.kept import cuts_by
 from minitron_cli.report.read.values import Model, Run, ScoresFile
+from minitron_cli.spec.axes import SCORED_AXES
 
 # Up to so many units of an axis are shown each in its place; more are shown by rank.
 _FEW = 64
@@ -35,8 +36,7 @@ def _block(file: ScoresFile, cuts: Sequence[Model]) -> Html:
 
 
 def _ordered(file: ScoresFile) -> list[tuple[str, np.ndarray]]:
-    order = ["layer", "hidden", "ffn", "head", "shared_ffn", "expert", "expert_ffn"]
-    known = [axis for axis in order if axis in file.scores.values]
+    known = [axis for axis in sorted(SCORED_AXES, key=lambda axis: axis != "layer") if axis in file.scores.values]
     return [(axis, np.asarray(file.scores.values[axis], np.float64)) for axis in known]
 
 
