@@ -21,19 +21,22 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
     control = {name: given[name] for name in CONTROL}
     options = _options(verb, control, {k: v for k, v in given.items() if k not in CONTROL})
     if control["dry_run"]:
-        from minitron_cli.training.preflight import describe
+        from minitron_cli.training.run import rehearse
 
-        facts = describe(options, control["nproc"])
+        facts, check = rehearse(
+            options, control["nproc"], overwrite=control["overwrite"], preflight=control["preflight"]
+        )
         emit(facts, control["as_json"], lambda: _show_plan(facts))
+        check()
         return 0
     if control["export_step"] is not None:
         return _export(options, control)
     if control["nproc"] > 1 and "WORLD_SIZE" not in os.environ:
-        from minitron_cli.training.distributed import World, choose_device, launch_workers
-        from minitron_cli.training.run import prepare
+        from minitron_cli.training.distributed import launch_workers
+        from minitron_cli.training.prepare import prepare, world_of
 
         # What is wrong with the request is said once, here, and the data is tokenised before any worker waits for it.
-        prepare(options, World(0, control["nproc"], choose_device(options.device)))
+        prepare(options, world_of(options, control["nproc"]))
         assert sys.argv[1:2] == [verb], "several processes are started from a command line, not from Python"
         return launch_workers(control["nproc"], sys.argv[1:])
     return _run(options, control)

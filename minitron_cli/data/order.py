@@ -39,7 +39,7 @@ class Order:
                 f"{len(self.weights)} weights for {len(self.files)} sources", "give one weight per source"
             )
         require_one_tokenizer(self.files)
-        _require_windows(self.files, self.seq_len)
+        require_windows(self.files, self.seq_len)
         object.__setattr__(self, "_schedule", Schedule(self.weights, self.global_batch, self.phases))
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +105,8 @@ def mixture_weights(given: tuple[float | None, ...], files: tuple[TokenFile, ...
     return tuple(float(file.num_windows(seq_len)) for file in files)
 
 
-def _require_windows(files: tuple[TokenFile, ...], seq_len: int) -> None:
+def require_windows(files: tuple[TokenFile, ...], seq_len: int) -> None:
+    """Refuse files that are shorter than one window."""
     short = [f"{file.path} has {file.header.num_tokens:,}" for file in files if not file.num_windows(seq_len)]
     if short:
         raise MinitronError(

@@ -1,73 +1,100 @@
-"""Say at the start what a run will do, and refuse what will not fit."""
+"""Say what a run will do, and refuse what will not fit."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from minitron_cli.checkpoint.atomic import need_space
 from minitron_cli.data.order import Order
-from minitron_cli.data.stream import StreamOrder
 from minitron_cli.training import preflight
 from minitron_cli.training.distributed import World
-from minitron_cli.training.inputs import Models
 from minitron_cli.training.load import compute_dtype
 from minitron_cli.training.metrics import available_memory
-from minitron_cli.training.options import Options
-from minitron_cli.training.preflight import Size, size_of
+from minitron_cli.training.prepare import Prepared
 
 
-def announce(
-    options: Options, models: Models, order: Order | StreamOrder, world: World, micro: int, *, check: bool,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Print sizes, tokens, device, memory and place; with `check`, raise when memory or disk will not do."""
-    assert options.seq_len is not None
-    student = size_of(models.student, options.seq_len)
-    teachers = [size_of(path, options.seq_len) for path in models.teachers]
-    need = _memory(options, student, teachers, micro * options.seq_len, world)
-    free = available_memory(world.device)
-    for line in _lines(options, student, teachers, order, world, micro):
+def announce(ready: Prepared, world: World, say: Callable[[str], None]) -> None:
+    """Print sizes, tokens, device, memory and place."""
+    for line in _lines(ready, world):
         say(line)
-    say(f"memory: about {need.total() / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free; output: {options.output}")
-    if check:
-        preflight.check_memory(need, free, str(world.device))
-        need_space(Path(options.output), preflight.disk(student, options.keep, 4))
+    need, free = memory(ready, world), available_memory(world.device)
+    say(f"memory: about {need.total() / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free; output: {ready.options.output}")
 
 
-def _lines(
-    options: Options, student: Size, teachers: list[Size], order: Order | StreamOrder, world: World, micro: int
-) -> list[str]:
-    assert options.steps is not None
+def check_room(ready: Prepared, world: World) -> None:
+    """Raise when memory or disk will not do."""
+    preflight.check_memory(memory(ready, world), available_memory(world.device), str(world.device))
+    need_space(Path(ready.options.output), _disk(ready))
+
+
+def facts(ready: Prepared, world: World) -> dict[str, Any]:
+    """What the run will do and take, for a dry run: parameters, steps, tokens, FLOPs, bytes."""
+    options, (student, *teachers) = ready.options, ready.sizes
+    tokens, need = _tokens(ready), memory(ready, world)
+    return {
+        "output": options.output,
+        "student parameters": student.parameters,
+        "teacher parameters": [t.parameters for t in teachers],
+        "steps": options.steps,
+        "batch": options.batch,
+        "micro-batch": ready.micro_batch,
+        "sequence length": options.seq_len,
+        "tokens": tokens,
+        "FLOPs": tokens * ready.flops_per_token,
+        "FLOPs per token": ready.flops_per_token,
+        "device": f"{world.size} x {world.device}",
+        "memory per device": {**asdict(need), "total": need.total()},
+        "disk": _disk(ready),
+    }
+
+
+def memory(ready: Prepared, world: World) -> preflight.Need:
+    """Bytes that one device of `world` must hold during a step."""
+    options, (student, *teachers) = ready.options, ready.sizes
     assert options.seq_len is not None
-    tokens = options.steps * options.batch * options.seq_len
-    flops = tokens * (3 * student.flops + sum(t.flops for t in teachers))
-    taught = "".join(f" <- {name} ({t.parameters:,} parameters)" for name, t in zip(options.teacher, teachers))
-    passes = "streamed"
-    if isinstance(order, Order):
-        passes = ", ".join(f"{epochs:.2f}" for epochs in order.epochs(options.steps)) + " passes over the data"
-    dtype = str(compute_dtype(options.dtype, world.device)).removeprefix("torch.")
-    origin = ", new weights" if options.from_scratch else ""
-    accumulated = options.batch // world.size // micro
-    return [
-        f"{options.verb} {options.student} ({student.parameters:,} parameters{origin}){taught}",
-        f"{options.steps:,} steps x {options.batch:,} sequences x {options.seq_len:,} tokens = {tokens:,} tokens "
-        f"({passes}), {flops:.3g} FLOPs",
-        f"{world.size} x {world.device}, {dtype}; micro-batch {micro}, {accumulated} to a step; "
-        f"{options.schedule}, lr {options.lr:g} -> {options.floor_lr():g}, warm-up {options.warmup}",
-    ]
-
-
-def _memory(options: Options, student: Size, teachers: list[Size], tokens: int, world: World) -> preflight.Need:
     dtype = compute_dtype(options.dtype, world.device)
     stored = dtype if options.teacher_dtype == "auto" else compute_dtype(options.teacher_dtype, world.device)
     elsewhere = options.teacher_device is not None and options.teacher_device != str(world.device)
     return preflight.memory(
         student,
         [] if elsewhere else teachers,
-        tokens=tokens,
+        tokens=ready.micro_batch * options.seq_len,
         world=world.size,
         item=dtype.itemsize,
         teacher_item=stored.itemsize,
         shard_teacher=options.shard_teacher,
         checkpointing=options.checkpoint_activations,
+        accumulated=options.batch // world.size // ready.micro_batch > 1,
         device=world.device.type,
     )
+
+
+def _disk(ready: Prepared) -> int:
+    return preflight.disk(ready.sizes[0], ready.options.keep, 4)
+
+
+def _tokens(ready: Prepared) -> int:
+    options = ready.options
+    assert options.steps is not None
+    assert options.seq_len is not None
+    return options.steps * options.batch * options.seq_len
+
+
+def _lines(ready: Prepared, world: World) -> list[str]:
+    options, (student, *teachers), tokens = ready.options, ready.sizes, _tokens(ready)
+    assert options.steps is not None
+    taught = "".join(f" <- {name} ({t.parameters:,} parameters)" for name, t in zip(options.teacher, teachers))
+    passes = "streamed"
+    if isinstance(ready.order, Order):
+        passes = ", ".join(f"{epochs:.2f}" for epochs in ready.order.epochs(options.steps)) + " passes over the data"
+    dtype = str(compute_dtype(options.dtype, world.device)).removeprefix("torch.")
+    origin = ", new weights" if options.from_scratch else ""
+    return [
+        f"{options.verb} {options.student} ({student.parameters:,} parameters{origin}){taught}",
+        f"{options.steps:,} steps x {options.batch:,} sequences x {options.seq_len:,} tokens = {tokens:,} tokens "
+        f"({passes}), {tokens * ready.flops_per_token:.3g} FLOPs",
+        f"{world.size} x {world.device}, {dtype}; micro-batch {ready.micro_batch}, "
+        f"{options.batch // world.size // ready.micro_batch} to a step; "
+        f"{options.schedule}, lr {options.lr:g} -> {options.floor_lr():g}, warm-up {options.warmup}",
+    ]

@@ -5,43 +5,12 @@ its slope by the student's u (r, V) where there is room for one. Blocks are a fe
 stay in the cache.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minitron_cli.errors import MinitronError, near_matches
-
-KINDS = ("forward_kl", "reverse_kl", "jsd", "soft_ce")
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Which divergence at which temperature; the value and the gradient carry T^2 (Hinton et al., arXiv 1503.02531).
-
-    forward_kl  KL(q || p), the recipe's default           reverse_kl  KL(p || q)
-    jsd         beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p   (GKD, arXiv 2306.13649, eq. 1)
-    soft_ce     -sum q log p: forward KL plus the teacher's entropy, the same gradient
-    """
-
-    kind: str = "forward_kl"
-    temperature: float = 1.0
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise MinitronError(f"unknown divergence {self.kind!r}", near_matches(self.kind, KINDS))
-        if not self.temperature > 0:
-            raise MinitronError(f"temperature is {self.temperature}", "give a number above 0; the recipe's is 1")
-        if not 0 < self.beta < 1:
-            raise MinitronError(
-                f"beta of the Jensen-Shannon divergence is {self.beta}",
-                "give 0 < beta < 1; forward_kl and reverse_kl are the divergences that belong to the ends",
-            )
-
-
-FORWARD_KL = Divergence()
+from minitron_cli.training.objectives import Divergence
 
 
 class Softmax(NamedTuple):

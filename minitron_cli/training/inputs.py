@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minitron_cli.checkpoint.provenance import combined_digest, file_digest, model_digest
-from minitron_cli.checkpoint.reader import load_config, resolve_model
+from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
@@ -17,6 +17,7 @@ from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokenizer import tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
 from minitron_cli.training.options import Options
 from minitron_cli.training.recording import HEADER as RECORDING_HEADER
 from minitron_cli.training.recording import Recording, is_recording, open_recording
@@ -40,7 +41,7 @@ class Models:
 def find_models(options: Options) -> Models:
     """Resolve the student and the teachers, and refuse teachers that read text differently."""
     student = resolve_model(options.student)
-    load_config(student)
+    check_weights(student, from_scratch=options.from_scratch)
     split = [split_share(spec) for spec in options.teacher]
     recorded = [Path(where) for where, _ in split if is_recording(Path(where))]
     if recorded:
@@ -52,8 +53,23 @@ def find_models(options: Options) -> Models:
             f"{student} has no tokenizer", "copy tokenizer.json and tokenizer_config.json of its model there"
         )
     for teacher in teachers:
+        check_weights(teacher)
         check_tokenizers(tokenizer, teacher)
     return Models(student, teachers, tuple(share for _, share in split), tokenizer)
+
+
+def check_weights(model: Path, *, from_scratch: bool = False) -> None:
+    """Refuse a model whose weights are not those that its config describes: transformers would make up the rest.
+
+    From scratch only the config counts. Of what the family's table does not describe, the files alone are looked for.
+    """
+    config = load_config(model)
+    if from_scratch:
+        return
+    if family_of(str(config["model_type"])).unmet(config) or config.get("quantization_config"):
+        weight_files(model)
+    else:
+        open_checkpoint(model)
 
 
 def _with_recording(options: Options, student: Path, path: Path, num_teachers: int) -> Models:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import fused, topk
-from minitron_cli.training.divergences import FORWARD_KL, Divergence, Softmax, divergence, softmax
+from minitron_cli.training.divergences import Softmax, divergence, softmax
 from minitron_cli.training.fused import Block, Job, LossSums
 from minitron_cli.training.head import Head, logits_into
+from minitron_cli.training.objectives import FORWARD_KL, Divergence
 from minitron_cli.training.topk import TopK
 
 

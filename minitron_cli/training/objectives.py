@@ -2,16 +2,43 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from minitron_cli.errors import MinitronError
-from minitron_cli.training.divergences import FORWARD_KL, Divergence
+from minitron_cli.errors import MinitronError, near_matches
 
+KINDS = ("forward_kl", "reverse_kl", "jsd", "soft_ce")
 TERMS = ("logits", "logits+hidden", "logits+embedding", "logits+hidden+embedding")
 METRICS = ("cosine", "mse")
 IMPLEMENTATIONS = ("fused", "naive")
 # The embedding counts as the block before the first.
 EMBEDDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Which divergence at which temperature; the value and the gradient carry T^2 (Hinton et al., arXiv 1503.02531).
+
+    forward_kl  KL(q || p), the recipe's default           reverse_kl  KL(p || q)
+    jsd         beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p   (GKD, arXiv 2306.13649, eq. 1)
+    soft_ce     -sum q log p: forward KL plus the teacher's entropy, the same gradient
+    """
+
+    kind: str = "forward_kl"
+    temperature: float = 1.0
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise MinitronError(f"unknown divergence {self.kind!r}", near_matches(self.kind, KINDS))
+        if not self.temperature > 0:
+            raise MinitronError(f"temperature is {self.temperature}", "give a number above 0; the recipe's is 1")
+        if not 0 < self.beta < 1:
+            raise MinitronError(
+                f"beta of the Jensen-Shannon divergence is {self.beta}",
+                "give 0 < beta < 1; forward_kl and reverse_kl are the divergences that belong to the ends",
+            )
+
+
+FORWARD_KL = Divergence()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +55,12 @@ class Objective:
     ce_weight: float = 0.0
     layer_map: tuple[tuple[int, int], ...] = ()
     embedding: bool = False
-    metric: Literal["cosine", "mse"] = "cosine"
+    metric: str = "cosine"
     alpha: float | None = None
     shares: tuple[float, ...] = ()
     vocab: int | None = None
     chunk_tokens: int | None = None
-    implementation: Literal["fused", "naive"] = "fused"
+    implementation: str = "fused"
 
     def __post_init__(self) -> None:
         faults = [
@@ -96,8 +123,8 @@ def build_objective(
         ce_weight=ce_weight,
         layer_map=pairs,
         embedding="embedding" in parts,
-        metric=metric,  # type: ignore[arg-type]
-        implementation=implementation,  # type: ignore[arg-type]
+        metric=metric,
+        implementation=implementation,
         shares=tuple(shares),
         vocab=vocab,
     )

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.reader import load_config, resolve_model
+from minitron_cli.checkpoint.reader import load_config
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.spec.shape import Shape, flops_per_token, num_parameters, shape_of
-from minitron_cli.training.options import Options
-from minitron_cli.training.settle import settle_length, split_share
 
 # Bytes that the fused loss takes for its chunks of logits at the most (see fused.chunk_size).
 LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 512 << 20}
@@ -56,12 +53,13 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
 
 def memory(
     student: Size, teachers: list[Size], *, tokens: int, world: int, item: int, teacher_item: int, shard_teacher: bool,
-    checkpointing: bool, device: str = "cuda",
+    checkpointing: bool, accumulated: bool = True, device: str = "cuda",
 ) -> Need:  # fmt: skip
     """Estimate a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
 
-    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. When
-    the student's run begins, nothing of the teacher's is left but its last states.
+    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. While
+    micro-batches are `accumulated`, every device holds the whole gradient: it is only reduced after the last of them.
+    When the student's run begins, nothing of the teacher's is left but its last states.
     """
     copy = student.parameters * item if item < 4 and world == 1 else 0
     share = -(-student.parameters // world) * 4
@@ -71,7 +69,7 @@ def memory(
     return Need(
         weights=share + copy,
         optimizer=2 * share,
-        gradients=share,
+        gradients=4 * student.parameters if accumulated else share,
         teacher=held // world if shard_teacher else held,
         activations=max(_saved(student.shape, tokens, checkpointing) * item, taught),
         loss=min(LOSS_CHUNK[device], 16 * tokens * vocab) + 4 * vocab * hidden + tokens * hidden * item,
@@ -112,36 +110,3 @@ def check_memory(need: Need, available: int, where: str) -> None:
 def disk(student: Size, keep: int, export_item: int) -> int:
     """Bytes on disk at the most: `keep` checkpoints and one being written (weights, two moments), and the export."""
     return student.parameters * (12 * (keep + 1) + export_item)
-
-
-def describe(options: Options, nproc: int) -> dict[str, Any]:
-    """What a run would do, from the configs alone: nothing is loaded, tokenised or written.
-
-    Memory is that of a GPU in bfloat16 unless --dtype says otherwise; the micro-batch is one sequence unless given.
-    """
-    paths = [resolve_model(spec) for spec in (options.student, *(split_share(t)[0] for t in options.teacher))]
-    options = settle_length(options, paths)
-    assert options.seq_len is not None
-    student, *teachers = (size_of(path, options.seq_len) for path in paths)
-    item = 4 if options.dtype == "float32" else 2
-    need = memory(
-        student, teachers, tokens=(options.micro_batch or 1) * options.seq_len, world=nproc, item=item,
-        teacher_item=4 if options.teacher_dtype == "float32" else item, shard_teacher=options.shard_teacher,
-        checkpointing=options.checkpoint_activations,
-    )  # fmt: skip
-    steps = options.steps or (ceil(options.tokens / (options.batch * options.seq_len)) if options.tokens else None)
-    tokens = None if steps is None else steps * options.batch * options.seq_len
-    flops = 3 * student.flops + sum(t.flops for t in teachers)
-    return {
-        "output": options.output,
-        "student parameters": student.parameters,
-        "teacher parameters": [t.parameters for t in teachers],
-        "steps": "one pass over the data" if steps is None else steps,
-        "batch": options.batch,
-        "sequence length": options.seq_len,
-        "tokens": tokens,
-        "FLOPs": None if tokens is None else tokens * flops,
-        "FLOPs per token": flops,
-        "memory per device": {**asdict(need), "total": need.total()},
-        "disk": disk(student, options.keep, 4),
-    }

@@ -63,6 +63,6 @@ def resolve(given: Mapping[str, Any], preset: str | None) -> Options:
     # floor would leave a floor above the peak.
     if "steps" in typed:
         base.pop("tokens", None)
-    if "lr" in typed and "min_lr" not in typed and base.get("min_lr", 0) > typed["lr"]:
+    if "lr" in typed and "min_lr" not in typed and "min_lr" in base and base["min_lr"] > typed["lr"]:
         base.pop("min_lr")
     return Options(**{**base, **typed})

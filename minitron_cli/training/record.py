@@ -21,9 +21,9 @@ from minitron_cli.training.inputs import windows_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.load import compute_dtype, load_teacher
 from minitron_cli.training.options import Options
+from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recording import Header
-from minitron_cli.training.run import Prepared, prepare
 from minitron_cli.training.student import backbone_of
 
 
@@ -98,7 +98,7 @@ def _record(
     counts = [recording.recorded(path, header, i) for i in range(len(windows))]
     display = Display(sum(map(len, windows)), sum(counts))
     began, before = time.perf_counter(), sum(counts)
-    size = ready.plan.micro_batch
+    size = ready.micro_batch
     try:
         for i, numbers in enumerate(windows):
             with (path / f"top-{i}.bin").open("ab") as stream, disk_full_is_an_error(path / "top"):

@@ -12,6 +12,7 @@ from minitron_cli.data.order import Order
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.distributed import World
+from minitron_cli.training.options import Options
 from minitron_cli.training.recording import Recording, Taught
 
 
@@ -108,17 +109,19 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def choose_micro_batch(asked: int | None, batch: int, world: int, seq_len: int, device: torch.device) -> int:
+def choose_micro_batch(options: Options, world: World) -> int:
     """Rows per forward pass on one device, a divisor of its share. Unasked: the largest within a token budget.
 
     The budget only has to fill the device: 16 thousand tokens keep a GPU busy, 4 thousand stay in a CPU's caches.
     """
-    if batch % world:
+    batch, asked, seq_len = options.batch, options.micro_batch, options.seq_len
+    assert seq_len is not None
+    if batch % world.size:
         raise MinitronError(
-            f"--batch {batch} does not divide over {world} processes",
-            f"use a multiple of {world}, e.g. {-(-batch // world) * world}",
+            f"--batch {batch} does not divide over {world.size} processes",
+            f"use a multiple of {world.size}, e.g. {-(-batch // world.size) * world.size}",
         )
-    rows = batch // world
+    rows = batch // world.size
     divisors = [d for d in range(1, rows + 1) if rows % d == 0]
     if asked is not None:
         if asked not in divisors:
@@ -127,5 +130,5 @@ def choose_micro_batch(asked: int | None, batch: int, world: int, seq_len: int, 
                 f"--micro-batch can be {', '.join(map(str, divisors[-12:]))}",
             )
         return asked
-    budget = 16384 if device.type == "cuda" else 4096
+    budget = 16384 if world.device.type == "cuda" else 4096
     return max([d for d in divisors if d * seq_len <= budget], default=1)

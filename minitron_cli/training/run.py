@@ -4,28 +4,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir
 from minitron_cli.data.order import Order
-from minitron_cli.data.stream import StreamOrder
-from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, loop, rundir, state
-from minitron_cli.training.announce import announce
-from minitron_cli.training.assemble import Assembly, StepPlan, assemble, plan_steps
+from minitron_cli.training.announce import announce, check_room, facts
+from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.distributed import World, agree, barrier, join
-from minitron_cli.training.inputs import Models, check_recording, digests, find_models, open_files, open_order
+from minitron_cli.training.inputs import Models, digests, find_models
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.metrics import MetricsLog, read_metrics
-from minitron_cli.training.options import Options, check, to_json
+from minitron_cli.training.options import Options, to_json
+from minitron_cli.training.prepare import Prepared, prepare, world_of
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
 from minitron_cli.training.rows import Rows, rows_of
-from minitron_cli.training.settle import settle_cadence, settle_length, settle_steps
 from minitron_cli.training.state import Progress
-from minitron_cli.training.streams import check_streaming, close, open_streams, stream_rows
+from minitron_cli.training.streams import close, open_streams, stream_rows
 from minitron_cli.training.validation import evaluator
 
 Say = Callable[[str], None]
@@ -42,42 +39,6 @@ class Outcome:
     after: dict[str, float] | None
     stopped_by: int = 0
     was_done: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run that has been found possible: settled options, what it reads, how its steps go. No model is loaded yet."""
-
-    options: Options
-    models: Models
-    order: Order | StreamOrder
-    plan: StepPlan
-    dtype: torch.dtype
-
-
-def prepare(options: Options, world: World) -> Prepared:
-    """Check the options, find the models, open the data, and turn every "decide for me" into a number."""
-    check(options)
-    models = find_models(options)
-    options = settle_length(options, [models.student, *models.teachers])
-    options, order = open_data(options, models)
-    options = settle_cadence(options)
-    dtype = export.export_dtype(models.student, options.export_dtype)
-    if options.bare_limit and world.size > 1:
-        raise MinitronError("--bare-limit is measured in one process", "measure it once without --nproc")
-    return Prepared(options, models, order, plan_steps(options, world), dtype)
-
-
-def open_data(options: Options, models: Models) -> tuple[Options, Order | StreamOrder]:
-    """The rows to train on, and for how many steps."""
-    if options.stream:
-        check_streaming(options, models)
-        return settle_steps(options, options.batch), open_streams(options, models, None, 0)
-    order = open_order(options, models)
-    options = settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
-    if models.recording is not None:
-        check_recording(models.recording, order, options.steps or 0)
-    return options, order
 
 
 @contextmanager
@@ -109,24 +70,48 @@ def train(
         if agree(world, 0, done)[1]:
             return _outcome(output, options, _latest(output / "run"), was_done=True)
         if world.rank == 0:
-            announce(options, models, ready.order, world, ready.plan.micro_batch, check=preflight, say=say)
+            announce(ready, world, say)
+            if preflight:
+                check_room(ready, world)
             rundir.create(output, options, inputs)
         barrier(world)
         with stop_on_signal() as stop, rows_for(ready, output / "run", world) as rows:
-            assembly = assemble(options, models, rows, world, ready.plan)
-            progress = follow(options, models, assembly, output / "run", stop)
-        if progress.step < ready.plan.schedule.steps:
+            assembly = assemble(ready, rows, world)
+            progress = follow(ready, assembly, output / "run", stop)
+        if progress.step < ready.schedule.steps:
             return _outcome(output, options, progress, stopped_by=stop.exit_code)
-        tensors = export.gather(assembly.job.step, ready.dtype, world.rank)
+        tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
         if world.rank == 0:
             facts = manifest(options, models, progress, inputs)
-            export.export(output, origin_of(options, models), tensors, ready.dtype, facts)
+            export.export(output, origin_of(options, models), tensors, ready.export_dtype, facts)
         return _outcome(output, options, progress)
 
 
-def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop: StopFlag) -> Progress:
+def rehearse(
+    options: Options, nproc: int, *, overwrite: bool = False, preflight: bool = True
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """What `train` would do, and a function that makes the rest of its checks: room, and what the output holds.
+
+    Nothing is loaded, and nothing is written but token files of raw text into the cache.
+    """
+    world = world_of(options, nproc)
+    ready = prepare(options, world)
+    output = Path(options.output)
+
+    def check() -> None:
+        if not overwrite:
+            begun = (output / "run" / rundir.OPTIONS).is_file()
+            inputs = digests(ready.models, ready.order, options.from_scratch) if begun else {}
+            rundir.examine(output, ready.options, inputs)
+        if preflight:
+            check_room(ready, world)
+
+    return facts(ready, world), check
+
+
+def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag) -> Progress:
     """Train from the latest checkpoint (or the branch's, or the start) to the end, recording on the way."""
-    job, world = assembly.job, assembly.job.world
+    options, job, world = ready.options, assembly.job, assembly.job.world
     own = state.checkpoints(run)
     origin = own[-1] if own else Path(options.branch_from) if options.branch_from else None
     progress = state.load(origin, job.step, job.optimizer, world) if origin else Progress()
@@ -137,7 +122,7 @@ def follow(options: Options, models: Models, assembly: Assembly, run: Path, stop
         cadence=_cadence(options),
         display=Display(job.schedule.steps, progress.step, quiet=not first),
         log=MetricsLog(run, progress.step if own else -1, options.tensorboard) if first else None,
-        evaluate=_evaluator(options, models, assembly),
+        evaluate=_evaluator(ready, assembly),
         progress=progress,
         bare_seconds=bare_seconds(job, assembly.cast_to) if options.bare_limit else None,
     )
@@ -198,11 +183,11 @@ def _cadence(options: Options) -> Cadence:
     return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0)
 
 
-def _evaluator(options: Options, models: Models, assembly: Assembly) -> Callable[[], dict[str, float]] | None:
-    if not options.eval_data:
+def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, float]] | None:
+    options, files = ready.options, ready.held_out
+    if not files:
         return None
     assert options.seq_len is not None
-    files, _ = open_files(options.eval_data, models, options)
     names = [f.path.name if len(f.header.sources) != 1 else f.header.sources[0]["name"] for f in files]
     return evaluator(assembly.job, assembly.measure, files, names, options.seq_len, options.eval_windows)
 

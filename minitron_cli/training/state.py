@@ -51,7 +51,7 @@ class Progress:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for one step on one rank: dropout, where a model has any, repeats after a resume."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % (1 << 64))
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:

@@ -61,6 +61,7 @@ def need_8b(**changes: object) -> float:
         "teacher_item": 2,
         "shard_teacher": False,
         "checkpointing": True,
+        "accumulated": False,
         **changes,
     }
     student, teacher = size_of_config(LLAMA_4B, 8192), size_of_config(LLAMA_8B, 8192)
@@ -78,6 +79,9 @@ def test_the_published_pair_in_round_figures() -> None:
     assert 25 < need_8b(world=8) < 35
     assert need_8b(world=8) - need_8b(world=8, shard_teacher=True) == pytest.approx(16.06 * 7 / 8, rel=0.01)
     assert need_8b(checkpointing=False) > need_8b() + 20
+    # While micro-batches add up, every device holds the 4.5B gradient whole and not an eighth of it.
+    assert need_8b(world=8, accumulated=True) - need_8b(world=8) == pytest.approx(4.51 * 4 * 7 / 8, rel=0.01)
+    assert need_8b(accumulated=True) == need_8b()
 
 
 def test_what_does_not_fit_is_refused_with_the_largest_part_first() -> None:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.divergences import Divergence
 from minitron_cli.training.head import head_of
-from minitron_cli.training.objectives import Objective, auto_terms, build_objective, resolve_layer_map
+from minitron_cli.training.objectives import Divergence, Objective, auto_terms, build_objective, resolve_layer_map
 from minitron_cli.training.step import KDStep
 from minitron_cli.training.student import compile_blocks, projection
 from minitron_cli.training.topk import record
@@ -297,7 +296,7 @@ def test_objective_by_depth() -> None:
         (lambda: resolve_layer_map(["kept"], 3, 8), "3 blocks, the teacher 8"),
         (lambda: build_objective("logit", 3, 8), "'logit'"),
         (lambda: build_objective("logits", 3, 8, layer_map=["1:2"]), "compares no layers"),
-        (lambda: Objective(metric="cos", ce_weight=-1.0), "'cos'.*ce weight is -1.0"),  # type: ignore[arg-type]
+        (lambda: Objective(metric="cos", ce_weight=-1.0), "'cos'.*ce weight is -1.0"),
     ],
 )
 def test_nonsense_is_refused_with_every_offender(bad: Callable[[], object], names: str) -> None:

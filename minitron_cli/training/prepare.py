@@ -1,0 +1,149 @@
+"""Everything about a run that can be found out, or refused, before a model is loaded or anything is written."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from minitron_cli.checkpoint.provenance import read_plan
+from minitron_cli.data.order import Order, require_windows
+from minitron_cli.data.stream import StreamOrder
+from minitron_cli.data.tokens import TokenFile
+from minitron_cli.errors import MinitronError
+from minitron_cli.spec.plan import hidden_origin
+from minitron_cli.training import export
+from minitron_cli.training.branch import check_branch
+from minitron_cli.training.distributed import World, choose_device
+from minitron_cli.training.inputs import Models, check_recording, find_models, open_files, open_order
+from minitron_cli.training.objectives import Divergence, Objective, build_objective
+from minitron_cli.training.options import Options, check
+from minitron_cli.training.preflight import Size, size_of
+from minitron_cli.training.rows import choose_micro_batch
+from minitron_cli.training.schedule import Schedule
+from minitron_cli.training.settle import schedule_of, settle_cadence, settle_length, settle_steps
+from minitron_cli.training.streams import check_streaming, open_streams
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A validated run: options without "decide for me", what it reads, what it minimises. No model is loaded yet.
+
+    `sizes` are the student's and then the teachers'; `origin` (teacher_hidden, student_hidden) says which channels of
+    the teacher the student has kept, where that is known; `export_dtype` is the type of the exported weights.
+    """
+
+    options: Options
+    models: Models
+    order: Order | StreamOrder
+    held_out: tuple[TokenFile, ...]
+    sizes: tuple[Size, ...]
+    objective: Objective
+    origin: np.ndarray | None
+    schedule: Schedule
+    micro_batch: int
+    export_dtype: torch.dtype
+
+    @property
+    def flops_per_token(self) -> float:
+        """The student's forward and backward and the teachers' forward, at the run's length."""
+        student, *teachers = self.sizes
+        return 3 * student.flops + sum(teacher.flops for teacher in teachers)
+
+
+def world_of(options: Options, nproc: int) -> World:
+    """The world that `--nproc` starts on this machine; refused where it has fewer GPUs."""
+    device = choose_device(options.device)
+    if device.type == "cuda" and nproc > torch.cuda.device_count():
+        raise MinitronError(
+            f"--nproc {nproc}: {torch.cuda.device_count()} GPUs are visible", "start at most one process per GPU"
+        )
+    return World(0, nproc, device)
+
+
+def prepare(options: Options, world: World) -> Prepared:
+    """Check the options, find the models, open the data, and turn every "decide for me" into a number.
+
+    Raises MinitronError for everything that would stop the run before its first step, but for memory and disk (see
+    `preflight`) and an output that holds something else (see `rundir`). Text is tokenised into the cache.
+    """
+    check(options)
+    _check_machine(options, world)
+    models = find_models(options)
+    options = settle_length(options, [models.student, *models.teachers])
+    assert options.seq_len is not None
+    sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))
+    options, order = _open_data(options, models)
+    options = settle_cadence(options)
+    held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
+    require_windows(held_out, options.seq_len or 0)
+    return Prepared(
+        options=options,
+        models=models,
+        order=order,
+        held_out=held_out,
+        sizes=sizes,
+        objective=objective_of(options, models, sizes),
+        origin=_origin(models, sizes),
+        schedule=schedule_of(options, check_branch(options) if options.branch_from else None),
+        micro_batch=choose_micro_batch(options, world),
+        export_dtype=export.export_dtype(models.student, options.export_dtype),
+    )
+
+
+def _check_machine(options: Options, world: World) -> None:
+    if options.teacher_device:
+        choose_device(options.teacher_device)
+    if options.bare_limit and world.size > 1:
+        raise MinitronError("--bare-limit is measured in one process", "measure it once without --nproc")
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise MinitronError("--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'")
+
+
+def _open_data(options: Options, models: Models) -> tuple[Options, Order | StreamOrder]:
+    """The rows to train on, and for how many steps."""
+    if options.stream:
+        check_streaming(options, models)
+        return settle_steps(options, options.batch), open_streams(options, models, None, 0)
+    order = open_order(options, models)
+    options = settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
+    if models.recording is not None:
+        check_recording(models.recording, order, options.steps or 0)
+    return options, order
+
+
+def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> Objective:
+    """The loss that the options ask for between these models; plain cross-entropy where there is no teacher."""
+    divergence = Divergence(options.kind, options.temperature, options.beta)
+    if models.recording is not None:
+        vocab = models.recording.header.vocab
+        return Objective(
+            divergence=divergence, ce_weight=options.ce_weight, vocab=vocab, implementation=options.loss_impl
+        )
+    student, *teachers = (size.shape for size in sizes)
+    if not teachers:
+        return Objective(implementation=options.loss_impl)
+    plan = read_plan(models.student)
+    heads = {shape["vocab"] for shape in (student, *teachers)}
+    return build_objective(
+        options.loss,
+        student["layer"],
+        teachers[0]["layer"],
+        layer_map=options.layer_map,
+        kept_layers=None if plan is None or "layer" not in plan.kept else plan.kept["layer"].tolist(),
+        divergence=divergence,
+        ce_weight=options.ce_weight,
+        metric=options.hidden_loss,
+        implementation=options.loss_impl,
+        shares=models.shares,
+        # The tokenizers agree: where heads are padded to different lengths, only the ids that all have are compared.
+        vocab=min(heads) if len(heads) > 1 else None,
+    )
+
+
+def _origin(models: Models, sizes: tuple[Size, ...]) -> np.ndarray | None:
+    """What the student's channels were, when it was cut from a model as wide as its (first) teacher."""
+    plan = read_plan(models.student)
+    if plan is None or not models.teachers or plan.source["hidden"] != sizes[1].shape["hidden"]:
+        return None
+    return hidden_origin(plan)
