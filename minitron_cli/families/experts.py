@@ -8,11 +8,14 @@ EXPERT_KEYS = {
     "expert_active": "num_experts_per_tok",
 }
 
-# transformers 5 fuses experts when it loads them and splits them again when it saves; either may lie on disk.
+# transformers 5 fuses experts when it loads them and splits them again when it saves; either may be on disk.
 EXPERTS = """
     model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight  expert_ffn hidden                         @split
     model.layers.{layer}.mlp.experts.{expert}.up_proj.weight    expert_ffn hidden                         @split
     model.layers.{layer}.mlp.experts.{expert}.down_proj.weight  hidden expert_ffn                         @split
     model.layers.{layer}.mlp.experts.gate_up_proj               expert (expert_ffn + expert_ffn) hidden   @fused
     model.layers.{layer}.mlp.experts.down_proj                  expert hidden expert_ffn                  @fused
+"""
+ROUTER = """
+    model.layers.{layer}.mlp.gate.weight                        expert hidden
 """

@@ -1,40 +1,58 @@
-"""Llama and what shares its layout: Mistral, Granite; SmolLM3 leaves the rotation out of some layers."""
+"""Llama and what shares its layout: Mistral, Granite; SmolLM3 leaves the rotation out of some layers.
+
+Most other tables are composed of the same parts.
+"""
 
 from minitron_cli.spec.family import family
+
+MODEL = """
+    model.embed_tokens.weight                              vocab hidden
+    model.norm.weight                                      hidden
+    lm_head.weight                                         vocab hidden             ?!tie_word_embeddings
+"""
+NORMS = """
+    model.layers.{layer}.input_layernorm.weight            hidden
+    model.layers.{layer}.post_attention_layernorm.weight   hidden
+"""
+ATTENTION = """
+    model.layers.{layer}.self_attn.q_proj.weight           (head head_dim) hidden
+    model.layers.{layer}.self_attn.k_proj.weight           (kv head_dim) hidden
+    model.layers.{layer}.self_attn.v_proj.weight           (kv head_dim) hidden
+    model.layers.{layer}.self_attn.o_proj.weight           hidden (head head_dim)
+"""
+QKV_BIAS = """
+    model.layers.{layer}.self_attn.q_proj.bias             (head head_dim)          ?attention_bias
+    model.layers.{layer}.self_attn.k_proj.bias             (kv head_dim)            ?attention_bias
+    model.layers.{layer}.self_attn.v_proj.bias             (kv head_dim)            ?attention_bias
+"""
+O_BIAS = """
+    model.layers.{layer}.self_attn.o_proj.bias             hidden                   ?attention_bias
+"""
+GATED_MLP = """
+    model.layers.{layer}.mlp.gate_proj.weight              ffn hidden
+    model.layers.{layer}.mlp.up_proj.weight                ffn hidden
+    model.layers.{layer}.mlp.down_proj.weight              hidden ffn
+"""
+GATED_MLP_BIAS = """
+    model.layers.{layer}.mlp.gate_proj.bias                ffn                      ?mlp_bias
+    model.layers.{layer}.mlp.up_proj.bias                  ffn                      ?mlp_bias
+    model.layers.{layer}.mlp.down_proj.bias                hidden                   ?mlp_bias
+"""
+INV_FREQ = """
+    model.layers.{layer}.self_attn.rotary_emb.inv_freq     -
+"""
+# Each norm, and what the names of the weights that read its output begin with.
+PRE_NORMS = {
+    "model.layers.{layer}.input_layernorm.weight": ("model.layers.{layer}.self_attn.",),
+    "model.layers.{layer}.post_attention_layernorm.weight": ("model.layers.{layer}.mlp.",),
+    "model.norm.weight": ("lm_head.",),
+}
 
 LLAMA = family(
     "llama",
     ["llama", "mistral", "granite"],
-    """
-    model.embed_tokens.weight                              vocab hidden
-    model.layers.{layer}.input_layernorm.weight            hidden
-    model.layers.{layer}.self_attn.q_proj.weight           (head head_dim) hidden
-    model.layers.{layer}.self_attn.q_proj.bias             (head head_dim)          ?attention_bias
-    model.layers.{layer}.self_attn.k_proj.weight           (kv head_dim) hidden
-    model.layers.{layer}.self_attn.k_proj.bias             (kv head_dim)            ?attention_bias
-    model.layers.{layer}.self_attn.v_proj.weight           (kv head_dim) hidden
-    model.layers.{layer}.self_attn.v_proj.bias             (kv head_dim)            ?attention_bias
-    model.layers.{layer}.self_attn.o_proj.weight           hidden (head head_dim)
-    model.layers.{layer}.self_attn.o_proj.bias             hidden                   ?attention_bias
-    model.layers.{layer}.self_attn.rotary_emb.inv_freq     -
-    model.layers.{layer}.post_attention_layernorm.weight   hidden
-    model.layers.{layer}.mlp.gate_proj.weight              ffn hidden
-    model.layers.{layer}.mlp.gate_proj.bias                ffn                      ?mlp_bias
-    model.layers.{layer}.mlp.up_proj.weight                ffn hidden
-    model.layers.{layer}.mlp.up_proj.bias                  ffn                      ?mlp_bias
-    model.layers.{layer}.mlp.down_proj.weight              hidden ffn
-    model.layers.{layer}.mlp.down_proj.bias                hidden                   ?mlp_bias
-    model.norm.weight                                      hidden
-    lm_head.weight                                         vocab hidden             ?!tie_word_embeddings
-    """,
-    rms_norms={
-        "model.layers.{layer}.input_layernorm.weight": ("model.layers.{layer}.self_attn.",),
-        "model.layers.{layer}.post_attention_layernorm.weight": (
-            "model.layers.{layer}.mlp.",
-            "model.layers.{layer}.block_sparse_moe.",
-        ),
-        "model.norm.weight": ("lm_head.",),
-    },
+    MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + GATED_MLP + GATED_MLP_BIAS + INV_FREQ,
+    rms_norms=PRE_NORMS,
 )
 
 SMOLLM3 = LLAMA.with_(

@@ -1,14 +1,27 @@
 """Nemotron, the base of the first Minitron models: squared ReLU without a gate, LayerNorm1P with a bias."""
 
-from minitron_cli.families.llama import LLAMA
+from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS
+from minitron_cli.spec.family import family
 
-NEMOTRON = LLAMA.without(".gate_proj.weight", ".gate_proj.bias", "inv_freq").with_(
-    """
+NORMS_BIAS = """
     model.layers.{layer}.input_layernorm.bias           hidden
     model.layers.{layer}.post_attention_layernorm.bias  hidden
     model.norm.bias                                     hidden
+"""
+
+NEMOTRON = family(
+    "nemotron",
+    ["nemotron"],
+    MODEL
+    + NORMS
+    + NORMS_BIAS
+    + ATTENTION
+    + QKV_BIAS
+    + O_BIAS
+    + """
+    model.layers.{layer}.mlp.up_proj.weight             ffn hidden
+    model.layers.{layer}.mlp.up_proj.bias               ffn         ?mlp_bias
+    model.layers.{layer}.mlp.down_proj.weight           hidden ffn
+    model.layers.{layer}.mlp.down_proj.bias             hidden      ?mlp_bias
     """,
-    name="nemotron",
-    model_types=("nemotron",),
-    rms_norms={},
 )

@@ -1,15 +1,18 @@
 """Phi-3: one tensor for queries, keys and values, one for gate and up."""
 
-from minitron_cli.families.llama import LLAMA
+from minitron_cli.families.llama import MODEL, NORMS, PRE_NORMS
+from minitron_cli.spec.family import family
 
-_SPLIT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-_BIASES = tuple(f".{name}.bias" for name in (*_SPLIT, "o_proj", "down_proj"))
-
-PHI3 = LLAMA.without(*(f".{name}.weight" for name in _SPLIT), *_BIASES, "inv_freq").with_(
-    """
+PHI3 = family(
+    "phi3",
+    ["phi3"],
+    MODEL
+    + NORMS
+    + """
     model.layers.{layer}.self_attn.qkv_proj.weight  (head head_dim + kv head_dim + kv head_dim) hidden
+    model.layers.{layer}.self_attn.o_proj.weight    hidden (head head_dim)
     model.layers.{layer}.mlp.gate_up_proj.weight    (ffn + ffn) hidden
+    model.layers.{layer}.mlp.down_proj.weight       hidden ffn
     """,
-    name="phi3",
-    model_types=("phi3",),
+    rms_norms=PRE_NORMS,
 )

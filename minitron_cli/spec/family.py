@@ -21,8 +21,8 @@ class Family:
     `refuses` maps an axis that cannot be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
     `rms_norms` says how the residual stream is read: the line of each RMS norm, and what the names of the weights that
-    read behind it begin with. It is empty where the stream passes anything else (LayerNorm, norms behind a block's
-    halves): there it cannot be turned (see prune/rotate). `norm_offset` is what those norms add to their weights.
+    read its output begin with. It is empty where the stream passes anything else (LayerNorm, norms after a block's
+    halves): there it cannot be rotated (see prune/rotate). `norm_offset` is what those norms add to their weights.
     `groups` pairs an axis with the one that groups it: every unit of the second holds as many units of the first.
     """
 
@@ -46,13 +46,6 @@ class Family:
         table = {w.name: w for w in self.weights}
         table.update({w.name: w for w in parse_table(lines)})
         return replace(self, weights=tuple(table.values()), **changes)
-
-    def without(self, *endings: str) -> "Family":
-        """The family without the lines whose names end so; an ending that matches nothing is a mistake."""
-        for ending in endings:
-            if not any(w.name.endswith(ending) for w in self.weights):
-                raise ValueError(f"{self.name}: no line ends with {ending!r}")
-        return replace(self, weights=tuple(w for w in self.weights if not w.name.endswith(endings)))
 
     def axes(self) -> frozenset[str]:
         """All axes of the table."""
@@ -102,7 +95,7 @@ def family(name: str, model_types: Iterable[str], table: str, **fields: Any) -> 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A tensor name, the line that describes it, and where in the model it stands."""
+    """A tensor name, the line that describes it, and where in the model it is."""
 
     name: str
     weight: Weight
