@@ -11,6 +11,7 @@ from minitron_cli.chain.family import known_configs
 from minitron_cli.chain.fingerprint import combine, file_digests, input_digests, signature, step_fingerprint
 from minitron_cli.chain.state import Record, load, lock, save, save_recipe
 from minitron_cli.chain.took import Ended, forecast_facts, took
+from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step, command_line
 
@@ -30,6 +31,7 @@ class Decision:
 
 def plan_run(recipe: Recipe, directory: Path, begin: str | None = None, until: str | None = None) -> list[Decision]:
     """What `run` would do now. Steps behind one that will run cannot be judged yet, and are said to depend on it."""
+    check_outputs(recipe, directory)
     return [decision for decision, _ in _walk(recipe, directory, load(directory), begin, until)]
 
 
@@ -47,6 +49,7 @@ def run(
     """
     for step in recipe.steps:
         command_line(recipe, step, directory)  # an input that was not given is an error before the first step runs
+    check_outputs(recipe, directory)
     with lock(directory):
         records = load(directory)
         save_recipe(directory, recipe)
@@ -62,6 +65,12 @@ def run(
             _execute(recipe, decision, record, records, directory, execute)
             say(f"{place}: finished in {record.seconds:.0f} s")
     return decisions
+
+
+def check_outputs(recipe: Recipe, directory: Path) -> None:
+    """Refuse steps whose outputs overlap what the user gave."""
+    for step in recipe.steps:
+        check_apart(directory / step.output, recipe.given.values())
 
 
 def _count(recipe: Recipe, until: str | None) -> int:

@@ -41,12 +41,15 @@ def command(
 
     A figure is the median over rounds, its spread the middle half's width over it; a ratio is taken within a round.
     """
+    from minitron_cli.checkpoint.atomic import check_file
     from minitron_cli.checkpoint.reader import resolve_model
     from minitron_cli.evaluate.bench import check_context, measure, parse_grid
 
     given = models or [require_model(None, NAME)]
     cells = parse_grid(grid, batch_sizes)
     budget = parse_bytes(memory) if memory else None
+    if output:
+        check_file(output, given)
     if dry_run:
         shown = [str(cell) for cell in cells]
         text = f"{len(given)} models x {', '.join(shown)}: {warmup} + {repeats} rounds, engine {engine}"

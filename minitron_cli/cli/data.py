@@ -45,16 +45,18 @@ def tokenize(
 
     Typed again it goes on where it was interrupted, and finds a finished file done.
     """
+    from minitron_cli.checkpoint.atomic import check_apart
     from minitron_cli.cli.progress import byte_progress
     from minitron_cli.data.prepare import check_token_output, default_cache, is_made, make_job, run_job
     from minitron_cli.data.preview import preview
-    from minitron_cli.data.source import parse_sources
+    from minitron_cli.data.source import local_paths, parse_sources
     from minitron_cli.data.tokenizer import load_tokenizer
 
     where, out = _required(sources, tokenizer, output)
     parsed = parse_sources(sources or [])
     if any(source.weight is not None for source in parsed):
         raise MinitronError("a token file has no weights", "give the weights to --data, when it is used")
+    check_apart(out, [where, *local_paths(sources or [])])
     job = make_job(parsed, load_tokenizer(where), separator, text_field, default_cache())
     done = is_made(job, out)
     if not done:

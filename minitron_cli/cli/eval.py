@@ -52,6 +52,7 @@ def command(
     Tasks run in lm-eval. A paired test per task says whether a difference is real. Finished rows are kept, so the same
     line typed again after an interruption goes on. Exits with 1 when a model failed or an --assert does not hold.
     """
+    from minitron_cli.checkpoint.atomic import check_file
     from minitron_cli.evaluate.cache import default_cache
     from minitron_cli.evaluate.gates import parse_gate
     from minitron_cli.evaluate.options import Options
@@ -64,6 +65,8 @@ def command(
     losses = _losses(data, seq_len, windows, separator, text_field, against_reference)
     if not requests and losses is None:
         raise MinitronError("nothing to evaluate", "give --tasks, --suite or --data; --include DIR for your own tasks")
+    if output:
+        check_file(output, [*names, *_files(include or [], losses)])
     settings = {"suite": suite, "tasks": tasks, "shots": shots, "limit": limit, "data": data, "dtype": dtype}
     if dry_run:
         _plan(names, requests, data or [], settings, as_json)
@@ -73,6 +76,13 @@ def command(
         trust_remote_code=trust_remote_code, throughput=throughput, cache=default_cache() if reuse else None,
     )  # fmt: skip
     _finish(_measure(names, options, include or [], settings), parsed, output, form, as_json)
+
+
+def _files(include: list[Path], losses: "LossOptions | None") -> list[Path]:
+    """Task and data files, and token directories: results may be written beside the former, over none of them."""
+    tasks = [file for place in include for file in (place.rglob("*.y*ml") if place.is_dir() else [place])]
+    sources = losses.sources if losses else ()
+    return tasks + [file for source in sources for file in (*source.files, *filter(None, (source.tokens,)))]
 
 
 def _measure(names: list[str], options: "Options", include: list[Path], settings: dict[str, Any]) -> dict[str, Any]:

@@ -130,8 +130,11 @@ def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:
     """What would be measured, from config and headers alone."""
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.importance.forecast import forecast
+    from minitron_cli.importance.run import check_place
 
-    facts = forecast(open_checkpoint(model), options) | {"output": str(output), "exists": output.exists()}
+    source = open_checkpoint(model)
+    check_place(source, options, output)
+    facts = forecast(source, options) | {"output": str(output), "exists": output.exists()}
 
     def show() -> None:
         table(["", ""], [[name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)]

@@ -67,7 +67,9 @@ class Job:
 
 def settle(asked: Asked, measure: Measure, how: Writing, output: Path | None) -> Job:
     """Check the request, from the config and headers alone (and, for --params, the scores)."""
+    from minitron_cli.checkpoint.atomic import check_output
     from minitron_cli.checkpoint.reader import open_checkpoint
+    from minitron_cli.data.source import local_paths
     from minitron_cli.prune import target as targets
     from minitron_cli.prune.compensate import check_request
     from minitron_cli.prune.directions import check_rotation
@@ -77,9 +79,12 @@ def settle(asked: Asked, measure: Measure, how: Writing, output: Path | None) ->
     check_iterations(measure.iterations, scores=measure.scores, data=measure.data, fixed=_settles(asked, how))
     wanted = targets.Target(asked.sizes, targets.parse_layers(asked.drop_layers) if asked.drop_layers else ())
     source = open_checkpoint(measure.model)
+    inputs = [source.path, *local_paths(measure.data), *filter(None, (measure.scores, how.moments))]
     found = None
     if asked.params is not None:
         _only_params(asked)
+        if output is not None:
+            check_output(output, how.overwrite, inputs)  # before measuring, which can take hours
         found = _scores(measure, output or Path(source.path.resolve().name), ["a shape of that size"])
         wanted = targets.target_for_budget(source, asked.params, found)
     targets.check_kind(asked.kind, wanted)
@@ -87,6 +92,7 @@ def settle(asked: Asked, measure: Measure, how: Writing, output: Path | None) ->
     if how.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
     output = output or Path(targets.default_name(source.path.resolve().name, source.shape, shape))
+    check_output(output, how.overwrite, inputs)
     fold = {"rotate": how.rotate, "residual": how.select == "residual"} if how.compensate != "none" else None
     facts = preflight(source, shape, fold) | {"output": str(output)}
     return Job(source, wanted, shape, output, found, facts)
@@ -94,11 +100,9 @@ def settle(asked: Asked, measure: Measure, how: Writing, output: Path | None) ->
 
 def carry_out(job: Job, measure: Measure, how: Writing) -> dict[str, Any]:
     """Measure what is not known, cut and write; returns the facts of the job with what the check found."""
-    from minitron_cli.checkpoint.atomic import check_output
     from minitron_cli.checkpoint.moments_file import moments_path
     from minitron_cli.prune import target as targets
 
-    check_output(job.output, how.overwrite)
     source, found = job.source, job.scores
     # Directions are not ranked by scores: the plan of all else keeps every channel.
     ranked = job.shape.with_(hidden=source.shape["hidden"]) if how.rotate else job.shape

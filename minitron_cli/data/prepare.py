@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.checkpoint.atomic import atomic_dir, check_output, need_space
+from minitron_cli.checkpoint.atomic import atomic_dir, check_output
+from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.data.content import file_sha256
 from minitron_cli.data.encode import Encoding, Progress, Task, encode_all
 from minitron_cli.data.join import join_parts

@@ -58,6 +58,15 @@ def parse_sources(specs: list[str] | tuple[str, ...]) -> tuple[Source, ...]:
     return sources
 
 
+def local_paths(specs: list[str] | tuple[str, ...]) -> tuple[Path, ...]:
+    """The directories and files of this machine that `--data` values name."""
+    found: list[Path] = []
+    for source in map(parse_source, specs):
+        where = Path(_split_weight(source.spec)[0]).expanduser()
+        found += [where] if where.exists() else source.files
+    return tuple(found)
+
+
 def parse_source(spec: str) -> Source:
     """Parse one `--data` value."""
     where, weight = _split_weight(spec)

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.checkpoint.atomic import check_apart, check_file
+from minitron_cli.checkpoint.moments_file import moments_path
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores, write_scores
+from minitron_cli.data.source import local_paths
 from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
@@ -54,6 +57,7 @@ def measure(
     """Score every axis of `model` and write the scores to `output`; `judge` grades what `--depth-task` names."""
     began = time.monotonic()
     checkpoint = open_checkpoint(model)
+    check_place(checkpoint, options, output)
     with join() as world:
         if world.rank:
             say, show = (lambda text: None), (lambda fraction, rate: None)
@@ -65,6 +69,14 @@ def measure(
             write_scores(output, scores, raw)
         world.total(np.zeros(1))  # nobody leaves before the file is there
     return Result(scores, output, made, time.monotonic() - began)
+
+
+def check_place(checkpoint: Checkpoint, options: Options, output: Path) -> None:
+    """Refuse an output that overlaps what is read, for the scores and for the second moments beside them."""
+    inputs = [checkpoint.path, *local_paths(options.data)]
+    check_file(output, inputs)
+    if options.second_moments:
+        check_apart(moments_path(output), inputs)
 
 
 def _from_weights(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint import moments_file as files
-from minitron_cli.checkpoint.atomic import need_space
+from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.identity import require_same
 from minitron_cli.importance.parallel import World

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron_cli.checkpoint.atomic import need_space
+from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.importance.block import Block, build_block, read_layer
 from minitron_cli.importance.estimate import forward
 from minitron_cli.importance.job import Job

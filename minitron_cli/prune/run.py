@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_dir, need_space
+from minitron_cli.checkpoint.atomic import atomic_dir
+from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
 from minitron_cli.checkpoint.provenance import combined_digest, digests, write_manifest, write_plan
 from minitron_cli.checkpoint.reader import Checkpoint, weight_files

@@ -4,6 +4,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.search.identity import check_place
 from minitron_cli.search.options import SearchOptions
 from minitron_cli.search.shapes import enumerate_shapes, window_length
 from minitron_cli.spec.axes import SCORED_AXES
@@ -22,6 +23,7 @@ def cost(options: SearchOptions) -> dict[str, Any]:
     at a time in bfloat16; saved steps of the trainings are part of the disk.
     """
     source = open_checkpoint(options.model)
+    check_place(source, options)
     shapes = enumerate_shapes(source, options)
     seq_len = window_length(source, options)
 

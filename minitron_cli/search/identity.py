@@ -5,12 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.atomic import atomic_file, check_apart
 from minitron_cli.checkpoint.provenance import file_digest, read_manifest
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
 from minitron_cli.search.options import SearchOptions
 
 FILE = "identity.json"
+
+
+def check_place(source: Checkpoint, options: SearchOptions) -> None:
+    """Refuse an output that overlaps what the search reads."""
+    check_apart(options.output, [source.path, options.scores, *local_paths((*options.data, *options.eval_data))])
 
 
 def claim(options: SearchOptions, seq_len: int) -> None:

@@ -13,7 +13,7 @@ from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.bench import check_context
 from minitron_cli.search.budget import fast_enough
-from minitron_cli.search.identity import claim
+from minitron_cli.search.identity import check_place, claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
 from minitron_cli.search.options import Entry, SearchOptions, SearchResult
 from minitron_cli.search.shapes import accepted, enumerate_shapes, single_cuts, window_length
@@ -87,6 +87,7 @@ def search(options: SearchOptions, say: Say) -> SearchResult:
 
 def _open(options: SearchOptions) -> Bench:
     source = open_checkpoint(options.model)
+    check_place(source, options)
     if options.speed is not None:
         # Every candidate has the source's context: what is too long shows before anything is measured.
         context = source.config.get("max_position_embeddings")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import need_space
+from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.data.order import Order
 from minitron_cli.training import preflight
 from minitron_cli.training.distributed import World

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from minitron_cli.checkpoint.atomic import MANIFEST, disk_full_is_an_error, need_space
+from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import write_manifest
 from minitron_cli.checkpoint.reader import list_tensors, load_config
 from minitron_cli.errors import MinitronError
@@ -78,7 +79,7 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
     tied = {name: first[id(p)] for name, p in shell.named_parameters(remove_duplicate=False)}
     shell.load_state_dict({**tensors, **{name: tensors[stored] for name, stored in tied.items()}}, assign=True)
     shell.tie_weights()
-    with disk_full_is_an_error(directory / "model.safetensors"), quiet_transformers():
+    with write_errors(directory / "model.safetensors"), quiet_transformers():
         shell.save_pretrained(directory)
         # transformers writes its own reading of the config; nothing in it changed, so the source's words stay.
         (directory / "generation_config.json").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from minitron_cli.checkpoint.provenance import combined_digest, file_digest, mod
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
-from minitron_cli.data.source import parse_sources
+from minitron_cli.data.source import local_paths, parse_sources
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokenizer import tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
@@ -70,6 +70,14 @@ def check_weights(model: Path, *, from_scratch: bool = False) -> None:
         weight_files(model)
     else:
         open_checkpoint(model)
+
+
+def paths_read(options: Options, models: Models) -> list[Path]:
+    """Everything on this machine that a run reads, which its output must not touch."""
+    recording = [models.recording.path] if models.recording else []
+    branch = [Path(options.branch_from)] if options.branch_from else []
+    data = local_paths((*options.data, *options.eval_data))
+    return [models.student, *models.teachers, models.tokenizer, *recording, *branch, *data]
 
 
 def _with_recording(options: Options, student: Path, path: Path, num_teachers: int) -> Models:

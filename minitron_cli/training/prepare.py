@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.data.order import Order, require_windows
 from minitron_cli.data.stream import StreamOrder
@@ -15,7 +17,7 @@ from minitron_cli.spec.plan import hidden_origin
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
 from minitron_cli.training.distributed import World, choose_device
-from minitron_cli.training.inputs import Models, check_recording, find_models, open_files, open_order
+from minitron_cli.training.inputs import Models, check_recording, find_models, open_files, open_order, paths_read
 from minitron_cli.training.objectives import Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check
 from minitron_cli.training.preflight import Size, size_of
@@ -70,6 +72,7 @@ def prepare(options: Options, world: World) -> Prepared:
     check(options)
     _check_machine(options, world)
     models = find_models(options)
+    check_apart(Path(options.output), paths_read(options, models))
     options = settle_length(options, [models.student, *models.teachers])
     assert options.seq_len is not None
     sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))

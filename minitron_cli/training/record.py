@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minitron_cli.checkpoint.atomic import disk_full_is_an_error, need_space
+from minitron_cli.checkpoint.atomic import check_apart
+from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import load_config
 from minitron_cli.data.order import Order
@@ -17,7 +18,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training import recording, topk
 from minitron_cli.training.distributed import World, choose_device
 from minitron_cli.training.head import check_head, head_of
-from minitron_cli.training.inputs import windows_read
+from minitron_cli.training.inputs import paths_read, windows_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.load import compute_dtype, load_teacher
 from minitron_cli.training.options import Options
@@ -43,6 +44,7 @@ def record_teacher(
     """Record the teacher of `options` for every window that its steps read; the same line again goes on."""
     device = choose_device(options.teacher_device or options.device)
     ready = prepare(options, World(0, 1, device))
+    check_apart(path, paths_read(options, ready.models))
     if isinstance(ready.order, StreamOrder):
         raise MinitronError("a stream can not be recorded", "leave --stream out: the text is then tokenised once")
     if len(ready.models.teachers) != 1:
@@ -101,7 +103,7 @@ def _record(
     size = ready.micro_batch
     try:
         for i, numbers in enumerate(windows):
-            with (path / f"top-{i}.bin").open("ab") as stream, disk_full_is_an_error(path / "top"):
+            with (path / f"top-{i}.bin").open("ab") as stream, write_errors(path / "top"):
                 while counts[i] < len(numbers) and not stop.signal:
                     part = numbers[counts[i] : counts[i] + size]
                     ids = torch.from_numpy(order.files[i].windows(part, header.seq_len)).to(device)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_dir
+from minitron_cli.checkpoint.atomic import atomic_dir, check_apart
 from minitron_cli.data.order import Order
 from minitron_cli.training import export, loop, rundir, state
 from minitron_cli.training.announce import announce, check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.distributed import World, agree, barrier, join
-from minitron_cli.training.inputs import Models, digests, find_models
+from minitron_cli.training.inputs import Models, digests, find_models, paths_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.options import Options, to_json
@@ -149,6 +149,7 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
     saved = state.find(run, step)
     dtype = export.export_dtype(models.student, options.export_dtype)
     target = output.with_name(f"{output.name}-step-{step}")
+    check_apart(target, paths_read(options, models))
     with atomic_dir(target, overwrite) as directory:
         tensors = export.from_checkpoint(saved, dtype)
         export.write_model(directory, origin_of(options, models), tensors, dtype)

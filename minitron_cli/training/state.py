@@ -21,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from minitron_cli.checkpoint.atomic import disk_full_is_an_error, need_space
+from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.distributed import World, barrier
 
@@ -115,7 +115,7 @@ def _write(contents: dict[str, Tensor], directory: Path, world: World) -> None:
     except CheckpointException as failure:
         shutil.rmtree(directory, ignore_errors=True)
         errors = [error for error, _ in failure.failures.values()]
-        with disk_full_is_an_error(directory):
+        with write_errors(directory):
             for error in errors:
                 if isinstance(error, OSError):
                     raise error from failure

@@ -93,7 +93,7 @@ TABLE = [
     ("{model} --drop-layers 0 -o {taken} --overwrite", "taken exists and was not made by minitron"),
     ("{model} --drop-layers 0 -o {file}", "file exists and was not made by minitron"),
     ("{model} --drop-layers 0 -o {ours}", "ours exists already"),
-    ("{model} --drop-layers 0 -o {file}/below", "can not be written"),
+    ("{model} --drop-layers 0 -o {file}/below", "cannot be written"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""What the system says while a file is written, as one error for the user; and whether there is space."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minitron_cli.errors import MinitronError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CAUSES = (
+    *_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.EBUSY, errno.EXDEV, errno.ENXIO, errno.ESTALE,
+    errno.ETXTBSY, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports an error of the system
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn every error of the system while `path` is written into one MinitronError; bugs keep their traceback."""
+    try:
+        yield
+    except Exception as error:
+        number = _system_error(error)
+        if isinstance(error, MinitronError) or number not in _CAUSES:
+            raise
+        raise _explained(path, error, number) from error
+
+
+def need_space(path: Path, num_bytes: int) -> None:
+    """Refuse before the first byte when the disk of `path` cannot take `num_bytes`."""
+    free = _free(path)
+    if free < num_bytes:
+        raise MinitronError(
+            f"{path} needs {num_bytes / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB free",
+            "free some space or choose another disk with -o",
+        )
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """The errno of an exception, of what it was raised from, or of the text that a Rust library gives."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if found := _RUST.search(str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _explained(path: Path, error: Exception, number: int) -> MinitronError:
+    if number in _FULL:
+        return MinitronError(
+            f"no space left for {path} ({_free(path) / 1e6:,.1f} MB free on its disk)",
+            "free some space or choose another disk with -o",
+        )
+    if number == errno.EROFS:
+        return MinitronError(f"{path} is on a read-only disk", "choose another output with -o")
+    if number == errno.EFBIG:
+        return MinitronError(
+            f"{path} cannot be written: a file would exceed the size that the system allows",
+            "raise the limit (ulimit -f), choose another disk with -o, or make smaller files (--max-shard-size)",
+        )
+    reason = str(error) if isinstance(error, OSError) else os.strerror(number)
+    return MinitronError(f"{path} cannot be written: {reason}", "choose another output with -o")
+
+
+def _free(path: Path) -> int:
+    """Bytes free on the disk of `path`, which need not exist."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    return shutil.disk_usage(parent).free
