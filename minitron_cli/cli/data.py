@@ -56,8 +56,8 @@ def tokenize(
     parsed = parse_sources(sources or [])
     if any(source.weight is not None for source in parsed):
         raise MinitronError("a token file has no weights", "give the weights to --data, when it is used")
-    check_apart(out, [where, *local_paths(sources or [])])
     job = make_job(parsed, load_tokenizer(where), separator, text_field, default_cache())
+    check_apart(out, [where, *local_paths(sources or [])])
     done = is_made(job, out)
     if not done:
         check_token_output(job, out, overwrite)
