@@ -88,7 +88,7 @@ ERRORS: list[tuple[list[str], str, str]] = [
     (["{source}", "--tokenizer", "{tmp}", "-o", "{out}"], "no tokenizer in", "tokenizer.json"),
     (["{source}", "--tokenizer", "{tmp}/nowhere", "-o", "{out}"], "no such directory", "directory of a model"),
     (["{tmp}/none.jsonl", "--tokenizer", "{model}", "-o", "{out}"], "no such file or directory", "did you mean"),
-    (["{source}", "--tokenizer", "{model}", "-o", "{tmp}"], "exists and was not made by minitron", "another output"),
+    (["{source}", "--tokenizer", "{model}", "-o", "{tmp}"], "contains the input", "another output"),
     (
         ["{source}", "--tokenizer", "{model}", "-o", "{out}", "--separator", "x"],
         "unknown separator 'x'",
