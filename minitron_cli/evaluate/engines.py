@@ -13,7 +13,10 @@ from torch import Tensor
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import Cell, Sample, Subject
-from minitron_cli.evaluate.model import LoadedModel, load_model, max_context, resolve_device, resolve_dtype
+from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
+from minitron_cli.hf.devices import choose_device, choose_dtype, dtype_name, synchronize
+from minitron_cli.hf.load import config_of, new_model
+from minitron_cli.hf.parts import vocabulary_of, weight_bytes
 
 ENGINES = ("hf", "vllm")
 
@@ -44,21 +47,17 @@ def make_subjects(
 
 
 def _subject(loaded: LoadedModel, run: Any) -> Subject:
-    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    return Subject(loaded.name, str(loaded.path), loaded.num_parameters, weights, max_context(loaded), run)
+    size = weight_bytes(loaded.model)
+    return Subject(loaded.name, str(loaded.path), loaded.num_parameters, size, max_context(loaded), run)
 
 
 def subject_of_config(config: Mapping[str, Any], name: str, *, device: str, dtype: str) -> Subject:
     """A model of this config.json dictionary with random weights: as fast as any of its shape, and nothing is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    where = resolve_device(device)
-    resolved = resolve_dtype(dtype, where)
-    values = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
-    built = AutoConfig.for_model(config["model_type"], **values)
-    with torch.random.fork_rng([where] if where.type == "cuda" else []), where:
-        model: Any = AutoModelForCausalLM.from_config(built, dtype=getattr(torch, resolved))
-    loaded = LoadedModel(name, Path(name), model.eval().requires_grad_(False), None, where, resolved)
+    where = choose_device(device)
+    resolved = choose_dtype(dtype, where)
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        model = new_model(config_of(config), resolved, where)
+    loaded = LoadedModel(name, Path(name), model, None, where, dtype_name(resolved))
     return _subject(loaded, lambda cell: run_hf(loaded, cell))
 
 
@@ -66,7 +65,7 @@ def subject_of_config(config: Mapping[str, Any], name: str, *, device: str, dtyp
 def run_hf(loaded: LoadedModel, cell: Cell) -> Sample:
     """Greedy decoding with the KV cache, an exact number of tokens: an end-of-text token does not stop it."""
     model: Any = loaded.model
-    ids = prompt(model.config.get_text_config().vocab_size, cell).to(loaded.device)
+    ids = prompt(vocabulary_of(model), cell).to(loaded.device)
     before = _start_memory(loaded.device)
     start = _now(loaded.device)
     out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -78,8 +77,9 @@ def run_hf(loaded: LoadedModel, cell: Cell) -> Sample:
     end = _now(loaded.device)
     peak = None
     if before is not None:
-        own = sum(p.numel() * p.element_size() for p in model.parameters())
-        peak = own + torch.cuda.max_memory_allocated(loaded.device) - before  # the other models lie there too
+        peak = (
+            weight_bytes(model) + torch.cuda.max_memory_allocated(loaded.device) - before
+        )  # the other models lie there too
     return Sample(first - start, end - first, kv_bytes(out.past_key_values), peak)
 
 
@@ -96,8 +96,7 @@ def kv_bytes(cache: Any) -> int:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 
@@ -115,8 +114,7 @@ def _vllm_runner(loaded: LoadedModel, num_models: int) -> Any:
 
     share = 0.9 / num_models
     llm = LLM(model=str(loaded.path), dtype=loaded.dtype, gpu_memory_utilization=share, enable_prefix_caching=False)
-    config: Any = loaded.model.config
-    vocab = config.get_text_config().vocab_size
+    vocab = vocabulary_of(loaded.model)
 
     def timed(prompts: list[Any], tokens: int) -> float:
         start = time.perf_counter()

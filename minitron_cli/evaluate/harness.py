@@ -18,6 +18,7 @@ from typing import Any
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.model import LoadedModel, max_context
 from minitron_cli.evaluate.tasks import Tasks
+from minitron_cli.hf.parts import vocabulary_of
 
 # Tokens x vocabulary of one batch of logits (float32): 128 Mi values are 512 MiB.
 _LOGIT_BUDGET = 1 << 27
@@ -83,8 +84,7 @@ def find_batch_size(loaded: LoadedModel) -> int | str:
     """On a GPU the harness tries out what fits; on a CPU as much as the logits of full-length inputs leave room for."""
     if loaded.device.type == "cuda":
         return "auto"
-    config: Any = loaded.model.config
-    per_row = (max_context(loaded) or 2048) * config.get_text_config().vocab_size
+    per_row = (max_context(loaded) or 2048) * vocabulary_of(loaded.model)
     return max(1, min(64, _LOGIT_BUDGET // per_row))
 
 

@@ -17,9 +17,12 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
 from minitron_cli.evaluate.options import LossOptions
-from minitron_cli.evaluate.perplexity import Loss, add, join, perplexity, vocabulary
+from minitron_cli.evaluate.perplexity import Loss, add, join, perplexity
+from minitron_cli.hf.context import sequence_length
+from minitron_cli.hf.parts import vocabulary_of
 
 ALL = "all"
+USUAL_LENGTH = 2048  # tokens of a window, or the context of the model where that is shorter
 _SECONDS_PER_LINE = 5.0
 
 
@@ -32,12 +35,9 @@ def measure_losses(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """`domain -> figures`, and the token-weighted whole as `all`; KL and agreement where a reference is asked for."""
-    context = max_context(loaded)
-    seq_len = options.seq_len or min(context or 2048, 2048)
-    if context and seq_len > context:
-        raise MinitronError(f"--seq-len {seq_len} is more than the context of {loaded.name}, {context}", "shorten it")
+    seq_len = sequence_length(options.seq_len, USUAL_LENGTH, {loaded.name: max_context(loaded)})
     files = token_files(options.sources, loaded.path, options.separator, options.text_field)
-    require_ids_below(files, vocabulary(loaded.model), loaded.path)
+    require_ids_below(files, vocabulary_of(loaded.model), loaded.path)
     other = _reference(loaded, reference) if options.against_reference else None
     identity = {
         "model": digest,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minitron_cli.data.text_bytes import text_bytes
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.parts import vocabulary_of
 
 # Sums are kept for so many runs of neighbouring windows at the most: what an interval on a difference is made of.
 MOST_BLOCKS = 256
@@ -132,7 +133,7 @@ def token_losses(model: nn.Module, ids: Tensor, reference: nn.Module | None = No
 
     Logits exist for a few rows at a time, in the model's own type, and in float32 for a few positions of them.
     """
-    budget = _LOGIT_BUDGET // vocabulary(model)
+    budget = _LOGIT_BUDGET // vocabulary_of(model)
     rows: list[tuple[np.ndarray, ...]] = []
     for chunk in ids.split(max(1, budget // ids.shape[1])):
         tensors = [_logits(model, chunk), chunk[:, 1:]]
@@ -161,12 +162,6 @@ def _compare(logits: Tensor, targets: Tensor, other: Tensor | None = None) -> tu
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     """(row, seq) -> logits of every token but the last, which has no successor here: (row, seq - 1, vocab)."""
     return model(input_ids=ids, use_cache=False).logits[:, :-1]
-
-
-def vocabulary(model: nn.Module) -> int:
-    """How many ids the model embeds."""
-    config: Any = model.config
-    return int(config.get_text_config().vocab_size)
 
 
 def _count(file: TokenFile, seq_len: int, max_windows: int | None) -> int:

@@ -13,10 +13,11 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.harness import Request, Score, make_lm, run_request
 from minitron_cli.evaluate.losses import measure_losses
-from minitron_cli.evaluate.model import LoadedModel, load_model, resolve_device, resolve_dtype
+from minitron_cli.evaluate.model import LoadedModel, load_model
 from minitron_cli.evaluate.options import Options
 from minitron_cli.evaluate.tasks import Tasks
 from minitron_cli.evaluate.throughput import forward_rate, machine_words
+from minitron_cli.hf.devices import choose_device, choose_dtype
 
 Say = Callable[[str], None]
 
@@ -38,7 +39,7 @@ class Measured:
 
 def evaluate(models: Sequence[str], options: Options, tasks: Tasks | None, say: Say) -> list[Measured]:
     """Measure every model in turn. One that can not be loaded or measured is noted, and the others go on."""
-    resolve_dtype(options.dtype, resolve_device(options.device))  # no model can do with one that is not there
+    choose_dtype(options.dtype, choose_device(options.device))  # no model can do with one that is not there
     names = distinct_names(models)
     found = []
     for model, name in zip(models, names):

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from minitron_cli.evaluate.model import LoadedModel, max_context
+from minitron_cli.hf.devices import synchronize
+from minitron_cli.hf.parts import vocabulary_of
 
 _SEQ_LEN = 128
 _REPEATS = 7
@@ -21,9 +23,9 @@ def forward_rate(loaded: LoadedModel) -> float:
     """Tokens per second of the fastest of a few passes: what else the machine does can only slow a pass down."""
     length = min(_SEQ_LEN, max_context(loaded) or _SEQ_LEN)
     rows = max(1, _tokens(loaded) // length)
-    config = loaded.model.config
-    vocab = int(config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
-    ids = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0)).to(loaded.device)
+    ids = torch.randint(vocabulary_of(loaded.model), (rows, length), generator=torch.Generator().manual_seed(0)).to(
+        loaded.device
+    )
     fastest, spent = float("inf"), 0.0
     for turn in range(_REPEATS + 1):
         start = _now(loaded.device)
@@ -60,6 +62,5 @@ def _tokens(loaded: LoadedModel) -> int:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()

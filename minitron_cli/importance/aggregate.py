@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.readers import COUNT, EXPERT_USAGE, LAYER, MOMENTS, SEQ, Row, Rows, layout
+from minitron_cli.hf.readers import EXPERT_USAGE, layout
+from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, SEQ, Row, Rows
 from minitron_cli.spec.axes import SCOPE, Dim
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.scores import score_shape

@@ -13,8 +13,9 @@ import torch
 from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.tensors import read_tensor
-from minitron_cli.importance.load import base_model, block_names, quiet
-from minitron_cli.importance.sites import Site, find_sites
+from minitron_cli.hf.hooks import Site, find_sites
+from minitron_cli.hf.load import config_of, model_of_tensors
+from minitron_cli.hf.parts import blocks_of, decoder_of
 from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -46,33 +47,19 @@ class Tensors:
 
 def build_block(checkpoint: Checkpoint, read: Tensors, dtype: torch.dtype, device: torch.device) -> Block:
     """Build the one-layer model around tensors that `read_layer` has read."""
-    config = _config(checkpoint, read.layer, read.vocab)
-    model_class = _class_for(config)
-    with quiet():
-        model = model_class.from_pretrained(None, config=config, state_dict=read.tensors, dtype=dtype)
-    model = model.to(device).eval().requires_grad_(False)
+    model = model_of_tensors(_config(checkpoint, read.layer, read.vocab), read.tensors, dtype, device)
     alone = replace(checkpoint, shape=checkpoint.shape.with_(layer=1), matches=read.matches)
     sites = find_sites(alone, model, device)
-    module = model.get_submodule(block_names((site.module, 0) for site in sites)[0])
     real = tuple(replace(site, layer=read.layer, readers=_real_names(site, read)) for site in sites)
-    return Block(read.layer, model, base_model(model), module, real)
+    return Block(read.layer, model, decoder_of(model), blocks_of(model)[0], real)
 
 
 def _config(checkpoint: Checkpoint, layer: int, vocab: bool) -> Any:
-    from transformers import AutoConfig
-
     target = checkpoint.shape.with_(layer=1)
     plan = Plan(checkpoint.shape, target, {"layer": np.array([layer])} if checkpoint.shape["layer"] > 1 else {})
     values = pruned_config(checkpoint.config, checkpoint.family, plan)
     values = {**values, "tie_word_embeddings": True, **({} if vocab else _NO_IDS)}
-    model_type = values.pop("model_type")
-    return AutoConfig.for_model(model_type, **values)
-
-
-def _class_for(config: Any) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return config_of(values)
 
 
 def read_layer(checkpoint: Checkpoint, layer: int, *, vocab: bool) -> Tensors:

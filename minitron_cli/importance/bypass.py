@@ -4,31 +4,16 @@ Every family computes masks, positions, final norm, logit scale and softcap in i
 is kept and only the blocks' `forward` is replaced for its duration.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minitron_cli.importance.load import base_model, block_input
+from minitron_cli.hf.hooks import block_input, replaced
+from minitron_cli.hf.parts import decoder_of
 
 LOGIT_ELEMENTS = 1 << 26  # logits made at a time: 256 MB in float32
-
-
-@contextmanager
-def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules answer with other functions; a `forward` that someone else had put there is put back."""
-    before: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, own in before.items():
-            module.__dict__.pop("forward", None)
-            if own is not None:
-                module.forward = own
 
 
 def without(
@@ -52,29 +37,13 @@ def without(
     return found
 
 
-@contextmanager
-def block_inputs(blocks: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Catch what goes into every block: {layer: (batch, token, hidden)}."""
-    inputs: dict[int, Tensor] = {}
-
-    def catch(layer: int) -> Any:
-        return lambda module, args, kwargs: inputs.__setitem__(layer, block_input(args, kwargs))
-
-    handles = [b.register_forward_pre_hook(catch(i), with_kwargs=True) for i, b in enumerate(blocks)]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def answers_with_tuple(model: Any, blocks: Sequence[nn.Module], device: torch.device) -> bool:
     """Whether this family's blocks return a tuple or the bare hidden states, seen on two tokens."""
     seen: list[bool] = []
     handle = blocks[0].register_forward_hook(lambda module, args, output: seen.append(isinstance(output, tuple)))
     ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     with torch.inference_mode():
-        base_model(model)(input_ids=ids, use_cache=False)
+        decoder_of(model)(input_ids=ids, use_cache=False)
     handle.remove()
     return seen[0]
 
@@ -85,7 +54,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
     ready = MoeModelOutputWithPast(last_hidden_state=hidden[None])
     ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-    with replaced({base_model(model): lambda *args, **kwargs: ready}):
+    with replaced({decoder_of(model): lambda *args, **kwargs: ready}):
         return model(input_ids=ids, use_cache=False).logits[0].float()
 
 

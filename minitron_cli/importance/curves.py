@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.hooks import replaced
+from minitron_cli.hf.parts import blocks_of
 from minitron_cli.importance import depth
-from minitron_cli.importance.bypass import answers_with_tuple, replaced, without
+from minitron_cli.importance.bypass import answers_with_tuple, without
 from minitron_cli.importance.job import Job
-from minitron_cli.importance.load import block_names
 from minitron_cli.importance.options import Options
-from minitron_cli.importance.sites import candidates
 from minitron_cli.importance.statistics import Batch
 
 PREFIX = "depth."
@@ -53,9 +53,7 @@ def _is_known(name: str, fact: Mapping[str, Any], options: Options, samples: int
 
 def run(job: Job, model: Any, options: Options, names: list[str], judge: Judge | None) -> dict[str, Curve]:
     """The sweeps of these names: name -> (raw array, what is said of it)."""
-    sites = candidates(job.checkpoint, model, range(job.checkpoint.shape["layer"]))
-    modules = block_names((site.module, site.layer) for site in sites)
-    blocks = [model.get_submodule(modules[layer]) for layer in range(len(modules))]
+    blocks = list(blocks_of(model))
     samples = min(options.depth_samples, len(job.samples))
     found = {}
     for name in names:
@@ -82,7 +80,7 @@ def _swept(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, sampl
         done = batch.first - begin + len(batch.ids) * (candidate + 1) / len(dropping)
         job.show(done / (end - begin), 0.0)
 
-    swept = depth.sweep(model, blocks, _batches(job, samples), dropping, metric, tick=tick, total=job.world.total)
+    swept = depth.sweep(model, blocks, _batches(job, samples), dropping, metric, tick=tick, total=job.world.sum_array)
     best = {"layers": list(dropping[swept.best]), "value": float(swept.values[swept.best])}
     fact = {"samples": samples, "full": swept.full, "tokens": swept.tokens, "best": best, "passes": cost}
     return swept.values, fact
@@ -94,7 +92,7 @@ def _greedy(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, samp
             f"--depth-greedy {steps} leaves nothing of {len(blocks)} layers", f"use 1 to {len(blocks) - 1}"
         )
     job.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}")
-    sweeps = depth.greedy(model, blocks, lambda: _batches(job, samples), steps, metric, total=job.world.total)
+    sweeps = depth.greedy(model, blocks, lambda: _batches(job, samples), steps, metric, total=job.world.sum_array)
     order = [sweep.candidates[sweep.best][0] for sweep in sweeps]
     fact = {"samples": samples, "full": sweeps[0].full, "tokens": sweeps[0].tokens, "order": order}
     return np.array([sweep.values[sweep.best] for sweep in sweeps]), fact

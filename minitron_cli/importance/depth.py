@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.bypass import answers_with_tuple, block_inputs, chunk_tokens, logits_of, replaced, without
+from minitron_cli.hf.hooks import block_inputs, replaced
+from minitron_cli.hf.parts import decoder_of
+from minitron_cli.importance.bypass import answers_with_tuple, chunk_tokens, logits_of, without
 from minitron_cli.importance.estimate import forward
-from minitron_cli.importance.load import base_model
 from minitron_cli.importance.statistics import Batch
 
 Total = Callable[[np.ndarray], np.ndarray]
@@ -78,7 +79,7 @@ def sweep(
 
     `total` adds up the sums of several processes that each have some of the batches.
     """
-    decoder = base_model(model)
+    decoder = decoder_of(model)
     as_tuple: bool | None = None
     sums = np.zeros(len(candidates) + 1)
     tokens = 0

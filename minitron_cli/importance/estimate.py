@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from minitron_cli.importance.load import base_model, block_names
+from minitron_cli.hf.hooks import Site
+from minitron_cli.hf.parts import block_name, decoder_of
 from minitron_cli.importance.record import Recorder, recording
-from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import Batch, Span
 
 
@@ -58,7 +58,7 @@ def run(
     after: Callable[[Batch], None] = lambda batch: None,
 ) -> None:
     """Send every batch through the decoder with the recorder attached; `after` is called behind each."""
-    decoder = base_model(model)
+    decoder = decoder_of(model)
     with recording(model, recorder, sites, blocks_of(sites)), torch.inference_mode():
         for batch in batches:
             recorder.start(batch)
@@ -68,4 +68,4 @@ def run(
 
 def blocks_of(sites: Sequence[Site]) -> Mapping[int, str]:
     """Layer -> module name of its decoder block."""
-    return block_names((site.module, site.layer) for site in sites)
+    return {site.layer: block_name(site.module, site.layer) for site in sites}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.readers import EXPERT, EXPERT_FFN, EXPERT_USAGE
+from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_USAGE
 from minitron_cli.importance.statistics import Batch
 
 FLAGS = ("has_gate", "has_bias", "is_transposed", "down_proj")

@@ -3,14 +3,13 @@
 from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.errors import MinitronError
-from minitron_cli.importance.options import DEFAULT_SEQ_LEN, Options
+from minitron_cli.importance.options import Options, sample_length
 from minitron_cli.spec.shape import flops_per_token
 
 
 def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """Samples, tokens, FLOPs and weights of the pass, and the depth sweeps behind it."""
-    seq_len = sample_length(checkpoint, options.seq_len)
+    seq_len = sample_length(checkpoint, options)
     weights = {m.weight.name: m.weight for m in checkpoint.matches.values() if not m.weight.junk}.values()
     tokens = options.samples * seq_len
     layers = checkpoint.shape["layer"]
@@ -26,16 +25,3 @@ def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
         "depth_passes": round(passes, 2),
         "depth_samples": min(options.depth_samples, options.samples) if options.wants_depth else 0,
     }
-
-
-def sample_length(checkpoint: Checkpoint, asked: int | None) -> int:
-    """Tokens per sample; longer than the positions the model was made for is refused."""
-    context = int(checkpoint.config.get("max_position_embeddings") or 0)
-    if asked is None:
-        return min(context or DEFAULT_SEQ_LEN, DEFAULT_SEQ_LEN)
-    if context and asked > context:
-        raise MinitronError(
-            f"--seq-len {asked} is longer than the context of {checkpoint.path} ({context})",
-            f"use --seq-len {context} or shorter",
-        )
-    return asked

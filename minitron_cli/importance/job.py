@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.hf.process_group import World
 from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.parallel import World
 from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.snapshot import Snapshot
 
@@ -24,7 +23,7 @@ class Job:
     checkpoint: Checkpoint
     samples: Samples
     device: torch.device
-    dtype: str
+    dtype: torch.dtype
     batch_size: int
     world: World
     snapshot: Snapshot
@@ -36,7 +35,3 @@ class Job:
     @property
     def share(self) -> tuple[int, int]:
         return self.world.share(len(self.samples))
-
-    @property
-    def torch_dtype(self) -> Any:
-        return getattr(torch, self.dtype)

@@ -1,12 +1,12 @@
 """How a pass is run: the whole model resident, or layer by layer; decided by what memory there is."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.spec.shape import num_elements
 
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
@@ -56,7 +56,7 @@ def needs(checkpoint: Checkpoint, batch_tokens: int, tokens: int, item_bytes: in
 def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = None) -> Mode:
     """The resident model where it fits, else streaming; its states go to disk where they would fill half of memory."""
     memory = limit or free_memory(device)
-    host = min(memory, free_memory(torch.device("cpu"))) if limit else free_memory(torch.device("cpu"))
+    host = min(limit or free_host_memory(), free_host_memory())
     resident, on_disk = need.model + need.batch, need.states > host // 2
     streamed = 2 * need.block + need.batch + (0 if on_disk or device.type == "cuda" else need.states)
     if wanted == "resident" or (wanted == "auto" and resident <= memory * 0.9):
@@ -68,23 +68,6 @@ def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = N
         )
     reason = "asked for" if wanted != "auto" else f"{resident / 1e9:.1f} GB do not fit in {memory / 1e9:.1f} GB"
     return Mode("stream", on_disk, streamed, reason)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device now; on the CPU also within the limit of the container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():
-        cached = [int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("file ")]
-        found.append(max(0, int(limit[0]) - int(used[0]) + sum(cached)))
-    return min(found, default=8 << 30)  # systems that do not say
-
-
-def _lines(file: str) -> list[str]:
-    path = Path(file)
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def batch_size(asked: int | None, seq_len: int, device: torch.device) -> int:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.importance.aggregate import Aggregation
 
 METRICS = ("activation", "wanda", "magnitude", "random")
@@ -103,3 +105,9 @@ class Options:
     @property
     def aggregation(self) -> Aggregation:
         return Aggregation(self.batch_agg, self.seq_agg)
+
+
+def sample_length(checkpoint: Checkpoint, options: Options) -> int:
+    """Tokens per sample; a length beyond the model's context is refused."""
+    contexts = {str(checkpoint.path): context_length(checkpoint.config)}
+    return sequence_length(options.seq_len, DEFAULT_SEQ_LEN, contexts)

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.bypass import replaced
+from minitron_cli.hf.hooks import Site, block_input, block_output, replaced
+from minitron_cli.hf.parts import decoder_of
+from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_USAGE
 from minitron_cli.importance.experts import join_parts, part_statistics, routed
-from minitron_cli.importance.load import base_model, block_input, hidden_states
-from minitron_cli.importance.readers import COUNT, EXPERT, EXPERT_FFN, EXPERT_USAGE, HALVES, LAYER, MOMENTS, Row, Rows
 from minitron_cli.importance.second_moments import SecondMoments
-from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import (
     Batch,
     accumulate,
     cosine_distance,
     sequence_statistics,
 )
+from minitron_cli.importance.sums import COUNT, HALVES, LAYER, MOMENTS, Row, Rows
 
 EXPERT_AXES = (EXPERT, EXPERT_FFN, EXPERT_USAGE)
 
@@ -135,7 +135,7 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
 
     def at_block(layer: int) -> Any:
         return lambda module, args, kwargs, output: recorder.hear_block(
-            layer, block_input(args, kwargs), hidden_states(output)
+            layer, block_input(args, kwargs), block_output(output)
         )
 
     with ExitStack() as stack:
@@ -150,7 +150,7 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
             handle = model.get_submodule(name).register_forward_hook(at_block(layer), with_kwargs=True)
             stack.callback(handle.remove)
         if recorder.moments is not None and recorder.moments.wants_head(blocks):
-            handle = base_model(model).register_forward_hook(lambda module, args, output: recorder.hear_head(output))
+            handle = decoder_of(model).register_forward_hook(lambda module, args, output: recorder.hear_head(output))
             stack.callback(handle.remove)
         yield
 

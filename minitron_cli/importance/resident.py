@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
+from minitron_cli.hf.hooks import find_sites
 from minitron_cli.importance import estimate
 from minitron_cli.importance.job import Job
 from minitron_cli.importance.record import Recorder, check_finite
-from minitron_cli.importance.sites import find_sites
 from minitron_cli.importance.snapshot import SECONDS, Progress
 from minitron_cli.importance.statistics import Batch
 

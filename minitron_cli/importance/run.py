@@ -14,15 +14,15 @@ from minitron_cli.checkpoint.moments_file import moments_path
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores, write_scores
 from minitron_cli.data.source import local_paths
+from minitron_cli.hf.process_group import World, join
 from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
 from minitron_cli.importance.identity import differences, require_same, weights_identity
 from minitron_cli.importance.job import Say, Show
 from minitron_cli.importance.options import Options
-from minitron_cli.importance.parallel import World, join
-from minitron_cli.importance.readers import COUNT, LAYER, Rows
 from minitron_cli.importance.snapshot import rows_from_json, rows_to_json
+from minitron_cli.importance.sums import COUNT, LAYER, Rows
 from minitron_cli.spec.scores import Scores
 
 
@@ -58,7 +58,7 @@ def measure(
     began = time.monotonic()
     checkpoint = open_checkpoint(model)
     check_place(checkpoint, options, output)
-    with join() as world:
+    with join(options.device) as world:
         if world.rank:
             say, show = (lambda text: None), (lambda fraction, rate: None)
         if options.needs_data:
@@ -67,7 +67,7 @@ def measure(
             scores, raw, made = _from_weights(checkpoint, options, output)
         if made != "found" and world.rank == 0:
             write_scores(output, scores, raw)
-        world.total(np.zeros(1))  # nobody leaves before the file is there
+        world.barrier()  # nobody leaves before the file is there
     return Result(scores, output, made, time.monotonic() - began)
 
 
@@ -111,7 +111,7 @@ def _from_passes(
     made = "aggregated"
     if not known.raw or (options.second_moments and not moments):
         progress = run_pass(job, mode, model)
-        known = Known(world.totals(progress.raw), progress.rows, known.arrays, known.depth)
+        known = Known(world.sum_arrays(progress.raw), progress.rows, known.arrays, known.depth)
         made = "measured"
         moments = second_moments.find(output, identity, False) if options.second_moments else {}
     names = curves.missing(options, known.depth, min(options.depth_samples, len(job.samples)), judge)

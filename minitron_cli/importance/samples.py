@@ -11,13 +11,12 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.forecast import sample_length
-from minitron_cli.importance.options import Options
+from minitron_cli.importance.options import Options, sample_length
 
 
 def draw(checkpoint: Checkpoint, options: Options) -> tuple[Samples, dict[str, Any]]:
     """The samples, and what identifies them."""
-    seq_len = sample_length(checkpoint, options.seq_len)
+    seq_len = sample_length(checkpoint, options)
     sources = parse_sources(options.data)
     files = token_files(sources, checkpoint.path, separator=options.separator, text_field=options.text_field)
     weights = mixture_weights(tuple(source.weight for source in sources), files, seq_len)

@@ -17,11 +17,12 @@ from torch import Tensor
 from minitron_cli.checkpoint import moments_file as files
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.hf.hooks import Site
+from minitron_cli.hf.process_group import World
+from minitron_cli.hf.readers import EXPERT_FFN
 from minitron_cli.importance.identity import require_same
-from minitron_cli.importance.parallel import World
-from minitron_cli.importance.readers import EXPERT_FFN, HALVES
-from minitron_cli.importance.sites import Site
 from minitron_cli.importance.statistics import Batch
+from minitron_cli.importance.sums import HALVES
 from minitron_cli.spec.axes import axes_of, is_head, size
 
 DOUBLE = 2048  # up to this width sums are float64: it costs nothing there
@@ -90,7 +91,7 @@ class SecondMoments:
         keys = [key for key in self._sums if key[0] == layer]
         if not keys:
             return
-        total = self._world.total
+        total = self._world.sum_array
         tokens = total(self._tokens[keys[0]])
         found = [(*self._sites[key], total(self._sums.pop(key).cpu().numpy())) for key in keys]
         if self._world.rank == 0:

@@ -9,7 +9,7 @@ import numpy as np
 
 from minitron_cli.checkpoint.scores_file import read_scores, write_scores
 from minitron_cli.importance.identity import differences
-from minitron_cli.importance.readers import Row, Rows
+from minitron_cli.importance.sums import Row, Rows
 from minitron_cli.spec.scores import Scores
 
 SECONDS = 60.0  # between snapshots

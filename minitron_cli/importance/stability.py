@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.importance.aggregate import Aggregation, to_scores
-from minitron_cli.importance.readers import COUNT, Rows
+from minitron_cli.importance.sums import COUNT, Rows
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import top_k
 from minitron_cli.spec.shape import Shape

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minitron_cli.importance.readers import HALVES
+from minitron_cli.importance.sums import HALVES
 
 Span = tuple[int, int]
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint.disk import need_space
+from minitron_cli.hf.hooks import block_output
 from minitron_cli.importance.block import Block, build_block, read_layer
 from minitron_cli.importance.estimate import forward
 from minitron_cli.importance.job import Job
-from minitron_cli.importance.load import hidden_states
 from minitron_cli.importance.record import Recorder, check_finite, recording
 from minitron_cli.importance.snapshot import Progress
 from minitron_cli.importance.statistics import Batch
@@ -34,7 +34,7 @@ class States:
         begin, end = job.share
         self._begin = begin
         self._shape = (end - begin, job.samples.rows.shape[1], job.checkpoint.shape["hidden"])
-        self._dtype, self._folder = job.torch_dtype, job.scratch if on_disk else None
+        self._dtype, self._folder = job.dtype, job.scratch if on_disk else None
         if on_disk and not self._folder_exists():  # a mapped file that finds the disk full kills the process
             need_space(job.scratch, 2 * prod(self._shape) * self._dtype.itemsize)
         self._memory = None if on_disk else torch.empty(self._shape, dtype=self._dtype)
@@ -91,7 +91,7 @@ def _blocks(job: Job, first: int) -> Iterator[Block]:
         # Only reading is done ahead: building a model changes torch's default dtype for the whole process.
         coming = pool.submit(read_layer, job.checkpoint, first, vocab=first == 0)
         for layer in range(first, num_layers):
-            block = build_block(job.checkpoint, coming.result(), job.torch_dtype, job.device)
+            block = build_block(job.checkpoint, coming.result(), job.dtype, job.device)
             if layer + 1 < num_layers:
                 coming = pool.submit(read_layer, job.checkpoint, layer + 1, vocab=False)
             yield block
@@ -135,7 +135,7 @@ def _hooks(block: Block, given: Tensor | None, found: list[Tensor]) -> Iterator[
 
     handles = [
         block.module.register_forward_pre_hook(enter, with_kwargs=True),
-        block.module.register_forward_hook(lambda module, args, output: found.append(hidden_states(output))),
+        block.module.register_forward_hook(lambda module, args, output: found.append(block_output(output))),
     ]
     try:
         yield

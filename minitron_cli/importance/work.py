@@ -7,13 +7,14 @@ from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import choose_dtype, dtype_name
+from minitron_cli.hf.load import load_model
+from minitron_cli.hf.process_group import World
 from minitron_cli.importance import resident, second_moments, stream
 from minitron_cli.importance.identity import pass_identity
 from minitron_cli.importance.job import Job, Say, Show
-from minitron_cli.importance.load import choose_device, choose_dtype, load_model
 from minitron_cli.importance.modes import Mode, batch_size, choose, needs
 from minitron_cli.importance.options import Options
-from minitron_cli.importance.parallel import World
 from minitron_cli.importance.samples import draw
 from minitron_cli.importance.snapshot import Progress, Snapshot
 from minitron_cli.spec.shape import flops_per_token
@@ -23,13 +24,13 @@ def prepare(
     checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
 ) -> tuple[Job, Mode, Mapping[str, Any]]:
     """Draw the samples, choose device, dtype and mode, and say what will be done."""
-    device = choose_device(options.device)
+    device = world.device
     dtype = choose_dtype(options.dtype, device)
     samples, data = draw(checkpoint, options)
-    identity = pass_identity(checkpoint.path, data, dtype)
+    identity = pass_identity(checkpoint.path, data, dtype_name(dtype))
     size = batch_size(options.batch_size, samples.rows.shape[1], device)
     begin, end = world.share(len(samples))
-    seq_len, item = samples.rows.shape[1], 4 if dtype == "float32" else 2
+    seq_len, item = samples.rows.shape[1], dtype.itemsize
     need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item)
     if options.second_moments:
         of_all, of_layer = second_moments.bytes_of(checkpoint)
@@ -55,8 +56,8 @@ def announce(job: Job, mode: Mode) -> None:
     work = flops_per_token(weights, job.checkpoint.shape, job.samples.rows.shape[1]) * job.samples.num_tokens
     processes = f" in {job.world.size} processes" if job.world.size > 1 else ""
     job.say(
-        f"measuring {job.checkpoint.path} on {job.device} in {job.dtype}{processes}: {len(job.samples):,} samples, "
-        f"{job.samples.num_tokens:,} tokens, batches of {job.batch_size}"
+        f"measuring {job.checkpoint.path} on {job.device} in {dtype_name(job.dtype)}{processes}: "
+        f"{len(job.samples):,} samples, {job.samples.num_tokens:,} tokens, batches of {job.batch_size}"
     )
     where = " with hidden states on disk" if mode.on_disk else ""
     job.say(f"{mode.name}{where} ({mode.reason}): about {mode.memory / 1e9:.2f} GB, {work / 1e12:,.1f} TFLOP to do")
@@ -73,5 +74,9 @@ def run_pass(job: Job, mode: Mode, model: Callable[[], Any]) -> Progress:
 def load(job: Job, options: Options) -> Any:
     """The resident model."""
     return load_model(
-        job.checkpoint.path, job.dtype, job.device, options.device_map, trust_remote_code=options.trust_remote_code
+        job.checkpoint.path,
+        job.dtype,
+        job.device,
+        device_map=options.device_map,
+        trust_remote_code=options.trust_remote_code,
     )

@@ -6,6 +6,7 @@ from typing import Any
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.spec.plan import Plan
 
 TOKENS = (2, 64)  # rows x tokens that are compared
@@ -19,23 +20,23 @@ def check_pruned(source: Checkpoint, plan: Plan, directory: Path) -> dict[str, A
     Returns {"checked": False, "why": ..} where memory does not take the source.
     """
     needed = 4 * sum(t.num_bytes // ITEM_BYTES[t.dtype] for t in source.tensors.values()) * 5 // 4
-    free = available_memory()
-    if free is not None and needed > free:
+    free = free_host_memory()
+    if needed > free:
         return {
             "checked": False,
             "why": f"the source needs {needed / 1e9:.0f} GB in float32, {free / 1e9:.0f} are free",
         }
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from minitron_cli.hf.load import load_model
     from minitron_cli.prune.mask import masked_source
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, source.shape["vocab"], TOKENS, generator=generator)
-    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    model = load_model(source.path, torch.float32)
     expected = masked_source(model, source.family, plan)(ids)
     del model
-    pruned = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    pruned = load_model(directory, torch.float32)
     with torch.no_grad():
         found = pruned(ids, use_cache=False).logits
     error = float((found - expected).norm() / expected.std() / found.numel() ** 0.5)
@@ -46,14 +47,3 @@ def check_pruned(source: Checkpoint, plan: Plan, directory: Path) -> dict[str, A
             "this is a bug in the family's table or in transformers; please report it with the output of `inspect`",
         )
     return {"checked": True, "relative_error": error, "allowed": allowed}
-
-
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not say."""
-    file = Path("/proc/meminfo")
-    if not file.is_file():
-        return None
-    for line in file.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

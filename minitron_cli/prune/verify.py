@@ -9,7 +9,7 @@ from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
 from minitron_cli.checkpoint.provenance import combined_digest, digests, file_digest, read_manifest, read_plan
 from minitron_cli.checkpoint.reader import Checkpoint, load_config, open_checkpoint, weight_files
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.check import available_memory
+from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.prune.compensate import from_record
 from minitron_cli.prune.cuts import cuts
 from minitron_cli.prune.trim import write_model
@@ -70,8 +70,8 @@ def _check_model(directory: Path, result: dict[str, Any], load: bool) -> None:
 
 
 def _check_load(checkpoint: Checkpoint, result: dict[str, Any]) -> None:
-    free = available_memory()
-    if free is not None and checkpoint.num_bytes * 5 // 4 > free:
+    free = free_host_memory()
+    if checkpoint.num_bytes * 5 // 4 > free:
         result["checks"].append("not loaded: it does not fit in memory")
         return
     from transformers import AutoModelForCausalLM

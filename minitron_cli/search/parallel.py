@@ -42,7 +42,7 @@ def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
     """
     import torch
 
-    from minitron_cli.training.distributed import choose_device
+    from minitron_cli.hf.devices import choose_device
 
     if text is None:
         several = device == "auto" and torch.cuda.is_available() and torch.cuda.device_count() > 1

@@ -12,6 +12,7 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.bench import check_context
+from minitron_cli.hf.context import context_length
 from minitron_cli.search.budget import fast_enough
 from minitron_cli.search.identity import check_place, claim
 from minitron_cli.search.measure import cut_candidate, held_out_losses
@@ -90,7 +91,7 @@ def _open(options: SearchOptions) -> Bench:
     check_place(source, options)
     if options.speed is not None:
         # Every candidate has the source's context: what is too long shows before anything is measured.
-        context = source.config.get("max_position_embeddings")
+        context = context_length(source.config)
         check_context([(str(source.path), context)], options.speed.cells, "--bench-grid")
     scores, _ = read_scores(options.scores)
     return Bench(source, scores, _held_out(source, options), window_length(source, options), options)

@@ -6,6 +6,7 @@ from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.search.options import SearchOptions
 from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.search import Candidate, candidates, default_grid
@@ -98,7 +99,4 @@ def _buildable(source: Checkpoint, shape: Shape) -> bool:
 
 def window_length(source: Checkpoint, options: SearchOptions) -> int:
     """Tokens of a held-out window and of a training sequence."""
-    context = int(source.config.get("max_position_embeddings") or MAX_SEQ_LEN)
-    if options.seq_len and options.seq_len > context:
-        raise MinitronError(f"--seq-len {options.seq_len} is beyond the model's context", f"it takes {context} tokens")
-    return options.seq_len or min(context, MAX_SEQ_LEN)
+    return sequence_length(options.seq_len, MAX_SEQ_LEN, {str(source.path): context_length(source.config)})

@@ -122,9 +122,9 @@ def machine(device: str) -> str:
     """What the times were taken on, in words."""
     import torch
 
-    from minitron_cli.evaluate.model import resolve_device
+    from minitron_cli.hf.devices import choose_device
 
-    where = resolve_device(device)
+    where = choose_device(device)
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     return f"{platform.node()} {platform.machine()}, {torch.get_num_threads()} threads"

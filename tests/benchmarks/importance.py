@@ -24,13 +24,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.hf.devices import choose_device
+from minitron_cli.hf.hooks import find_sites
+from minitron_cli.hf.load import load_model
+from minitron_cli.hf.parts import decoder_of
+from minitron_cli.hf.process_group import World
 from minitron_cli.importance import estimate, resident, stream
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.job import Job
-from minitron_cli.importance.load import base_model, choose_device, load_model
-from minitron_cli.importance.parallel import World
 from minitron_cli.importance.record import Recorder
-from minitron_cli.importance.sites import find_sites
 from minitron_cli.importance.snapshot import Snapshot
 from tests.benchmarks.measure import Run, paired_ratio, paired_seconds, peak_bytes
 
@@ -70,13 +72,13 @@ def overhead(name: str, device: torch.device, dtype: torch.dtype, rounds: int, c
     """Ratio of seconds, and bytes that recording adds at its peak over model and bare pass."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = open_checkpoint(make(name, dtype, Path(folder)))
-        model = load_model(checkpoint.path, str(dtype).removeprefix("torch."), device)
+        model = load_model(checkpoint.path, dtype, device)
         sites, samples, batch = find_sites(checkpoint, model, device), samples_of(name), SHAPES[name][1][2]
 
         def bare() -> None:
             with torch.inference_mode():
                 for one in samples.batches(batch, device):
-                    estimate.forward(base_model(model), one)
+                    estimate.forward(decoder_of(model), one)
 
         def recorded() -> None:
             estimate.run(model, sites, samples.batches(batch, device), Recorder(sites))
@@ -110,7 +112,7 @@ def child(mode: str, model: Path, name: str, limit: int) -> None:
     checkpoint, device = open_checkpoint(model), torch.device("cpu")
     samples, batch = samples_of(name), SHAPES[name][1][2]
     silent = (lambda text: None), (lambda fraction, rate: None)
-    job = Job(checkpoint, samples, device, "float32", batch, World(), Snapshot(model / "partial", {}),
+    job = Job(checkpoint, samples, device, torch.float32, batch, World(), Snapshot(model / "partial", {}),
               model / "states", *silent)  # fmt: skip
     estimate.forward(LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         num_attention_heads=1)).model, next(Samples(np.zeros((1, 4), np.int64)).batches(1, device)))  # fmt: skip
@@ -121,7 +123,7 @@ def child(mode: str, model: Path, name: str, limit: int) -> None:
     if mode == "stream":
         progress = stream.run(job, on_disk=False)
     else:
-        progress = resident.run(job, load_model(model, "float32", device))
+        progress = resident.run(job, load_model(model, torch.float32, device))
     seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     total = float(sum(sums.sum() for sums in progress.raw.values()))
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "checksum": total, "data_bytes": status("VmData") - held,

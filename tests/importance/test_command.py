@@ -156,7 +156,7 @@ def test_too_little_data_says_how_much_there_is(toy, options, tmp_path):
 
 
 def test_samples_longer_than_the_context_are_refused(toy, options, tmp_path):
-    with pytest.raises(MinitronError, match=r"--seq-len 129 is longer than the context .*\(128\)"):
+    with pytest.raises(MinitronError, match=r"--seq-len 129 is longer than the context of .* \(128 positions\)"):
         measure(toy("llama"), replace(options, seq_len=129), tmp_path / "s")
 
 

@@ -8,11 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.hf.hooks import find_sites
 from minitron_cli.importance import estimate
 from minitron_cli.importance.aggregate import Aggregation, to_scores
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.record import Recorder
-from minitron_cli.importance.sites import find_sites
 from tests.importance import literal
 from tests.toys import TOY_CONFIGS, toy_ids
 

@@ -13,12 +13,12 @@ import torch
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.load import load_model
+from minitron_cli.hf.process_group import World
 from minitron_cli.importance import resident, stream
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.job import Job
-from minitron_cli.importance.load import load_model
 from minitron_cli.importance.modes import choose, needs
-from minitron_cli.importance.parallel import World
 from minitron_cli.importance.snapshot import Snapshot
 from tests.toys import TOY_CONFIGS, toy_ids
 
@@ -29,7 +29,7 @@ def job_for(path, tmp_path, samples=None, batch_size=2):
     samples = samples or Samples(toy_ids(5, 9).numpy())
     identity = {"model": {"digest": "x"}, "data": {}, "work": "test"}
     return Job(
-        open_checkpoint(path), samples, CPU, "float32", batch_size, World(),
+        open_checkpoint(path), samples, CPU, torch.float32, batch_size, World(),
         Snapshot(tmp_path / "partial", identity), tmp_path / "states", lambda text: None, lambda fraction, rate: None,
     )  # fmt: skip
 

@@ -11,8 +11,8 @@ import torch
 from minitron_cli.checkpoint.moments_file import moments_digest, moments_path, open_moments
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.process_group import World
 from minitron_cli.importance.options import Options
-from minitron_cli.importance.parallel import World
 from minitron_cli.importance.run import measure
 from minitron_cli.importance.second_moments import SecondMoments, _add_gram
 

@@ -10,12 +10,12 @@ from minitron_cli.checkpoint.moments_file import moments_path, open_moments, pac
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.hooks import find_sites
+from minitron_cli.hf.process_group import World
 from minitron_cli.importance import estimate
 from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.parallel import World
 from minitron_cli.importance.record import Recorder
 from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
-from minitron_cli.importance.sites import find_sites
 from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, residual, transfer
 from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.select import by_residual, eliminate

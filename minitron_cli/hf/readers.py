@@ -1,12 +1,10 @@
-"""Where to listen: derived from the axis table, never from a family's code.
+"""Which weights read an axis: derived from the table, without torch.
 
 A weight whose *last* dimension contains an axis reads it, so the input of that weight is where the axis' activations
-are seen: the down projection's input for neurons (after the activation function, as NVIDIA's released code takes it;
-the paper's formula is written before it), the output projection's input for heads, and for hidden channels the input
-of every per-layer weight that reads them: the norm outputs, in pre-norm models. The final norm is not listened to.
+are seen: the down projection's input for neurons (after the activation function, as in NVIDIA's released code; the
+paper's formula is written before it), the output projection's input for heads, and for hidden channels the input of
+every per-layer weight that reads them: the norm outputs, in pre-norm models. What the head reads is not among them.
 """
-
-from dataclasses import dataclass
 
 from minitron_cli.spec.axes import AXES, Dim, Weight, axes_of
 from minitron_cli.spec.family import Family
@@ -15,23 +13,6 @@ READ_AXES = tuple(axis.name for axis in AXES if axis.scored == "input")  # read 
 EXPERT, EXPERT_FFN, EXPERT_USAGE = "expert", "expert_ffn", "expert_usage"  # recorded inside the experts' own forward
 _ALONE: Dim = ((EXPERT_FFN,),)
 EXPERT_LAYOUTS: dict[str, tuple[str, ...]] = {EXPERT: ("expert",), EXPERT_FFN: ("expert", "expert_ffn")}
-
-SEQ = ("mean", "l2", "var")  # sequence aggregations, in the order they are stored: of |x|, of x, of x
-MOMENTS = ("sum", "square")  # running sums over samples: of s and of s^2
-HALVES = 2  # even and odd samples apart, for the stability report
-COUNT = "count"  # samples seen, per half
-LAYER = "layer"  # block influence
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One recorded input of an axis: the layer it stands in, and the weights (disk names) that read it."""
-
-    layer: int
-    readers: tuple[str, ...] = ()
-
-
-Rows = dict[str, list[Row]]  # axis -> its rows, in the order of the running sums
 
 
 def is_matrix(weight: Weight) -> bool:

@@ -1,0 +1,30 @@
+"""How long an input may be: from the config alone, without torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from minitron_cli.errors import MinitronError
+
+_KEYS = ("max_position_embeddings", "n_positions")
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Positions that a config.json dictionary allows, or None where it states no limit."""
+    return next((int(config[key]) for key in _KEYS if config.get(key)), None)
+
+
+def sequence_length(asked: int | None, usual: int, contexts: Mapping[str, int | None], flag: str = "--seq-len") -> int:
+    """Tokens per sequence: `asked`, or the shortest context among the models, at most `usual`.
+
+    `contexts` maps the name of each model to its context. A length that a model cannot take is a MinitronError.
+    """
+    limits = {name: limit for name, limit in contexts.items() if limit is not None}
+    if asked is None:
+        return min([usual, *limits.values()])
+    for name, limit in limits.items():
+        if asked > limit:
+            raise MinitronError(
+                f"{flag} {asked} is longer than the context of {name} ({limit} positions)",
+                f"use {flag} {min(limits.values())} or shorter",
+            )
+    return asked

@@ -1,0 +1,57 @@
+"""Which device, and in which type to compute on it."""
+
+import os
+from typing import Final
+
+import torch
+
+from minitron_cli.errors import MinitronError
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TYPES = ("cpu", "cuda")
+
+
+def choose_device(name: str, flag: str = "--device") -> torch.device:
+    """`auto` is a GPU where there is one, else the CPU. Under torchrun each process takes the GPU of its local rank."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in _TYPES:
+        raise MinitronError(f"{flag} {name!r} is not a device", "use auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise MinitronError(
+            f"{flag} {name}: no GPU is visible to torch", f"use {flag} cpu, or install a CUDA build of torch"
+        )
+    local = os.environ.get("LOCAL_RANK")
+    index = int(local) if local is not None else device.index or 0
+    if index >= torch.cuda.device_count():
+        raise MinitronError(
+            f"{flag} cuda:{index}: {torch.cuda.device_count()} GPUs are visible to torch",
+            "use another index, or start at most one process per GPU (--nproc)",
+        )
+    return torch.device("cuda", index)
+
+
+def choose_dtype(name: str, device: torch.device, flag: str = "--dtype") -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in DTYPES:
+        raise MinitronError(f"{flag} {name!r} is unknown", f"one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32, as flags and files write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything queued on a device is done; the CPU queues nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,140 @@
+"""Models in memory: from a directory's safetensors, from tensors at hand, or with new weights; the tokenizer too.
+
+transformers builds a model on the meta device and fills it shard by shard. Whatever it cannot load, and whatever it
+would only warn about (weights that are missing), becomes a MinitronError that names the model.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minitron_cli.errors import MinitronError
+
+# What transformers raises for a config, weights or a tokenizer that do not fit together.
+_REJECTIONS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+
+
+def load_model(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    *,
+    device_map: str | None = None,
+    train: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The causal LM of a directory, on `device` (None: the CPU) or placed by accelerate (`device_map`).
+
+    With `train` in training mode with gradients, else frozen and in evaluation mode.
+    """
+    from transformers import AutoModelForCausalLM
+
+    placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    with loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **placed,
+        )
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random weights in their place
+        raise MinitronError(
+            f"{path} lacks {len(missing)} of its weights: {', '.join(missing[:4])}{' ...' if missing[4:] else ''}",
+            f"`minitron verify {path}` says what is wrong",
+        )
+    return _ready(model, None if device_map else device, train)
+
+
+def new_model(
+    config: Any, dtype: torch.dtype, device: torch.device, *, train: bool = False, trust_remote_code: bool = False
+) -> Any:
+    """A causal LM of a transformers config, its weights drawn from torch's global generator (on "meta": none)."""
+    from transformers import AutoModelForCausalLM
+
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return _ready(model, None, train)
+
+
+def model_of_tensors(config: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device) -> Any:
+    """A frozen causal LM of a transformers config, its weights loaded from tensors under their names on disk."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with quiet():
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model = model_class.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype)
+    return _ready(model, device, train=False)
+
+
+def config_of(values: Mapping[str, Any]) -> Any:
+    """The transformers config of a config.json dictionary; the dtype it names is left to whoever builds the model."""
+    from transformers import AutoConfig
+
+    kept = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    return AutoConfig.for_model(values["model_type"], **kept)
+
+
+def load_config(path: Path, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a directory."""
+    from transformers import AutoConfig
+
+    with loading(path):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+    """The transformers tokenizer of a directory."""
+    from transformers import AutoTokenizer
+
+    with loading(path):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _ready(model: Any, device: torch.device | None, train: bool) -> Any:
+    model = model if device is None else model.to(device)
+    return model.train() if train else model.eval().requires_grad_(False)
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Turn what keeps transformers from loading a directory into a MinitronError, and keep transformers quiet."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    if not (path / "config.json").is_file():
+        raise MinitronError(f"{path} is not a model directory: it has no config.json", "give a checkpoint directory")
+    try:
+        with quiet():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise MinitronError(
+            f"{path} does not fit in the memory of the device", "use --dtype bfloat16 or another device"
+        ) from error
+    except (*_REJECTIONS, SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MinitronError(
+            f"{path} does not load: {reason}", f"`minitron verify {path}` says what is wrong"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from showing progress bars, and from warning about weights that are left out on purpose."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,79 @@
+"""One process or many: who this one is, and what all of them agree on."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import choose_device
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place: `rank` of `size`, and the device it computes on. One process alone has joined no group."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def share(self, count: int) -> tuple[int, int]:
+        """This rank's part [begin, end) of `count` samples: contiguous, so that even and odd ones stay balanced."""
+        if count < self.size:
+            raise MinitronError(
+                f"{count} samples cannot be shared by {self.size} processes", "start fewer processes, or add samples"
+            )
+        return self.rank * count // self.size, (self.rank + 1) * count // self.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the ranks in place, on the device where it is."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def sum_array(self, array: np.ndarray) -> np.ndarray:
+        """The sum of every rank's array, on the CPU and in the array's type; the same on all ranks."""
+        return array if self.size == 1 else self.sum(torch.from_numpy(array.copy())).numpy()
+
+    def sum_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`sum_array` of each, in the order of their names, which must be the same on all ranks."""
+        return {name: self.sum_array(arrays[name]) for name in sorted(arrays)}
+
+    def agree(self, tokens: int, stop: bool) -> tuple[int, bool]:
+        """The ranks' token counts summed, and whether any rank was told to stop: one reduction, on the CPU."""
+        both = self.sum(torch.tensor([tokens, int(stop)], dtype=torch.int64))
+        return int(both[0]), bool(both[1])
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.sum(torch.zeros(1))
+
+
+@contextmanager
+def join(device_name: str) -> Iterator[World]:
+    """Enter the process group that torchrun describes in the environment; without torchrun, be alone."""
+    device = choose_device(device_name)
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    # Both backends: tokens and the stop flag travel on the CPU, so that agreeing on them never waits for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
