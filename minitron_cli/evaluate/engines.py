@@ -77,9 +77,8 @@ def run_hf(loaded: LoadedModel, cell: Cell) -> Sample:
     end = _now(loaded.device)
     peak = None
     if before is not None:
-        peak = (
-            weight_bytes(model) + torch.cuda.max_memory_allocated(loaded.device) - before
-        )  # the other models lie there too
+        # `before` are the weights of all models that are in memory; this one's own count.
+        peak = weight_bytes(model) + torch.cuda.max_memory_allocated(loaded.device) - before
     return Sample(first - start, end - first, kv_bytes(out.past_key_values), peak)
 
 

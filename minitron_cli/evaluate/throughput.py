@@ -23,9 +23,8 @@ def forward_rate(loaded: LoadedModel) -> float:
     """Tokens per second of the fastest of a few passes: what else the machine does can only slow a pass down."""
     length = min(_SEQ_LEN, max_context(loaded) or _SEQ_LEN)
     rows = max(1, _tokens(loaded) // length)
-    ids = torch.randint(vocabulary_of(loaded.model), (rows, length), generator=torch.Generator().manual_seed(0)).to(
-        loaded.device
-    )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary_of(loaded.model), (rows, length), generator=generator).to(loaded.device)
     fastest, spent = float("inf"), 0.0
     for turn in range(_REPEATS + 1):
         start = _now(loaded.device)
