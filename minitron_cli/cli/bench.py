@@ -56,9 +56,9 @@ def command(
         emit({"models": given, "cells": shown, "rounds": warmup + repeats}, as_json, lambda: print(text))
         return
     from minitron_cli.evaluate.engines import make_subjects
-    from minitron_cli.evaluate.model import resolve_device
     from minitron_cli.evaluate.side_by_side import distinct_names
     from minitron_cli.evaluate.throughput import machine_words
+    from minitron_cli.hf.devices import choose_device
 
     subjects = make_subjects(
         engine, [resolve_model(model) for model in given], distinct_names(given),
@@ -67,7 +67,7 @@ def command(
     check_context([(subject.name, subject.context) for subject in subjects], cells)
     say(f"{len(subjects)} models, {len(cells)} cells, {warmup} + {repeats} rounds, engine {engine}")
     rows = measure(subjects, cells, repeats=repeats, warmup=warmup, say=say)
-    machine = machine_words(resolve_device(device))
+    machine = machine_words(choose_device(device))
     settings = {
         "machine": machine,
         "engine": engine,
