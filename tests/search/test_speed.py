@@ -160,7 +160,7 @@ def test_the_machine_is_part_of_what_a_time_is() -> None:
         (["--speedup", "2", "--bench-grid", "500x500"], "longer than the context"),
         (["--speedup", "1e9"], "no shape on the grid holds --speedup 1e+09"),
         (["--kv-tokens", "5", "--params", "60K"], "--kv-tokens counts towards --memory"),
-        (["--params", "60K", "--tolerance", "20%", "--devices", "gpu"], "'gpu' is no device"),
+        (["--params", "60K", "--tolerance", "20%", "--devices", "gpu"], "'gpu' is not a device"),
         (["--params", "60K", "--tolerance", "20%", "--devices", "cuda"], "no single device"),
     ],
 )
