@@ -7,8 +7,7 @@ from minitron_cli.cli.common import argument, emit, examples, option, require_mo
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
-    from minitron_cli.evaluate.harness import Request
-    from minitron_cli.evaluate.options import LossOptions, Options
+    from minitron_cli.evaluate.options import LossOptions, Options, Request
 
 NAME = "eval"
 EXAMPLES = examples(
@@ -136,7 +135,7 @@ def _requests(suite: str | None, tasks: str | None, shots: int | None, limit: fl
     from dataclasses import replace
 
     from minitron_cli.evaluate import suites
-    from minitron_cli.evaluate.harness import Request
+    from minitron_cli.evaluate.options import Request
 
     chosen = list(suites.suite(suite)) if suite else []
     chosen += [Request(name.strip(), shots) for name in (tasks or "").split(",") if name.strip()]

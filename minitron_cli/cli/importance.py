@@ -86,8 +86,9 @@ def _judge(model: Path, task: str, include: list[Path], limit: int | None) -> An
     """A task of the harness as `importance` wants it: a number for a model in memory. The verbs meet only here."""
     from transformers import AutoTokenizer
 
-    from minitron_cli.evaluate.harness import Request, make_lm, run_request
+    from minitron_cli.evaluate.harness import make_lm, run_request
     from minitron_cli.evaluate.model import LoadedModel
+    from minitron_cli.evaluate.options import Request
     from minitron_cli.evaluate.tasks import find_tasks
     from minitron_cli.importance.curves import Judge
 

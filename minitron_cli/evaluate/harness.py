@@ -17,6 +17,7 @@ from typing import Any
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.model import LoadedModel, max_context
+from minitron_cli.evaluate.options import Request
 from minitron_cli.evaluate.tasks import Tasks
 from minitron_cli.hf.parts import vocabulary_of
 
@@ -28,17 +29,6 @@ _SHOWN_LEAVES = 10
 
 # Metrics that are 1 where the likeliest choice is the right one.
 _LIKELIEST = ("acc", "acc_norm", "acc_bytes")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One row of an evaluation: a task (or group) and how to run it. None leaves the task's own setting."""
-
-    task: str
-    shots: int | None = None
-    metrics: tuple[str, ...] = ()  # "metric" or "metric,filter"; empty: all of the task's
-    limit: float | None = None
-    generation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """One model in memory for everything that is measured on it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.hf.context import context_length
-from minitron_cli.hf.devices import choose_device, choose_dtype, dtype_name
-from minitron_cli.hf.load import load_model as load_weights
-from minitron_cli.hf.load import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +34,10 @@ def load_model(
     path: Path, *, device: str = "auto", dtype: str = "auto", name: str | None = None, trust_remote_code: bool = False
 ) -> LoadedModel:
     """Load the checkpoint directory `path`; whatever keeps it from loading is a MinitronError that names the model."""
+    from minitron_cli.hf.devices import choose_device, choose_dtype, dtype_name
+    from minitron_cli.hf.load import load_model as load_weights
+    from minitron_cli.hf.load import load_tokenizer
+
     where = choose_device(device)
     resolved = choose_dtype(dtype, where)
     tokenizer = load_tokenizer(path, trust_remote_code)

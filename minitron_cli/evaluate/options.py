@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minitron_cli.data.source import Source
-from minitron_cli.evaluate.harness import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row of an evaluation: a task (or group) and how to run it. None leaves the task's own setting."""
+
+    task: str
+    shots: int | None = None
+    metrics: tuple[str, ...] = ()  # "metric" or "metric,filter"; empty: all of the task's
+    limit: float | None = None
+    generation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import resolve_model
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
-from minitron_cli.evaluate.harness import Request, Score, make_lm, run_request
+from minitron_cli.evaluate.harness import Score, make_lm, run_request
 from minitron_cli.evaluate.losses import measure_losses
 from minitron_cli.evaluate.model import LoadedModel, load_model
-from minitron_cli.evaluate.options import Options
+from minitron_cli.evaluate.options import Options, Request
 from minitron_cli.evaluate.tasks import Tasks
 from minitron_cli.evaluate.throughput import forward_rate, machine_words
 from minitron_cli.hf.devices import choose_device, choose_dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.evaluate.harness import Request
+from minitron_cli.evaluate.options import Request
 
 # The rows of the papers' tables (arXiv 2407.14679, section 4; 2408.11796, table 1). The last three are our own task
 # files: the harness has no English XLSum, three shots for MBPP and a single greedy sample for HumanEval.

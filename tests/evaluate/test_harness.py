@@ -9,8 +9,9 @@ import pytest
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import harness, tasks
-from minitron_cli.evaluate.harness import Request, make_lm, run_request
+from minitron_cli.evaluate.harness import make_lm, run_request
 from minitron_cli.evaluate.model import load_model
+from minitron_cli.evaluate.options import Request
 from minitron_cli.evaluate.suites import MINITRON, QUICK
 from minitron_cli.evaluate.tasks import OWN_TASKS, find_tasks
 from tests.evaluate.conftest import QUESTIONS, write_task
