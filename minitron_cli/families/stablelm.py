@@ -8,13 +8,15 @@ STABLELM = family(
     "stablelm",
     ["stablelm"],
     MODEL
+    + """
+    model.layers.{layer}.input_layernorm.weight           hidden
+    model.layers.{layer}.input_layernorm.bias             hidden
+    """
     + ATTENTION
     + QKV_BIAS.replace("?attention_bias", "?use_qkv_bias")
     + INV_FREQ
     + GATED_MLP
     + """
-    model.layers.{layer}.input_layernorm.weight           hidden
-    model.layers.{layer}.input_layernorm.bias             hidden
     model.layers.{layer}.post_attention_layernorm.weight  hidden  ?!use_parallel_residual
     model.layers.{layer}.post_attention_layernorm.bias    hidden  ?!use_parallel_residual
     model.norm.bias                                       hidden

@@ -50,7 +50,7 @@ def final_norm_of(model: Any) -> nn.Module:
 
 
 def input_norm(family: Family) -> Weight | None:
-    """The line of the norm at a block's entrance: a table lists a block's lines in the order of computation."""
+    """The line of the norm through which a block reads the residual stream: the first of a layer, or there is none."""
     first = next(w for w in family.weights if "layer" in w.name_axes)
     return first if _is_norm(first) else None
 

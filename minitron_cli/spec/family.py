@@ -12,6 +12,7 @@ from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, parse_table
 class Family:
     """The weights of one architecture, as they are named on disk.
 
+    A layer's lines begin with the norm through which it reads the residual stream, where it has one.
     `config_keys` maps an axis to its key in config.json (`a|b` where it goes by several names). A family whose
     `head_dim` has no key derives it from hidden / heads; one whose `kv` has no key has as many key/value heads as
     heads. `defaults` holds config values that old or hand-written configs leave out.
