@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def _code(path: Path) -> str:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = ""
     return ast.unparse(tree)
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Lazy imports and imports for type checkers count too."""
+    modules = {".".join(["minitron_cli", *p.relative_to(ROOT).with_suffix("").parts]): p for p in FILES}
+    graph = {}
+    for name, path in modules.items():
+        imported = {known for found in _imports(path) for known in (found, found.rpartition(".")[0])}
+        graph[name] = imported & modules.keys() - {name}
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the files
 
 
 @pytest.mark.parametrize("package", GROUND)

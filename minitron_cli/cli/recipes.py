@@ -1,5 +1,6 @@
 """`minitron recipes`: the recipes that come along; where they are found, and which options each verb has."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,14 +63,10 @@ def names() -> list[str]:
     return sorted(file.stem for file in bundled().glob("*.yaml"))
 
 
-def check_values(recipe: Any) -> None:
-    """Every step's options as the verb's own parser reads them, before the first step runs."""
-    import typer.main
-
-    from minitron_cli.cli.app import app
+def check_values(recipe: Any, commands: Mapping[str, Any]) -> None:
+    """Have each verb's own parser (`commands` by name) read its steps' options, before the first step runs."""
     from minitron_cli.spec.recipe import written
 
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     usage_error: Any = typer.BadParameter.__base__
     for step in recipe.steps:
         try:
@@ -80,14 +77,10 @@ def check_values(recipe: Any) -> None:
             ) from error
 
 
-def options_by_verb() -> dict[str, set[str]]:
+def options_by_verb(commands: Mapping[str, Any]) -> dict[str, set[str]]:
     """The long option names of every verb that a recipe may use, without their dashes."""
-    import typer.main
-
-    from minitron_cli.cli.app import app
     from minitron_cli.spec.recipe import VERBS
 
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return {
         verb: {name.removeprefix("--") for p in commands[verb].params for name in p.opts if name.startswith("--")}
         for verb in VERBS

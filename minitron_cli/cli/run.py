@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from minitron_cli.cli.common import argument, emit, examples, option, say, table
 from minitron_cli.cli.costs import hours_at, show_plan, show_took
 from minitron_cli.errors import MinitronError
@@ -14,6 +16,7 @@ EXAMPLES = examples("minitron run tiny", "minitron run recipes/tiny.yaml --set m
 
 
 def command(
+    context: typer.Context,
     recipe: Annotated[str, argument("RECIPE", help="a YAML file, or the name of one that comes along")],
     output: Annotated[Path | None, option("-o", "--output", help="run directory [default: runs/RECIPE]")] = None,
     settings: Annotated[list[str] | None, option("--set", help="STEP.option=value, or input=path; repeatable")] = None,
@@ -34,9 +37,10 @@ def command(
     from minitron_cli.spec.recipe import command_line
     from minitron_cli.spec.recipe_file import apply_settings, load_recipe
 
-    options = options_by_verb()
+    commands = context.find_root().command.commands  # type: ignore[attr-defined]
+    options = options_by_verb(commands)
     chain = apply_settings(load_recipe(find_recipe(recipe), options), settings or [], options)
-    check_values(chain)
+    check_values(chain, commands)
     directory = output or Path("runs") / chain.name
     if print_commands:
         for step in chain.steps:

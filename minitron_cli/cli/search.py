@@ -75,12 +75,12 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little."""
-    from minitron_cli.search.options import SearchOptions
+    from minitron_cli.search.request import SearchRequest
 
     speed = read_speed(bench_grid, bench_batch_sizes, bench_repeats, latency, speedup)
     window = read_window(params, tolerance, parse_bytes(memory) if memory else None, kv_tokens, speed)
     require_counts(measure=measure, refine=refine, eval_windows=eval_windows, batch=batch, seq_len=seq_len or 1)
-    options = SearchOptions(
+    request = SearchRequest(
         model=require_model(model, NAME), scores=scores or Path(), data=tuple(data or ()),
         eval_data=tuple(eval_data or data or ()), output=output or Path(_default_name(params)),
         window=window, grid=parse_grid(grid) if grid else None, ffn_factors=parse_factors(ffn_factors),
@@ -91,37 +91,37 @@ def command(
     if listing:
         if speed is not None and speed.binds:
             raise MinitronError("--list knows sizes, not speeds", "leave out --latency and --speedup, or --list")
-        _list(options, as_json)
+        _list(request, as_json)
         return
     if dry_run:
-        _dry_run(options, tflops, mfu, as_json)
+        _dry_run(request, tflops, mfu, as_json)
         return
-    if scores is None or not options.eval_data:
+    if scores is None or not request.eval_data:
         raise MinitronError(
             "ranking needs --scores and --data", "measure with `minitron importance` first, or add --list to only list"
         )
     if refine_tokens and not data:
         raise MinitronError("--refine-tokens needs text to distill on", "add --data")
-    _search(options, devices, as_json)
+    _search(request, devices, as_json)
 
 
 def _default_name(params: int | None) -> str:
     return f"search-{count_text(params)}" if params is not None else "search"
 
 
-def _search(options: Any, devices: str | None, as_json: bool) -> None:
+def _search(request: Any, devices: str | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from minitron_cli.search.parallel import parse_devices
     from minitron_cli.search.picture import write_picture
-    from minitron_cli.search.run import search
+    from minitron_cli.search.rank import search
     from minitron_cli.search.table import facts, write_facts
 
-    options = replace(options, devices=parse_devices(devices, options.device))
-    result = search(options, say)
-    found = facts(result, options)
-    write_facts(options.output, found)
-    picture = write_picture(options.output / "pareto.svg", result)
+    request = replace(request, devices=parse_devices(devices, request.device))
+    result = search(request, say)
+    found = facts(result, request)
+    write_facts(request.output, found)
+    picture = write_picture(request.output / "pareto.svg", result)
     emit(found, as_json, lambda: _show(found, picture))
 
 
@@ -154,13 +154,13 @@ def _speed(entry: dict[str, Any]) -> list[str]:
     return [f"{max(seconds) * 1e3:.1f} ms", f"{min(speedups):.2f}x"]
 
 
-def _list(options: Any, as_json: bool) -> None:
+def _list(request: Any, as_json: bool) -> None:
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.search.shapes import enumerate_shapes
     from minitron_cli.spec.shape import shape_name
 
-    source = open_checkpoint(options.model)
-    found = enumerate_shapes(source, options)
+    source = open_checkpoint(request.model)
+    found = enumerate_shapes(source, request)
     entries: list[dict[str, Any]] = [
         {"name": shape_name(c.shape), "shape": dict(c.shape.sizes), "parameters": c.parameters,
          "non_embedding_parameters": c.non_embedding} for c in found
@@ -171,11 +171,11 @@ def _list(options: Any, as_json: bool) -> None:
         print(f"{len(entries)} shapes; next: the same line with --scores and --data instead of --list ranks them")
 
 
-def _dry_run(options: Any, tflops: float, mfu: float, as_json: bool) -> None:
+def _dry_run(request: Any, tflops: float, mfu: float, as_json: bool) -> None:
     from minitron_cli.cli.costs import hours_at, hours_text
     from minitron_cli.search.cost import cost
 
-    found = cost(options)
+    found = cost(request)
     found |= {"gpu_hours": hours_at(found["flops"], tflops, mfu)}
 
     def show() -> None:
@@ -186,6 +186,6 @@ def _dry_run(options: Any, tflops: float, mfu: float, as_json: bool) -> None:
             ["memory on a device", bytes_text(found["memory_bytes"])], ["disk", bytes_text(found["disk_bytes"])],
         ]  # fmt: skip
         table(["at the most", ""], rows)
-        print(f"would write {options.output}")
+        print(f"would write {request.output}")
 
     emit(found, as_json, show)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.search.options import Entry
-from minitron_cli.search.speed import Speed, Stopwatch
+from minitron_cli.search.result import Entry
+from minitron_cli.search.speed import Speed
+from minitron_cli.search.timing import ShapeTimer
 from minitron_cli.spec.proxy import calibrate, forecast
 from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import shape_name
@@ -20,7 +21,7 @@ MARGIN = 0.15
 Times = list[tuple[Candidate, Speed]]
 
 
-def fast_enough(watch: Stopwatch, source: Candidate, entries: Sequence[Entry], wanted: int, say: Say) -> list[Entry]:
+def fast_enough(timer: ShapeTimer, source: Candidate, entries: Sequence[Entry], wanted: int, say: Say) -> list[Entry]:
     """The first `wanted` of `entries` that hold the budget; the speed of each that was measured is set on it.
 
     Raises MinitronError when not even the one that should be fastest holds it.
@@ -28,19 +29,19 @@ def fast_enough(watch: Stopwatch, source: Candidate, entries: Sequence[Entry], w
     taken: list[Entry] = []
     times: Times = []
     for entry in _corners(entries):
-        _measure(watch, entry, source, times)
-    fastest = min(entries, key=lambda e: max(_ratios(watch, source, times, e.candidate)))
-    _measure(watch, fastest, source, times)
+        _measure(timer, entry, source, times)
+    fastest = min(entries, key=lambda e: max(_ratios(timer, source, times, e.candidate)))
+    _measure(timer, fastest, source, times)
     for entry in entries:
-        if entry.speed is None and _too_slow(watch, source, times, entry.candidate):
+        if entry.speed is None and _too_slow(timer, source, times, entry.candidate):
             continue
-        _measure(watch, entry, source, times)
-        if entry.speed is not None and entry.speed.holds(watch.budget):
+        _measure(timer, entry, source, times)
+        if entry.speed is not None and entry.speed.holds(timer.budget):
             taken.append(entry)
         if len(taken) == wanted:
             break
     if not taken:
-        raise _none_fits(watch, times)
+        raise _none_fits(timer, times)
     say(f"{len(taken)} of {len(entries)} shapes taken by their speed, {len(times)} measured")
     return taken
 
@@ -55,17 +56,17 @@ def _corners(entries: Sequence[Entry]) -> list[Entry]:
     return list({id(entry): entry for entry in ends}.values())
 
 
-def _measure(watch: Stopwatch, entry: Entry, source: Candidate, times: Times) -> None:
+def _measure(timer: ShapeTimer, entry: Entry, source: Candidate, times: Times) -> None:
     if entry.speed is None:
         shape = entry.candidate.shape
-        entry.speed = watch.speed(shape, shape_name(shape))
+        entry.speed = timer.speed(shape, shape_name(shape))
         times.append((entry.candidate, entry.speed))
 
 
-def _ratios(watch: Stopwatch, source: Candidate, times: Times, candidate: Candidate) -> list[float]:
+def _ratios(timer: ShapeTimer, source: Candidate, times: Times, candidate: Candidate) -> list[float]:
     """Forecast of time / the source's time in every cell of the grid."""
     found = []
-    for cell in (str(cell) for cell in watch.budget.cells):
+    for cell in (str(cell) for cell in timer.budget.cells):
         known = [(_features(c, source), 1 / speed.speedups[cell]) for c, speed in times]
         weights = calibrate([*known, (_features(source, source), 1.0)])
         found.append(forecast(_features(candidate, source), weights))
@@ -80,10 +81,10 @@ def _features(candidate: Candidate, source: Candidate) -> dict[str, float]:
     }
 
 
-def _too_slow(watch: Stopwatch, source: Candidate, times: Times, candidate: Candidate) -> bool:
+def _too_slow(timer: ShapeTimer, source: Candidate, times: Times, candidate: Candidate) -> bool:
     """Whether the forecast is over the budget by more than the margin, in any cell."""
-    budget = watch.budget
-    for cell, ratio in zip(map(str, budget.cells), _ratios(watch, source, times, candidate)):
+    budget = timer.budget
+    for cell, ratio in zip(map(str, budget.cells), _ratios(timer, source, times, candidate)):
         own = median(speed.source_seconds[cell] for _, speed in times)
         if budget.speedup is not None and ratio > (1 + MARGIN) / budget.speedup:
             return True
@@ -92,8 +93,8 @@ def _too_slow(watch: Stopwatch, source: Candidate, times: Times, candidate: Cand
     return False
 
 
-def _none_fits(watch: Stopwatch, times: Times) -> MinitronError:
-    budget = watch.budget
+def _none_fits(timer: ShapeTimer, times: Times) -> MinitronError:
+    budget = timer.budget
     best = max((speed for _, speed in times), key=lambda s: s.least_speedup)
     given = {"--latency": budget.latency_ms, "--speedup": budget.speedup}
     asked = [f"{flag} {value:g}" for flag, value in given.items() if value is not None]

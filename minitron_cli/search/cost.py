@@ -5,7 +5,7 @@ from typing import Any
 from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.search.identity import check_place
-from minitron_cli.search.options import SearchOptions
+from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.shapes import enumerate_shapes, window_length
 from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.shape import Shape
@@ -16,27 +16,27 @@ _KEEP = TrainingOptions(verb="distill", student="", data=(), output="").keep
 FIRST_SHARE = 4  # every refined shape is first given this part of its tokens (see search/refine)
 
 
-def cost(options: SearchOptions) -> dict[str, Any]:
+def cost(request: SearchRequest) -> dict[str, Any]:
     """Tokens, FLOPs, memory of a device and disk, as if every shape were the largest and none were given up.
 
     Cuts of one axis, which weigh the axes, count as the source. Timing is not counted. Memory is that of one sequence
     at a time in bfloat16; saved steps of the trainings are part of the disk.
     """
-    source = open_checkpoint(options.model)
-    check_place(source, options)
-    shapes = enumerate_shapes(source, options)
-    seq_len = window_length(source, options)
+    source = open_checkpoint(request.model)
+    check_place(source, request)
+    shapes = enumerate_shapes(source, request)
+    seq_len = window_length(source, request)
 
     def size(shape: Shape) -> preflight.Size:
         return preflight.size_of_config(config_for(source.config, source.family, shape), seq_len)
 
     student, teacher = size(shapes[0].shape), size(source.shape)
     axes = {axis for found in shapes for axis in SCORED_AXES if found.shape.get(axis) != source.shape.get(axis)}
-    measured, refined = min(options.measure, len(shapes)), min(options.refine, len(shapes))
-    rounds = [refine_steps(tokens, options.batch, seq_len) for tokens in _rounds(options)]
-    trained = sum(rounds) * options.batch * seq_len * refined
+    measured, refined = min(request.measure, len(shapes)), min(request.refine, len(shapes))
+    rounds = [refine_steps(tokens, request.batch, seq_len) for tokens in _rounds(request)]
+    trained = sum(rounds) * request.batch * seq_len * refined
     passes = [(teacher, 1 + len(axes)), (student, measured + refined * len(rounds))]
-    read = options.eval_windows * seq_len
+    read = request.eval_windows * seq_len
     item = source.num_bytes / teacher.parameters
     need = preflight.memory(
         student, [teacher], tokens=seq_len, world=1, item=2, teacher_item=2, shard_teacher=False, checkpointing=False
@@ -53,8 +53,8 @@ def cost(options: SearchOptions) -> dict[str, Any]:
     }
 
 
-def _rounds(options: SearchOptions) -> list[int]:
-    return [options.refine_tokens // FIRST_SHARE, options.refine_tokens] if options.refine else []
+def _rounds(request: SearchRequest) -> list[int]:
+    return [request.refine_tokens // FIRST_SHARE, request.refine_tokens] if request.refine else []
 
 
 def refine_steps(tokens: int, batch: int, seq_len: int) -> int:

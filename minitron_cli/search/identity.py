@@ -10,28 +10,28 @@ from minitron_cli.checkpoint.provenance import file_digest, read_manifest
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
-from minitron_cli.search.options import SearchOptions
+from minitron_cli.search.request import SearchRequest
 
 FILE = "identity.json"
 
 
-def check_place(source: Checkpoint, options: SearchOptions) -> None:
+def check_place(source: Checkpoint, request: SearchRequest) -> None:
     """Refuse an output that overlaps what the search reads."""
-    check_apart(options.output, [source.path, options.scores, *local_paths((*options.data, *options.eval_data))])
+    check_apart(request.output, [source.path, request.scores, *local_paths((*request.data, *request.eval_data))])
 
 
-def claim(options: SearchOptions, seq_len: int) -> None:
+def claim(request: SearchRequest, seq_len: int) -> None:
     """Note what the directory's candidates and losses follow from; another search's directory is refused.
 
     Scores carry the digest of their model, and cutting checks it, so the scores stand for both.
     """
-    now = {"scores": file_digest(options.scores), "seq_len": seq_len, "separator": options.separator}
-    file = options.output / FILE
+    now = {"scores": file_digest(request.scores), "seq_len": seq_len, "separator": request.separator}
+    file = request.output / FILE
     if file.is_file():
-        _refuse(options.output, json.loads(file.read_text()), now)
+        _refuse(request.output, json.loads(file.read_text()), now)
         return
-    if options.output.is_dir() and any(options.output.iterdir()):
-        raise MinitronError(f"{options.output} exists and holds no search", "choose another output with -o")
+    if request.output.is_dir() and any(request.output.iterdir()):
+        raise MinitronError(f"{request.output} exists and holds no search", "choose another output with -o")
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(now, indent=1) + "\n")
 

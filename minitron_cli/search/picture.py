@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.search.options import Entry, SearchResult, standard_error
+from minitron_cli.search.result import Entry, SearchResult, standard_error
 
 _STAGES = (("after the cut", "#0072B2"), ("after distilling", "#D55E00"))
 

@@ -7,38 +7,36 @@ errors *and* a tenth of what training has won so far are given up; the rest are 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from minitron_cli.search.cost import FIRST_SHARE, refine_steps
 from minitron_cli.search.identity import finished
-from minitron_cli.search.options import Entry, standard_error
 from minitron_cli.search.parallel import Work, run_all
+from minitron_cli.search.result import Entry, standard_error
+from minitron_cli.search.workspace import Workspace
 from minitron_cli.spec.shape import shape_name
 from minitron_cli.training.options import flag
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.run import train
 
-if TYPE_CHECKING:
-    from minitron_cli.search.run import Bench
-
 Say = Callable[[str], None]
 
 
-def refine(bench: "Bench", entries: Sequence[Entry], say: Say) -> None:
+def refine(workspace: Workspace, entries: Sequence[Entry], say: Say) -> None:
     """Set `refined` of the entries that reach the end; every training run is resumed if it was interrupted."""
-    tokens = bench.options.refine_tokens
+    tokens = workspace.request.refine_tokens
     say(f"refining {len(entries)} shapes: {tokens // FIRST_SHARE:,} tokens each, then {tokens:,} for those in reach")
-    early = _distilled_losses(bench, entries, tokens // FIRST_SHARE, say)
+    early = _distilled_losses(workspace, entries, tokens // FIRST_SHARE, say)
     best = min(range(len(entries)), key=lambda i: early[i].mean())
     going = []
     for entry, losses in zip(entries, early):
         if hopeless(losses, early[best], entry.losses):
-            say(f"{_name(bench, entry)}: given up after {tokens // FIRST_SHARE:,} tokens")
+            say(f"{_name(workspace, entry)}: given up after {tokens // FIRST_SHARE:,} tokens")
         else:
             going.append(entry)
-    for entry, losses in zip(going, _distilled_losses(bench, going, tokens, say)):
+    for entry, losses in zip(going, _distilled_losses(workspace, going, tokens, say)):
         entry.refined = losses
 
 
@@ -49,46 +47,46 @@ def hopeless(losses: np.ndarray, best: np.ndarray, start: np.ndarray | None) -> 
     return bool(gap.mean() > 3 * standard_error(gap) and gap.mean() > 0.1 * max(won, 0.0))
 
 
-def _name(bench: "Bench", entry: Entry) -> str:
+def _name(workspace: Workspace, entry: Entry) -> str:
     return shape_name(entry.candidate.shape)
 
 
-def _distilled_losses(bench: "Bench", entries: Sequence[Entry], tokens: int, say: Say) -> list[np.ndarray]:
+def _distilled_losses(workspace: Workspace, entries: Sequence[Entry], tokens: int, say: Say) -> list[np.ndarray]:
     """Held-out losses (window,) of each entry after distilling on `tokens`, one after the other or on all devices."""
-    outputs = [bench.options.output / "refined" / f"{_name(bench, entry)}-{tokens}" for entry in entries]
-    settings = [_settings(bench, _name(bench, e), tokens, o) for e, o in zip(entries, outputs)]
+    outputs = [workspace.request.output / "refined" / f"{_name(workspace, entry)}-{tokens}" for entry in entries]
+    settings = [_settings(workspace, _name(workspace, e), tokens, o) for e, o in zip(entries, outputs)]
     todo = [one for one, output in zip(settings, outputs) if not finished(output, one)]
-    if bench.options.devices:
-        run_all([_work(one) for one in todo], bench.options.devices, say)
+    if workspace.request.devices:
+        run_all([_work(one) for one in todo], workspace.request.devices, say)
     else:
         for one in todo:
             say(f"distilling {Path(one['student']).name} on {tokens:,} tokens")
-            train(resolve({**one, "verb": "distill", "device": bench.options.device}, None))
+            train(resolve({**one, "verb": "distill", "device": workspace.request.device}, None))
     found = []
     for entry, output in zip(entries, outputs):
-        found.append(bench.loss_of(output, output.name))
-        say(f"{_name(bench, entry)}: {found[-1].mean():.4f} nats per token after {tokens:,} tokens")
+        found.append(workspace.loss_of(output, output.name))
+        say(f"{_name(workspace, entry)}: {found[-1].mean():.4f} nats per token after {tokens:,} tokens")
     return found
 
 
-def _settings(bench: "Bench", name: str, tokens: int, output: Path) -> dict[str, Any]:
+def _settings(workspace: Workspace, name: str, tokens: int, output: Path) -> dict[str, Any]:
     """The training's options but for its device; what they follow from is in the search's own."""
-    options = bench.options
-    steps = refine_steps(tokens, options.batch, bench.seq_len)
+    request = workspace.request
+    steps = refine_steps(tokens, request.batch, workspace.seq_len)
     return {
-        "student": str(options.output / "candidates" / name),
-        "teacher": (str(bench.source.path),),
-        "data": options.data,
+        "student": str(request.output / "candidates" / name),
+        "teacher": (str(workspace.source.path),),
+        "data": request.data,
         "output": str(output),
         "steps": steps,
-        "batch": options.batch,
-        "seq_len": bench.seq_len,
-        "lr": options.lr,
+        "batch": request.batch,
+        "seq_len": workspace.seq_len,
+        "lr": request.lr,
         "warmup": steps // 10,
         "loss": "logits",
-        "seed": options.seed,
-        "separator": options.separator,
-        "text_field": options.text_field,
+        "seed": request.seed,
+        "separator": request.separator,
+        "text_field": request.text_field,
     }
 
 

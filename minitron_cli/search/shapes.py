@@ -7,7 +7,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
-from minitron_cli.search.options import SearchOptions
+from minitron_cli.search.request import SearchRequest
 from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.search import Candidate, candidates, default_grid
 from minitron_cli.spec.shape import Shape, check_target, num_parameters
@@ -15,20 +15,20 @@ from minitron_cli.spec.shape import Shape, check_target, num_parameters
 MAX_SEQ_LEN = 1024
 
 
-def enumerate_shapes(source: Checkpoint, options: SearchOptions) -> list[Candidate]:
+def enumerate_shapes(source: Checkpoint, request: SearchRequest) -> list[Candidate]:
     """Candidates on the grid, or an error that says how far the grid's sizes reach."""
-    grid = dict(options.grid or default_grid(source.shape))
-    if options.ffn_factors:
+    grid = dict(request.grid or default_grid(source.shape))
+    if request.ffn_factors:
         grid.pop("ffn", None)
     found = candidates(
-        source.family, source.config, source.shape, grid, options.window, ffn_factors=options.ffn_factors
+        source.family, source.config, source.shape, grid, request.window, ffn_factors=request.ffn_factors
     )
     if not found:
         lines = source.family.expected(source.config)
         low = num_parameters(lines, source.shape.with_(**{axis: min(values) for axis, values in grid.items()}))
         high = num_parameters(lines, source.shape.with_(**{axis: max(values) for axis, values in grid.items()}))
         raise MinitronError(
-            f"no shape on the grid has {options.window.low:,.0f} to {options.window.high:,.0f} parameters",
+            f"no shape on the grid has {request.window.low:,.0f} to {request.window.high:,.0f} parameters",
             f"the grid reaches from {low:,} to {high:,}; widen --tolerance, or finer: --grid ffn=1024:4096:64",
         )
     return found
@@ -97,6 +97,6 @@ def _buildable(source: Checkpoint, shape: Shape) -> bool:
     return _objection(source, shape) is None
 
 
-def window_length(source: Checkpoint, options: SearchOptions) -> int:
+def window_length(source: Checkpoint, request: SearchRequest) -> int:
     """Tokens of a held-out window and of a training sequence."""
-    return sequence_length(options.seq_len, MAX_SEQ_LEN, {str(source.path): context_length(source.config)})
+    return sequence_length(request.seq_len, MAX_SEQ_LEN, {str(source.path): context_length(source.config)})

@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file
-from minitron_cli.search.options import Entry, SearchOptions, SearchResult, standard_error
+from minitron_cli.search.request import SearchRequest
+from minitron_cli.search.result import Entry, SearchResult, standard_error
 from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.shape import shape_name
 
 
-def facts(result: SearchResult, options: SearchOptions) -> dict[str, Any]:
+def facts(result: SearchResult, request: SearchRequest) -> dict[str, Any]:
     """Everything found, best first, and the best shape as a recipe step and as a command line."""
     best = result.entries[0].candidate.shape
     cut = {FLAG_OF_AXIS[a]: best[a] for a in FLAG_OF_AXIS if a in result.source and best[a] != result.source[a]}
-    line = ["minitron", "prune", options.model, "--scores", str(options.scores)]
+    line = ["minitron", "prune", request.model, "--scores", str(request.scores)]
     return {
-        "output": str(options.output),
+        "output": str(request.output),
         "source_loss": result.source_loss,
         "forecast_weights": dict(result.weights),
         "candidates": [_entry(result, entry) for entry in result.entries],
         "too_slow": [_entry(result, entry) for entry in result.too_slow],
-        "speed_budget": _budget(options),
-        "step": {"verb": "prune", "inputs": {"model": options.model, "scores": str(options.scores)}, "options": cut},
+        "speed_budget": _budget(request),
+        "step": {"verb": "prune", "inputs": {"model": request.model, "scores": str(request.scores)}, "options": cut},
         "next": shlex.join([*line, *(word for flag, size in cut.items() for word in (f"--{flag}", str(size)))]),
     }
 
@@ -45,10 +46,10 @@ def _entry(result: SearchResult, entry: Entry) -> dict[str, Any]:
     return found
 
 
-def _budget(options: SearchOptions) -> dict[str, Any] | None:
-    if options.speed is None:
+def _budget(request: SearchRequest) -> dict[str, Any] | None:
+    if request.speed is None:
         return None
-    return {**asdict(options.speed), "cells": [str(cell) for cell in options.speed.cells]}
+    return {**asdict(request.speed), "cells": [str(cell) for cell in request.speed.cells]}
 
 
 def write_facts(directory: Path, found: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from minitron_cli.__main__ import run as run_line
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
-from minitron_cli.search.measure import held_out_losses
+from minitron_cli.search.workspace import held_out_losses
 from tests.benchmarks.family_report import Figures, show
 
 STEPS = {"large": 700, "middle": 200, "small": 250, "short": 32}

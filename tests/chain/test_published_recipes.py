@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from minitron_cli.__main__ import run
 from minitron_cli.chain.estimate import estimate
+from minitron_cli.cli.app import app
 from minitron_cli.cli.recipes import bundled, find_recipe, names, options_by_verb
 from minitron_cli.spec.recipe_file import load_recipe
 
@@ -45,7 +47,8 @@ def test_every_recipe_has_its_oracle() -> None:
 
 @pytest.mark.parametrize("path", sorted(bundled().glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_option_exists(path: Path) -> None:
-    assert load_recipe(path, options_by_verb()).steps
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert load_recipe(path, options_by_verb(commands)).steps
 
 
 def test_recipes_are_listed_and_copied(

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from minitron_cli.__main__ import run
-from minitron_cli.search.options import Entry
 from minitron_cli.search.picture import pareto
 from minitron_cli.search.refine import hopeless
-from minitron_cli.search.run import mark_ties
+from minitron_cli.search.result import Entry, mark_ties
 from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import Shape
 
@@ -75,12 +74,12 @@ def test_refined_before_measured_before_forecast(searched: tuple[list[str], Path
 def test_the_same_line_finds_everything_again(
     searched: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minitron_cli.search import measure, refine
+    from minitron_cli.search import refine, workspace
 
     def not_again(*_: object, **__: object) -> None:
         raise AssertionError("measured or trained twice")
 
-    monkeypatch.setattr(measure, "_measure", not_again)
+    monkeypatch.setattr(workspace, "_measure", not_again)
     monkeypatch.setattr(refine, "train", not_again)
     before = json.loads((searched[1] / "search.json").read_text())
     assert run([*searched[0], "--json"]) == 0

@@ -15,7 +15,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import Cell
 from minitron_cli.evaluate.engines import subject_of_config
 from minitron_cli.search.budget import fast_enough
-from minitron_cli.search.options import Entry
+from minitron_cli.search.result import Entry
 from minitron_cli.search.speed import Speed, SpeedBudget
 from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import Shape, kv_bytes_per_token, num_parameters
@@ -107,7 +107,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, toy: Callable[..., Path]) -> 
 def test_speeds_stand_in_the_table_and_are_not_measured_twice(
     line: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minitron_cli.search import speed
+    from minitron_cli.search import timing
 
     assert run([*line, "--speedup", "0.001"]) == 0
     assert "to the last token" in capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_speeds_stand_in_the_table_and_are_not_measured_twice(
     def not_again(*_: Any, **__: Any) -> None:
         raise AssertionError("timed twice")
 
-    monkeypatch.setattr(speed, "measure_rounds", not_again)
+    monkeypatch.setattr(timing, "measure_rounds", not_again)
     assert run([*line, "--speedup", "0.001", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     with pytest.raises(AssertionError, match="timed twice"):
@@ -145,7 +145,7 @@ def test_without_a_budget_the_measured_are_timed_for_the_table(line: list[str]) 
 
 
 def test_the_machine_is_part_of_what_a_time_is() -> None:
-    from minitron_cli.search.speed import machine
+    from minitron_cli.search.timing import machine
 
     assert machine("cpu").endswith("1 threads")
 

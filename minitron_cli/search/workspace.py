@@ -1,6 +1,7 @@
-"""Cut a candidate and measure its held-out loss; what was measured once is found again."""
+"""A search's directory: candidates that are cut, and their held-out losses; what exists is not made again."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,43 @@ from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.model import load_model
 from minitron_cli.evaluate.perplexity import token_losses
 from minitron_cli.prune.run import write_pruned
+from minitron_cli.search.request import SearchRequest
 from minitron_cli.spec.plan import from_scores
 from minitron_cli.spec.scores import Scores
-from minitron_cli.spec.shape import Shape
+from minitron_cli.spec.shape import Shape, shape_name
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """What measuring a candidate needs: the source, its scores, the held-out text, and where results are kept."""
+
+    source: Checkpoint
+    scores: Scores
+    files: tuple[TokenFile, ...]
+    seq_len: int
+    request: SearchRequest
+
+    def loss(self, shape: Shape) -> np.ndarray:
+        """Held-out loss per window of the source cut to `shape`: (window,)."""
+        if shape == self.source.shape:
+            return self.loss_of(self.source.path, "source")
+        name = shape_name(shape)
+        place = self.request.output / "candidates" / name
+        return self.loss_of(cut_candidate(self.source, self.scores, shape, place), name)
+
+    def loss_of(self, model: Path, name: str) -> np.ndarray:
+        return held_out_losses(
+            model,
+            self.files,
+            seq_len=self.seq_len,
+            windows=self.request.eval_windows,
+            device=self.request.device,
+            cache=self.request.output / "losses" / f"{name}.json",
+        )
 
 
 def cut_candidate(source: Checkpoint, scores: Scores, shape: Shape, output: Path) -> Path:
-    """Prune `source` to `shape` at `output`, unless it lies there already."""
+    """Prune `source` to `shape` at `output`, unless it is there already."""
     if read_manifest(output) is None:
         plan = from_scores(scores, source.shape, shape)
         write_pruned(source, plan, output, scores=scores, options={"target": dict(shape.sizes)})

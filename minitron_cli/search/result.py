@@ -1,46 +1,13 @@
-"""What a search is asked for, and what it finds."""
+"""What a search finds: candidates with what is known of them, from best to worst."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from minitron_cli.search.speed import Speed, SpeedBudget
-from minitron_cli.spec.search import Candidate, Window
+from minitron_cli.search.speed import Speed
+from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import Shape
-
-
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """`measure` shapes are cut and their held-out loss measured; `refine` of them are also distilled for a while.
-
-    With `speed` those shapes are also timed, and only what holds its budget is taken. With `devices` as many
-    distillations run at once; else they run one after the other on `device`.
-    """
-
-    model: str
-    scores: Path
-    data: tuple[str, ...]
-    eval_data: tuple[str, ...]
-    output: Path
-    window: Window
-    grid: Mapping[str, tuple[int, ...]] | None = None
-    ffn_factors: tuple[float, ...] = ()
-    measure: int = 8
-    calibrate: int = 4
-    eval_windows: int = 64
-    seq_len: int | None = None
-    refine: int = 0
-    refine_tokens: int = 0
-    batch: int = 32
-    lr: float = 1e-4
-    separator: str = "auto"
-    text_field: str | None = None
-    device: str = "auto"
-    devices: tuple[str, ...] = ()
-    seed: int = 0
-    speed: SpeedBudget | None = None
 
 
 @dataclass(slots=True)
@@ -85,3 +52,15 @@ class SearchResult:
 def standard_error(values: np.ndarray) -> float:
     """Standard error of a mean over windows."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def mark_ties(entries: Sequence[Entry]) -> None:
+    """A tie with the best of the same stage: the paired difference is within two standard errors."""
+    if not entries or entries[0].latest is None:
+        return
+    best = entries[0]
+    for entry in entries[1:]:
+        if entry.stage == best.stage and entry.latest is not None and best.latest is not None:
+            difference = entry.latest - best.latest
+            error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+            entry.tied = bool(difference.mean() <= 2 * error)

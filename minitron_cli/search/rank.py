@@ -1,0 +1,94 @@
+"""Rank shapes: forecast every candidate, measure the best few, refine the best of those (Minitron, section 2.3)."""
+
+from collections.abc import Callable
+
+from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
+from minitron_cli.data.tokens import TokenFile
+from minitron_cli.evaluate.bench import check_context
+from minitron_cli.hf.context import context_length
+from minitron_cli.search.budget import fast_enough
+from minitron_cli.search.identity import check_place, claim
+from minitron_cli.search.refine import refine
+from minitron_cli.search.request import SearchRequest
+from minitron_cli.search.result import Entry, SearchResult, mark_ties
+from minitron_cli.search.shapes import accepted, enumerate_shapes, single_cuts, window_length
+from minitron_cli.search.timing import ShapeTimer
+from minitron_cli.search.workspace import Workspace
+from minitron_cli.spec.proxy import calibrate, features, forecast
+from minitron_cli.spec.search import Candidate
+from minitron_cli.spec.shape import Shape, num_parameters, shape_name
+
+Say = Callable[[str], None]
+
+
+def search(request: SearchRequest, say: Say) -> SearchResult:
+    """Rank every shape in the budget. Stages already done by an earlier call with the same output are found again."""
+    workspace = _open(request)
+    found = enumerate_shapes(workspace.source, request)
+    claim(request, workspace.seq_len)
+    say(f"{len(found)} shapes in the budget; forecasting from the importance they keep")
+    say("measuring the source and one cut per axis, to weigh the axes against each other")
+    source = workspace.source.shape
+    source_loss = float(workspace.loss(source).mean())
+    found = accepted(workspace.source, found, say)
+    weights = _weigh(workspace, [c.shape for c in found], source_loss)
+    entries = [Entry(c, forecast(features(workspace.scores, source, c.shape), weights)) for c in found]
+    entries.sort(key=Entry.sort_key)
+    front = _timed(workspace, entries, say)
+    for number, entry in enumerate(front, 1):
+        entry.losses = workspace.loss(entry.candidate.shape)
+        name = shape_name(entry.candidate.shape)
+        say(f"measured {number}/{len(front)}: {name} {entry.losses.mean():.4f} nats per token")
+    front.sort(key=Entry.sort_key)
+    if request.refine:
+        refine(workspace, front[: request.refine], say)
+    bound = request.speed is not None and request.speed.binds
+    too_slow = [e for e in entries if request.speed and e.speed and not e.speed.holds(request.speed)]
+    entries = sorted(front if bound else entries, key=Entry.sort_key)
+    mark_ties(entries)
+    return SearchResult(source, source_loss, entries, weights, too_slow)
+
+
+def _open(request: SearchRequest) -> Workspace:
+    source = open_checkpoint(request.model)
+    check_place(source, request)
+    if request.speed is not None:
+        # Every candidate has the source's context: what is too long shows before anything is measured.
+        context = context_length(source.config)
+        check_context([(str(source.path), context)], request.speed.cells, "--bench-grid")
+    scores, _ = read_scores(request.scores)
+    return Workspace(source, scores, _held_out(source, request), window_length(source, request), request)
+
+
+def _timed(workspace: Workspace, entries: list[Entry], say: Say) -> list[Entry]:
+    """The entries to measure the loss of: the best by their forecast, where a speed is asked for those that hold it."""
+    request, source = workspace.request, workspace.source
+    if request.speed is None:
+        return entries[: request.measure]
+    timer = ShapeTimer(workspace, request.speed, say)
+    if request.speed.binds:
+        size = num_parameters(source.family.expected(source.config), source.shape)
+        return fast_enough(timer, Candidate(source.shape, size, size), entries, request.measure, say)
+    for entry in entries[: request.measure]:
+        entry.speed = timer.speed(entry.candidate.shape, shape_name(entry.candidate.shape))
+    return entries[: request.measure]
+
+
+def _weigh(workspace: Workspace, shapes: list[Shape], source_loss: float) -> dict[str, float]:
+    """Weights of the forecast, from measured cuts of one axis each at the sizes that the candidates ask for.
+
+    An additive model: what two cuts cost together is taken to be what they cost apart. An axis of which no such cut can
+    be built keeps the weight 1.
+    """
+    source, measured = workspace.source.shape, []
+    for single in single_cuts(workspace.source, shapes):
+        loss = float(workspace.loss(single).mean())
+        measured.append((features(workspace.scores, source, single), loss - source_loss))
+    return calibrate(measured)
+
+
+def _held_out(source: Checkpoint, request: SearchRequest) -> tuple[TokenFile, ...]:
+    return token_files(parse_sources(list(request.eval_data)), source.path, request.separator, request.text_field)
