@@ -15,9 +15,9 @@ from minitron_cli.spec.family import Family
 from minitron_cli.spec.recipe import VERBS, Recipe, Step, Values
 from minitron_cli.spec.shape import Shape, check_target, flops_per_token, num_parameters, shape_of
 from minitron_cli.training import preflight
+from minitron_cli.training.defaults import USUAL_LENGTH
 from minitron_cli.training.options import Options as TrainingOptions
 from minitron_cli.training.presets import PRESETS
-from minitron_cli.training.settle import USUAL_LENGTH
 
 # What the verbs take where a step does not say.
 _TRAINING = {field.name: field.default for field in fields(TrainingOptions)}

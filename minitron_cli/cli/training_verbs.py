@@ -44,7 +44,7 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
 
 def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:
     """Carry out `distill --record-teacher`; returns the exit code."""
-    from minitron_cli.training.record import record_teacher
+    from minitron_cli.training.cached_logits.record import record_teacher
 
     control = {name: given[name] for name in CONTROL}
     options = _options("distill", control, {k: v for k, v in given.items() if k not in CONTROL})
@@ -141,7 +141,7 @@ def _show(outcome: "Outcome") -> None:
 
 def _next(outcome: "Outcome") -> str:
     """The line that compares the result with what it learned from, or came from."""
-    from minitron_cli.training.settle import split_share
+    from minitron_cli.training.defaults import split_share
 
     options = outcome.options
     teachers = [model for model, _ in map(split_share, options.teacher) if (Path(model) / "config.json").is_file()]

@@ -18,10 +18,10 @@ from minitron_cli.data.tokenizer import tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.training.cached_logits.store import HEADER as RECORDING_HEADER
+from minitron_cli.training.cached_logits.store import Recording, is_recording, open_recording
+from minitron_cli.training.defaults import split_share
 from minitron_cli.training.options import Options
-from minitron_cli.training.recording import HEADER as RECORDING_HEADER
-from minitron_cli.training.recording import Recording, is_recording, open_recording
-from minitron_cli.training.settle import split_share
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.training import fused, topk
+from minitron_cli.training import fused
+from minitron_cli.training.cached_logits import topk
+from minitron_cli.training.cached_logits.topk import TopK
 from minitron_cli.training.divergences import Softmax, divergence, softmax
 from minitron_cli.training.fused import Block, Job, LossSums
 from minitron_cli.training.head import Head, logits_into
 from minitron_cli.training.objectives import FORWARD_KL, Divergence
-from minitron_cli.training.topk import TopK
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minitron_cli.training.cached_logits.topk import TopK
 from minitron_cli.training.fused import LossSums
 from minitron_cli.training.head import Head, compute_dtype
 from minitron_cli.training.losses import Teacher, shared_vocab
 from minitron_cli.training.objectives import FORWARD_KL, Divergence
-from minitron_cli.training.topk import TopK
 
 
 def naive_distillation(

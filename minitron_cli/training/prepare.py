@@ -16,6 +16,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.spec.plan import hidden_origin
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
+from minitron_cli.training.defaults import fill_cadence, fill_length, fill_steps, schedule_of
 from minitron_cli.training.distributed import World, choose_device
 from minitron_cli.training.inputs import Models, check_recording, find_models, open_files, open_order, paths_read
 from minitron_cli.training.objectives import Divergence, Objective, build_objective
@@ -23,7 +24,6 @@ from minitron_cli.training.options import Options, check
 from minitron_cli.training.preflight import Size, size_of
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
-from minitron_cli.training.settle import schedule_of, settle_cadence, settle_length, settle_steps
 from minitron_cli.training.streams import check_streaming, open_streams
 
 
@@ -73,11 +73,11 @@ def prepare(options: Options, world: World) -> Prepared:
     _check_machine(options, world)
     models = find_models(options)
     check_apart(Path(options.output), paths_read(options, models))
-    options = settle_length(options, [models.student, *models.teachers])
+    options = fill_length(options, [models.student, *models.teachers])
     assert options.seq_len is not None
     sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))
     options, order = _open_data(options, models)
-    options = settle_cadence(options)
+    options = fill_cadence(options)
     held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
     require_windows(held_out, options.seq_len or 0)
     return Prepared(
@@ -107,9 +107,9 @@ def _open_data(options: Options, models: Models) -> tuple[Options, Order | Strea
     """The rows to train on, and for how many steps."""
     if options.stream:
         check_streaming(options, models)
-        return settle_steps(options, options.batch), open_streams(options, models, None, 0)
+        return fill_steps(options, options.batch), open_streams(options, models, None, 0)
     order = open_order(options, models)
-    options = settle_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
+    options = fill_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
     if models.recording is not None:
         check_recording(models.recording, order, options.steps or 0)
     return options, order

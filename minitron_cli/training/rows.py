@@ -11,9 +11,9 @@ from torch import Tensor
 from minitron_cli.data.order import Order
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
+from minitron_cli.training.cached_logits.store import Recording, Taught
 from minitron_cli.training.distributed import World
 from minitron_cli.training.options import Options
-from minitron_cli.training.recording import Recording, Taught
 
 
 @dataclass(frozen=True, slots=True)

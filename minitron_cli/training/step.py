@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import losses, naive
+from minitron_cli.training.cached_logits.topk import TopK
 from minitron_cli.training.fused import LossSums
 from minitron_cli.training.head import check_head, head_of
 from minitron_cli.training.losses import Teacher, shared_vocab
 from minitron_cli.training.objectives import EMBEDDING, LOGITS_ONLY, Objective
 from minitron_cli.training.student import Taps, backbone_of, projection
-from minitron_cli.training.topk import TopK
 
 
 class KDStep(nn.Module):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.training.cached_logits.topk import record
 from minitron_cli.training.head import head_of
 from minitron_cli.training.objectives import Divergence, Objective, auto_terms, build_objective, resolve_layer_map
 from minitron_cli.training.step import KDStep
 from minitron_cli.training.student import compile_blocks, projection
-from minitron_cli.training.topk import record
 
 VOCAB = 61
 

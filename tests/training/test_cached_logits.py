@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.training import recording
+from minitron_cli.training.cached_logits import store
+from minitron_cli.training.cached_logits.record import record_teacher
 from minitron_cli.training.distributed import World
 from minitron_cli.training.metrics import read_metrics
-from minitron_cli.training.record import record_teacher
 from minitron_cli.training.rows import positions_in
 from minitron_cli.training.run import prepare, train
 from tests.training.runs import options, write_text
@@ -54,7 +54,7 @@ def test_a_short_recording_is_a_lower_bound_and_smaller(toy: Toy, text: Path, te
 def test_what_is_recorded_is_the_models_own_distribution(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
     line = options(toy("llama"), text, tmp_path / "x", teacher)
     record_teacher(line, tmp_path / "top", 5)
-    found = recording.open_recording(tmp_path / "top")
+    found = store.open_recording(tmp_path / "top")
     order = prepare(line, World(0, 1, torch.device("cpu"))).order
     files, windows = order.places(3)
     top = found.read(files, windows).top_k(slice(1, 3), torch.device("cpu"))
@@ -77,7 +77,7 @@ def test_an_interrupted_recording_goes_on_to_the_same_bytes(
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 3])
     (tmp_path / "cut" / "header.json").unlink()
-    assert not recording.is_recording(tmp_path / "cut")
+    assert not store.is_recording(tmp_path / "cut")
     record_teacher(line, tmp_path / "cut", 8)
     assert data.read_bytes() == whole == (tmp_path / "whole" / "top-0.bin").read_bytes()
     with pytest.raises(MinitronError, match="holds a recording of something else"):

@@ -27,7 +27,7 @@ def split_share(spec: str) -> tuple[str, float]:
     return where, share
 
 
-def settle_length(options: Options, models: Sequence[Path]) -> Options:
+def fill_length(options: Options, models: Sequence[Path]) -> Options:
     """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most."""
     limits = {model: limit for model in models if (limit := context_length(model)) is not None}
     if options.seq_len is None:
@@ -48,7 +48,7 @@ def context_length(model: Path) -> int | None:
     return int(value) if value else None
 
 
-def settle_steps(options: Options, windows: int) -> Options:
+def fill_steps(options: Options, windows: int) -> Options:
     """Fix `steps`: as asked, from --tokens, or one pass over `windows` rows; refuse data that does not fill a batch."""
     assert options.seq_len is not None
     if windows < options.batch:
@@ -63,7 +63,7 @@ def settle_steps(options: Options, windows: int) -> Options:
     return replace(options, steps=windows // options.batch)
 
 
-def settle_cadence(options: Options) -> Options:
+def fill_cadence(options: Options) -> Options:
     """Unless told otherwise: 40 steps of warm-up as for Llama-3.1-Minitron, a tenth of a short run; save twenty times,
     evaluate ten times, but not more often than every 50 steps."""
     assert options.steps is not None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.topk import TopK
+from minitron_cli.training.cached_logits.topk import TopK
 
 PLAN, HEADER, FORMAT = "plan.json", "header.json", "minitron-teacher-1"
 

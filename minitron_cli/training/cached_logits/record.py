@@ -15,7 +15,8 @@ from minitron_cli.checkpoint.reader import load_config
 from minitron_cli.data.order import Order
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
-from minitron_cli.training import recording, topk
+from minitron_cli.training.cached_logits import store, topk
+from minitron_cli.training.cached_logits.store import Header
 from minitron_cli.training.distributed import World, choose_device
 from minitron_cli.training.head import check_head, head_of
 from minitron_cli.training.inputs import paths_read, windows_read
@@ -24,7 +25,6 @@ from minitron_cli.training.load import compute_dtype, load_teacher
 from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
-from minitron_cli.training.recording import Header
 from minitron_cli.training.student import backbone_of
 
 
@@ -55,7 +55,7 @@ def record_teacher(
     total = sum(len(numbers) for numbers in windows)
     size = total * header.record().itemsize
     need_space(path, size)
-    recording.begin(path, header, windows)
+    store.begin(path, header, windows)
     say(
         f"recording the top {top_k} of {header.vocab:,} from {options.teacher[0]} over {total:,} windows of "
         f"{header.seq_len} tokens: {size / 1e9:.2f} GB in {path}"
@@ -64,7 +64,7 @@ def record_teacher(
         done = _record(ready, ready.order, header, windows, path, device, stop)
     if done < total:
         return Recorded(path, done * header.seq_len, size, stop.exit_code)
-    recording.finish(path, header)
+    store.finish(path, header)
     return Recorded(path, total * header.seq_len, size)
 
 
@@ -97,7 +97,7 @@ def _record(
     dtype = compute_dtype(ready.options.teacher_dtype, device)
     teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code).to(device)
     check_head(teacher, "teacher")
-    counts = [recording.recorded(path, header, i) for i in range(len(windows))]
+    counts = [store.recorded(path, header, i) for i in range(len(windows))]
     display = Display(sum(map(len, windows)), sum(counts))
     began, before = time.perf_counter(), sum(counts)
     size = ready.micro_batch
@@ -120,4 +120,4 @@ def _record(
 def _records(teacher: torch.nn.Module, ids: torch.Tensor, header: Header) -> bytes:
     hidden = backbone_of(teacher)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     top = topk.record(hidden, head_of(teacher), header.top_k, header.temperature, header.vocab)
-    return recording.pack(header, top, len(ids))
+    return store.pack(header, top, len(ids))
