@@ -18,7 +18,8 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import Compensation
 from minitron_cli.prune.repairs import from_bits
-from minitron_cli.spec.axes import Weight, axes_of, is_embedding
+from minitron_cli.prune.tied import tied_head
+from minitron_cli.spec.axes import Weight, axes_of, is_embedding, is_head
 from minitron_cli.spec.family import Family, Match
 from minitron_cli.spec.plan import Plan
 
@@ -46,8 +47,21 @@ def by_directions(checkpoint: Checkpoint, plan: Plan, hidden: int, compensation:
     check_rotation(checkpoint.family)
     assert "hidden" not in plan.kept, "channels and directions of one stream"
     norms = list(norms_of(checkpoint, plan, compensation))
-    basis = leading(checkpoint, norms, hidden, compensation).astype(np.float32)
-    return replace(plan, target=plan.target.with_(hidden=hidden), basis=basis)
+    basis = leading(checkpoint, norms, hidden, compensation)
+    if is_tied(checkpoint):
+        basis = basis @ np.linalg.eigh(head_of(checkpoint, norms[-1], basis, compensation))[1]
+    return replace(plan, target=plan.target.with_(hidden=hidden), basis=basis.astype(np.float32))
+
+
+def is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the embedding is the head, too."""
+    return not any(is_head(match.weight) for match in checkpoint.matches.values())
+
+
+def head_of(checkpoint: Checkpoint, final: Norm, basis: np.ndarray, by: Compensation) -> np.ndarray:
+    """S (kept, kept) of a tied head behind the `final` norm, in this basis (see `tied`)."""
+    (embedding,) = (m for m in checkpoint.matches.values() if is_embedding(m.weight))
+    return tied_head(basis, gram_of(checkpoint.tensors[embedding.name]), final.weight, normalised(final, by))
 
 
 def check_rotation(family: Family, cut: bool = True) -> None:

@@ -8,8 +8,8 @@ orthonormal basis Q (hidden, kept) the student's stream is z = Q^T x, and nothin
 F, the least-squares map from Q^T x^ to x^, follows from M = E[x^ x^T] and so from the second moments behind each norm.
 The student's norm divides by the root mean square of fewer numbers: s makes up for it. c is the root mean square of the
 norm's weights, so that matrices keep the magnitude that they were trained at. With all directions kept all of it is
-exact. A head that is tied to the embedding can not be refitted by itself: there the final norm's weights are those
-under which the turned embedding comes closest to the head wanted.
+exact. A head that is tied to the embedding cannot be refitted by itself: it decides the basis of the subspace, and the
+final norm's weights are fitted to it (see `tied`).
 
 SliceGPT (arXiv 2401.15024) turns the stream too, by a basis for each block and matrices on the residual path that no
 Hugging Face architecture has; one basis for all needs none.
@@ -25,7 +25,8 @@ from minitron_cli.prune.compensate import RIDGE, Compensation, Fold
 from minitron_cli.prune.directions import (
     Norm,
     foretell,
-    gram_of,
+    head_of,
+    is_tied,
     norm_of,
     normalised,
     norms_of,
@@ -36,7 +37,6 @@ from minitron_cli.spec.axes import axes_of, is_embedding
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 
-_TIED_RIDGE = 1e-6
 _HELD = 4  # maps held: the readers of one norm do not lie next to each other on disk
 
 
@@ -81,23 +81,12 @@ class Rotation:
 
     def norm_weights(self, key: tuple[str, int | None]) -> np.ndarray:
         """Effective weights of a norm (kept,): all the same, but for a final norm with a head tied to the embedding."""
-        moment = normalised(self.norms[key], self.compensation)
-        scale = self.norms[key].size * scale_of(moment, self.basis)
-        if any(norm_of(self.checkpoint.family, m.weight) == key[0] for m in self.checkpoint.matches.values()):
-            return np.full(self.plan.target["hidden"], scale)
-        return self._tied(key, self.basis.T @ moment @ self.basis, scale)
-
-    def _tied(self, key: tuple[str, int | None], moment: np.ndarray, scale: float) -> np.ndarray:
-        """g (kept,) with the least E |E' diag(g) u - E diag(w) F z|^2: E' the turned embedding, z = Q^T x^ = s u.
-
-        With A = E'^T E', B = E'^T E diag(w / c) F and C = E[z z^T], (A * C) g = c s (B * C) 1, products by element.
-        """
-        (embedding,) = (m for m in self.checkpoint.matches.values() if is_embedding(m.weight))
-        gram = gram_of(self.checkpoint.tensors[embedding.name])
-        turned = self.embedding.astype(np.float64)
-        own = (turned.T @ gram @ turned) * moment
-        own[np.diag_indices_from(own)] *= 1 + _TIED_RIDGE
-        return scale * np.linalg.solve(own, ((turned.T @ gram @ self.reading(key)) * moment).sum(1))
+        norm, kept = self.norms[key], self.plan.target["hidden"]
+        scale = scale_of(normalised(norm, self.compensation), self.basis)
+        if norm.layer is not None or not is_tied(self.checkpoint):
+            return np.full(kept, norm.size * scale)
+        embedding_scale = _embedding_scale(self.checkpoint, self.plan)
+        return np.diagonal(head_of(self.checkpoint, norm, self.basis, self.compensation)) * scale / embedding_scale
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
-"""The turned residual stream: exact with all directions, and where it has no more than stay; refused elsewhere."""
+"""The rotated residual stream: exact with all directions, and where it has no more than stay; refused elsewhere."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
 from minitron_cli.prune.compensate import open_compensation, transfer
-from minitron_cli.prune.directions import by_directions, foretell, leading, normalised, norms_of, readers_of, scale_of
+from minitron_cli.prune.directions import by_directions, foretell, leading, normalised, norms_of, readers_of
 from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.prune.tied import tied_head
 from minitron_cli.prune.verify import verify
 from minitron_cli.spec.plan import Plan, hidden_origin, keep_all
 from minitron_cli.training.student import projection
@@ -22,12 +24,11 @@ from tests.prune.cutting import difference, load, logits_of, plan_for, random_sc
 from tests.prune.test_compensate import measure, random_rows
 from tests.toys import TOY_CONFIGS, make_toy
 
-TURNS = [t for t in TOY_CONFIGS if family_of(t).rms_norms]
+ROTATES = [t for t in TOY_CONFIGS if family_of(t).rms_norms]
 STAYS = [t for t in TOY_CONFIGS if not family_of(t).rms_norms]
-UNTIED = {"tie_word_embeddings": False}
 
 
-def turn(source: Path, plan: Plan, hidden: int, output: Path, rows: np.ndarray) -> Plan:
+def rotate(source: Path, plan: Plan, hidden: int, output: Path, rows: np.ndarray) -> Plan:
     """Cut along directions by the moments on `rows`; returns the plan."""
     checkpoint = open_checkpoint(source)
     by = open_compensation(measure(source, output.with_name(f"{output.name}.safetensors"), rows), 1e-9)
@@ -36,12 +37,26 @@ def turn(source: Path, plan: Plan, hidden: int, output: Path, rows: np.ndarray) 
     return plan
 
 
-@pytest.mark.parametrize("family", TURNS)
-def test_with_all_directions_the_function_stays(tmp_path, family):
-    source = make_toy(family, tmp_path / "source", **UNTIED)
-    plan = turn(source, whole(source), 48, tmp_path / "turned", random_rows(24, 16))
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ROTATES)
+def test_with_all_directions_the_function_stays(tmp_path, family, tied):
+    """Norm weights as real models have them: of both signs before the head, nearly 0 before the first layer."""
+    source = uneven(make_toy(family, tmp_path / "source", tie_word_embeddings=tied), tmp_path / "uneven")
+    plan = rotate(source, whole(source), 48, tmp_path / "rotated", random_rows(24, 16))
     assert np.abs(plan.basis - np.eye(48)).max() > 0.1  # the weights are others
-    assert difference(logits_of(tmp_path / "turned"), logits_of(source)) < 1e-3
+    assert difference(logits_of(tmp_path / "rotated"), logits_of(source)) < 1e-3
+
+
+def uneven(source: Path, output: Path, change: Callable[[torch.nn.Module], None] = lambda model: None) -> Path:
+    """The model with norm weights of a real one: -2.1 to 3.3 in the final norm, about 0.001 in the first."""
+    model, offset = load(source), open_checkpoint(source).family.norm_offset
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        change(model)
+        for norm, low, high in ((model.model.norm, -2.1, 3.3), (model.model.layers[0].input_layernorm, 5e-4, 2e-3)):
+            norm.weight.copy_(torch.rand(48, generator=generator) * (high - low) + low - offset)
+    model.save_pretrained(output)
+    return output
 
 
 def whole(path: Path) -> Plan:
@@ -59,51 +74,34 @@ def flatten(model: torch.nn.Module, rank: int) -> None:
             tensor.copy_(inside @ tensor)
 
 
-@pytest.mark.parametrize("family", [t for t in TURNS if t != "olmoe"])  # its width is tied to its heads
-def test_exact_where_the_stream_has_no_more_directions(tmp_path, family):
-    source = make_toy(family, tmp_path / "full", **UNTIED)
-    model = load(source)
-    with torch.no_grad():
-        flatten(model, 36)
-    model.save_pretrained(tmp_path / "flat")
-    turn(tmp_path / "flat", whole(tmp_path / "flat"), 36, tmp_path / "out", random_rows(24, 16))
-    expected = logits_of(tmp_path / "flat")
-    assert difference(logits_of(tmp_path / "out"), expected) < 2e-3
-    turn(source, whole(source), 36, tmp_path / "control", random_rows(24, 16))
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", [t for t in ROTATES if t != "olmoe"])  # its width is tied to its heads
+def test_exact_where_the_stream_has_no_more_directions(tmp_path, family, tied):
+    source = make_toy(family, tmp_path / "full", tie_word_embeddings=tied)
+    flat = uneven(source, tmp_path / "flat", lambda model: flatten(model, 36))
+    rotate(flat, whole(flat), 36, tmp_path / "out", random_rows(24, 16))
+    assert ("lm_head.weight" in open_checkpoint(tmp_path / "out").tensors) is not tied
+    assert difference(logits_of(tmp_path / "out"), logits_of(flat)) < 5e-3
+    rotate(source, whole(source), 36, tmp_path / "control", random_rows(24, 16))
     assert difference(logits_of(tmp_path / "control"), logits_of(source)) > 0.05
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_a_tied_head_is_exact_where_its_norm_is_even(tmp_path, family):
-    """Uneven weights of the final norm can not be turned with a tied embedding; even ones can."""
-    source = make_toy(family, tmp_path / "source", tie_word_embeddings=True)
-    model = load(source)
-    with torch.no_grad():
-        flatten(model, 36)
-        model.model.norm.weight.fill_(0.7)
-    model.save_pretrained(tmp_path / "even")
-    turn(tmp_path / "even", whole(tmp_path / "even"), 36, tmp_path / "out", random_rows(24, 16))
-    assert "lm_head.weight" not in open_checkpoint(tmp_path / "out").tensors
-    assert difference(logits_of(tmp_path / "out"), logits_of(tmp_path / "even")) < 2e-3
-
-
-def test_the_tied_norm_is_the_best_there_is(tmp_path):
-    """Against least squares over single tokens: g that brings the turned embedding's logits closest to those wanted."""
-    source = make_toy("llama", tmp_path / "source", tie_word_embeddings=True)
-    rows = random_rows(24, 16)
-    plan = turn(source, whole(source), 36, tmp_path / "out", rows)
-    old, new = load(source).state_dict(), load(tmp_path / "out").state_dict()
-    with torch.no_grad():
-        normed = load(source).model(torch.from_numpy(rows)).last_hidden_state.reshape(-1, 48).double().numpy()
-    weight = old["model.norm.weight"].double().numpy()
-    streams = normed / weight
-    moment = streams.T @ streams / len(streams)
-    z = streams @ plan.basis
-    wanted = (z @ foretell(moment, plan.basis, 1e-9).T * weight) @ old["model.embed_tokens.weight"].double().numpy().T
-    turned = new["model.embed_tokens.weight"].double().numpy()
-    design = np.einsum("vk,tk->tvk", turned, z / scale_of(moment, plan.basis)).reshape(-1, 36)
-    best = np.linalg.lstsq(design, wanted.reshape(-1), rcond=None)[0]
-    np.testing.assert_allclose(new["model.norm.weight"].numpy(), best, rtol=1e-2, atol=1e-2)
+def test_a_tied_head_is_the_best_symmetric_one():
+    """Against least squares over single tokens, one unknown for each entry of a triangle; with all directions exact."""
+    generator = np.random.default_rng(0)
+    embedding, weight = generator.standard_normal((40, 12)), generator.uniform(-2.1, 3.3, 12)
+    streams = generator.standard_normal((300, 12)) @ generator.standard_normal((12, 12))
+    gram, moment = embedding.T @ embedding, streams.T @ streams / 300
+    basis = np.linalg.qr(generator.standard_normal((12, 7)))[0]
+    rows, columns = np.tril_indices(7)
+    units = np.zeros((28, 7, 7))
+    units[np.arange(28), rows, columns] = units[np.arange(28), columns, rows] = 1
+    design = np.stack([(streams @ basis @ unit @ basis.T @ embedding.T).ravel() for unit in units], axis=1)
+    best = np.linalg.lstsq(design, ((streams * weight) @ embedding.T).ravel(), rcond=None)[0]
+    found = tied_head(basis, gram, weight, moment)
+    np.testing.assert_allclose(found, np.tensordot(best, units, 1), atol=1e-6)
+    every = np.linalg.qr(generator.standard_normal((12, 12)))[0]
+    np.testing.assert_allclose(every @ tied_head(every, gram, weight, moment) @ every.T, np.diag(weight), atol=1e-9)
 
 
 def test_directions_lose_less_of_what_readers_read_than_channels_or_variance(tmp_path):
@@ -134,15 +132,15 @@ def test_directions_lose_less_of_what_readers_read_than_channels_or_variance(tmp
 
 
 def test_with_every_other_axis_cut_too(tmp_path):
-    """Everything at once, in every family that turns: it loads, its shape is right, and it can be cut again."""
-    for family in TURNS:
+    """Everything at once, in every family that rotates: it loads, its shape is right, and it can be cut again."""
+    for family in ROTATES:
         source = make_toy(family, tmp_path / family)
         checkpoint = open_checkpoint(source)
         sizes = sizes_for(family, "all")
         shape = target_shape(checkpoint, Target(sizes)).with_(hidden=48)
         wide = make_plan(checkpoint.shape, shape, Target(sizes), random_scores(checkpoint.shape))
         output = tmp_path / f"{family}-out"
-        turn(source, wide, sizes["hidden"], output, random_rows(8, 16))
+        rotate(source, wide, sizes["hidden"], output, random_rows(8, 16))
         assert open_checkpoint(output).shape == checkpoint.shape.with_(**sizes)
         assert torch.isfinite(logits_of(output)).all()
         again = plan_for(open_checkpoint(output), {"layer": 1})
@@ -168,7 +166,7 @@ def test_every_norm_line_stands_in_its_table():
 
 def test_the_plan_travels_and_is_checked(tmp_path):
     source = make_toy("llama", tmp_path / "source")
-    plan = turn(source, whole(source), 36, tmp_path / "out", random_rows(4, 9))
+    plan = rotate(source, whole(source), 36, tmp_path / "out", random_rows(4, 9))
     read = read_plan(tmp_path / "out")
     assert read is not None
     np.testing.assert_array_equal(read.basis, plan.basis)

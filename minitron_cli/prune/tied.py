@@ -1,0 +1,43 @@
+"""A head that is tied to the embedding, in a rotated residual stream.
+
+With x^ what the final norm makes of the stream before its weights w, the source's logits are E diag(w) x^. The rotated
+model knows z = Q^T x^ and has the embedding E Q, so its logits are E Q diag(g) z: g is all that is free. But a subspace
+has many bases Q U, and with them E Q U diag(g) U^T z = E Q S z for any symmetric S. The S with the least squared error
+of the logits solves
+
+    A S B + B S A = R + R^T,   A = Q^T G Q,  B = Q^T M Q,  R = Q^T G diag(w) M Q,   G = E^T E,  M = E[x^ x^T]
+
+Its eigenvectors are the basis, its eigenvalues the norm's weights. With all directions kept S is diag(w): exact.
+"""
+
+import numpy as np
+import torch
+
+_RIDGE = 1e-9  # of the mean diagonal of G and M: embeddings and streams may leave directions out
+
+
+def tied_head(basis: np.ndarray, embedding: np.ndarray, weight: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """S (kept, kept), float64: basis Q (hidden, kept), embedding G (hidden, hidden), weight w (hidden,), moment M."""
+    basis = basis.astype(np.float64)
+    gram, moment = _ridged(embedding), _ridged(moment)
+    read, seen = gram @ basis, moment @ basis
+    right = read.T @ (weight[:, None] * seen)
+    # With W^T A W = I and W^T B W = diag(v), S = W S' W^T turns the equation into S' diag(v) + diag(v) S' = W^T R W.
+    values, both = _diagonalised(basis.T @ read, basis.T @ seen)
+    solved = both.T @ (right + right.T) @ both / np.add.outer(values, values)
+    return both @ solved @ both.T
+
+
+def _diagonalised(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(v (n,), W (n, n)) with W^T one W = I and W^T other W = diag(v), both positive definite (n, n)."""
+    root = torch.linalg.cholesky(torch.from_numpy(one))
+    half = torch.linalg.solve_triangular(root, torch.from_numpy(other), upper=False)
+    whitened = torch.linalg.solve_triangular(root, half.T, upper=False)
+    values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
+    return values.numpy(), torch.linalg.solve_triangular(root.T, vectors, upper=True).numpy()
+
+
+def _ridged(matrix: np.ndarray) -> np.ndarray:
+    ridged = matrix.copy()
+    ridged[np.diag_indices_from(ridged)] += _RIDGE * np.diagonal(matrix).mean()
+    return ridged
