@@ -11,7 +11,7 @@ Both are symmetric: they share one array (n, n + 1), the even one in its lower t
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,18 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One distinct input: the disk names of the weights that read it, its tokens per half, where its moments lie."""
+    """One distinct input: the disk names of the weights that read it, its tokens per half, and where its sums are.
+
+    Of experts that share one tensor on disk each has an input of its own.
+    """
 
     axis: str
     layer: int | None
     readers: tuple[str, ...]
     tokens: tuple[int, int]
-    file: str
-    tensor: str
+    file: str = ""
+    tensor: str = ""
+    expert: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,9 @@ class Moments:
     inputs: tuple[Input, ...]
     files: Mapping[str, str]  # sha256 by name
 
-    def of(self, reader: str) -> Input | None:
-        """The input that a weight reads, or None where it was not recorded."""
-        return next((one for one in self.inputs if reader in one.readers), None)
+    def of(self, reader: str, expert: int | None = None) -> Input | None:
+        """The input that a weight reads, or an expert by its part of one; None where it was not recorded."""
+        return next((one for one in self.inputs if reader in one.readers and one.expert in (None, expert)), None)
 
     def read(self, one: Input) -> np.ndarray:
         """E[x x^T] over each half's tokens: (half, n, n) float64; zeros for a half without tokens."""
@@ -75,9 +79,9 @@ class Moments:
 
 
 def pack(sums: np.ndarray) -> np.ndarray:
-    """(2, n, n) symmetric -> (n, n + 1) float32."""
+    """(2, n, n) symmetric, of which the upper triangles are read -> (n, n + 1) float32."""
     packed = np.zeros((sums.shape[1], sums.shape[1] + 1), np.float32)
-    packed[:, :-1] = np.tril(sums[0])
+    packed[:, :-1] = np.triu(sums[0]).T
     packed[:, 1:] += np.triu(sums[1])
     return packed
 
@@ -88,19 +92,17 @@ def unpack(packed: np.ndarray) -> np.ndarray:
     return np.stack([even + np.tril(even, -1).T, odd + np.triu(odd, 1).T])
 
 
-def write_inputs(
-    directory: Path, layer: int | None, found: Iterable[tuple[str, tuple[str, ...], np.ndarray]], tokens: np.ndarray
-) -> list[Input]:
-    """Write one layer's inputs (axis, readers, sums (2, n, n)); `tokens` (2,) counts those summed over."""
+def write_inputs(directory: Path, layer: int | None, found: Iterable[tuple[Input, np.ndarray]]) -> list[Input]:
+    """Write one layer's inputs with their sums (2, n, n), of which upper triangles are read; say where each is."""
     from safetensors.numpy import save
 
     file = "outside.safetensors" if layer is None else f"layer-{layer:05d}.safetensors"
     arrays: dict[str, np.ndarray] = {}
     inputs = []
-    for axis, readers, sums in found:
-        name = f"{axis}.{sum(key.startswith(axis + '.') for key in arrays)}"
+    for one, sums in found:
+        name = f"{one.axis}.{sum(key.startswith(one.axis + '.') for key in arrays)}"
         arrays[name] = pack(sums)
-        inputs.append(Input(axis, layer, readers, (int(tokens[0]), int(tokens[1])), file, name))
+        inputs.append(replace(one, file=file, tensor=name))
     # Not save_file, which makes files that only their owner can read.
     (directory / file).write_bytes(save(arrays))
     return inputs

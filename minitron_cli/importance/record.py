@@ -12,7 +12,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import Site, block_input, block_output, replaced
 from minitron_cli.hf.parts import decoder_of
 from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_USAGE
-from minitron_cli.importance.experts import join_parts, part_statistics, routed
+from minitron_cli.importance.experts import Part, join_parts, part_statistics, routed
 from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.statistics import (
     Batch,
@@ -159,15 +159,16 @@ def listening_forward(module: nn.Module, recorder: Recorder, site: Site) -> Any:
     """A forward for a layer's experts that tells the recorder what each of them did."""
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        batch, parts = recorder.batch, []
+        batch = recorder.batch
+        parts: list[dict[str, Tensor]] = []
         assert batch is not None
-        output = routed(
-            module,
-            hidden_states,
-            top_k_index,
-            top_k_weights,
-            lambda part: parts.append(part_statistics(part, batch)),
-        )
+
+        def listen(part: Part) -> None:
+            if recorder.moments is not None:
+                recorder.moments.hear_expert(site, len(parts), part.tokens, part.inner, batch)
+            parts.append(part_statistics(part, batch))
+
+        output = routed(module, hidden_states, top_k_index, top_k_weights, listen)
         recorder.hear_experts(site, join_parts(parts))
         return output
 

@@ -23,31 +23,51 @@ from minitron_cli.hf.readers import EXPERT_FFN
 from minitron_cli.importance.identity import require_same
 from minitron_cli.importance.statistics import Batch
 from minitron_cli.importance.sums import HALVES
-from minitron_cli.spec.axes import axes_of, is_head, size
+from minitron_cli.spec.axes import axes_of, is_head, reading_dim, reads, size
+from minitron_cli.spec.shape import is_routed
 
 DOUBLE = 2048  # up to this width sums are float64: it costs nothing there
 _HEAD = "head of the model"
+_PANELS, _LEAST_PANEL = 8, 64
+
+
+Key = tuple[int | None, str, int | None]  # layer, module, expert
 
 
 class SecondMoments:
-    """Running sums of x x^T, (half, n, n) per distinct input, in float32 at least."""
+    """Running sums of x x^T, (half, n, n) per distinct input, in float32 at least; their upper triangle alone."""
 
     def __init__(self, checkpoint: Checkpoint, output: Path, identity: Mapping[str, Any], world: World) -> None:
         self._checkpoint, self._identity, self._world = checkpoint, identity, world
         self._output = files.moments_path(output)
         self._partial = self._output.with_name(f".{self._output.name}.partial")
         need_space(self._output, disk_bytes(checkpoint))
-        self._sums: dict[tuple[int | None, str], Tensor] = {}
-        self._sites: dict[tuple[int | None, str], tuple[str, tuple[str, ...]]] = {}
-        self._tokens: dict[tuple[int | None, str], np.ndarray] = {}
+        self._sums: dict[Key, Tensor] = {}
+        self._axis_and_readers: dict[Key, tuple[str, tuple[str, ...]]] = {}
+        self._tokens: dict[Key, np.ndarray] = {}
         self._written: list[files.Input] = []
 
     def hear(self, site: Site, x: Tensor, batch: Batch) -> None:
         """Take in one site's input: x (batch, token, channel)."""
-        key = (site.layer, site.module)
-        if key not in self._sites:
-            self._sites[key] = (site.axis, (*site.readers, *self._routed_readers(site)))
-        self._add(key, x, batch)
+        key = (site.layer, site.module, None)
+        if key not in self._axis_and_readers:
+            self._axis_and_readers[key] = (site.axis, (*site.readers, *self._routed_readers(site)))
+        self._add_samples(key, x, batch)
+
+    def hear_expert(self, site: Site, expert: int, tokens: Tensor, inner: Tensor, batch: Batch) -> None:
+        """Take in what one expert's down projection reads: inner (n, channel) of tokens (n,) of the flattened batch."""
+        key = (site.layer, site.module, expert)
+        matches = self._checkpoint.matches
+        readers = tuple(name for name in site.readers if matches[name].expert in (None, expert))
+        self._axis_and_readers[key] = (site.axis, readers)
+        length = batch.ids.shape[1]
+        row, place = tokens // length, tokens % length
+        valid = torch.ones_like(row, dtype=torch.bool)
+        if batch.spans is not None:
+            begin, end = torch.tensor(batch.spans, device=row.device).unbind(1)
+            valid = (place >= begin[row]) & (place < end[row])
+        for half in range(HALVES):
+            self._add(key, half, inner[valid & ((row + batch.first) % HALVES == half)])
 
     def wants_head(self, layers: Iterable[int]) -> bool:
         """Whether a pass through these layers ends in what the head reads."""
@@ -56,51 +76,59 @@ class SecondMoments:
     def hear_head(self, x: Tensor, batch: Batch) -> None:
         """Take in what the head reads: x (batch, token, hidden)."""
         heads = [m.name for m in self._checkpoint.matches.values() if is_head(m.weight)]
-        self._sites[None, _HEAD] = ("hidden", tuple(heads))
-        self._add((None, _HEAD), x, batch)
+        key = (None, _HEAD, None)
+        self._axis_and_readers[key] = ("hidden", tuple(heads))
+        self._add_samples(key, x, batch)
 
-    def _add(self, key: tuple[int | None, str], x: Tensor, batch: Batch) -> None:
-        width = x.shape[-1]
+    def _add_samples(self, key: Key, x: Tensor, batch: Batch) -> None:
+        for half in range(HALVES):
+            rows = batch.half(half)
+            if batch.spans is None:
+                self._add(key, half, x[rows].flatten(0, 1))
+            else:
+                spans = zip(x[rows], batch.spans[rows])
+                self._add(key, half, torch.cat([x[:0, 0], *(row[slice(*span)] for row, span in spans)]))
+
+    def _add(self, key: Key, half: int, tokens: Tensor) -> None:
+        """Add x^T x of tokens (token, n) to one half."""
+        width = tokens.shape[-1]
         if key not in self._sums:
             dtype = torch.float64 if width <= DOUBLE else torch.float32
-            self._sums[key] = torch.zeros((HALVES, width, width), dtype=dtype, device=x.device)
+            self._sums[key] = torch.zeros((HALVES, width, width), dtype=dtype, device=tokens.device)
             self._tokens[key] = np.zeros(HALVES, np.int64)
-        spans = batch.spans or [(0, x.shape[1])] * len(x)
-        for half in range(HALVES):
-            rows = range(len(x))[batch.half(half)]
-            if not rows:
-                continue
-            tokens = torch.cat([x[row, slice(*spans[row])] for row in rows])
+        if len(tokens):
             _add_gram(self._sums[key][half], tokens)
             self._tokens[key][half] += len(tokens)
 
     def _routed_readers(self, site: Site) -> list[str]:
-        """Experts stored one by one read what the router of their layer reads."""
+        """The matrices of experts, which read what the router of their layer reads."""
         matches = self._checkpoint.matches
         if not any(axes_of(matches[name].weight.dims[0]) == ("expert",) for name in site.readers):
             return []
         return [
             m.name
             for m in matches.values()
-            if m.layer == site.layer and m.expert is not None and len(m.weight.dims) == 2
-            and axes_of(m.weight.dims[-1]) == (site.axis,)
-        ]  # fmt: skip
+            if m.layer == site.layer and is_routed(m.weight) and reads(m.weight) == (site.axis,)
+        ]
 
     def close(self, layer: int | None) -> None:
-        """Write what was heard in a layer (None: outside of all) and free it."""
+        """Write the sums of a layer (None: outside of all) and free them."""
         keys = [key for key in self._sums if key[0] == layer]
         if not keys:
             return
         total = self._world.sum_array
-        tokens = total(self._tokens[keys[0]])
-        found = [(*self._sites[key], total(self._sums.pop(key).cpu().numpy())) for key in keys]
+        found = []
+        for key in keys:
+            axis, readers = self._axis_and_readers[key]
+            tokens, sums = total(self._tokens[key]), total(self._sums.pop(key).cpu().numpy())
+            found.append((files.Input(axis, layer, readers, (int(tokens[0]), int(tokens[1])), expert=key[2]), sums))
         if self._world.rank == 0:
             self._partial.mkdir(parents=True, exist_ok=True)
-            self._written += files.write_inputs(self._partial, layer, found, tokens)
+            self._written += files.write_inputs(self._partial, layer, found)
 
     def finish(self) -> None:
         """Write the rest and the index; the directory takes its name when it is complete."""
-        for layer in dict.fromkeys(layer for layer, _ in self._sums):
+        for layer in dict.fromkeys(key[0] for key in self._sums):
             self.close(layer)
         if self._world.rank == 0:
             files.write_index(self._partial, self._identity, self._written)
@@ -110,18 +138,24 @@ class SecondMoments:
 
 
 def _add_gram(total: Tensor, tokens: Tensor) -> None:
-    """Add x^T x of tokens (token, n) to the sum (n, n), in float32 at least.
+    """Add the upper triangle of x^T x to the sum (n, n), in float32 at least: tokens (token, n).
 
-    Products of half-precision numbers are exact in float32, so that a GPU may multiply them as they are.
+    One panel of rows after the other, from its diagonal on: little more than half of all products. Products of
+    half-precision numbers are exact in float32, so that a GPU may multiply them as they are.
     """
-    if tokens.is_cuda and tokens.element_size() == 2:
-        total += torch.mm(tokens.T, tokens, out_dtype=torch.float32)
-        return
-    tokens = tokens.float()
-    if total.dtype == tokens.dtype:
-        total.addmm_(tokens.T, tokens)
-    else:
-        total += tokens.T @ tokens
+    half = tokens.is_cuda and tokens.element_size() == 2
+    tokens = tokens if half else tokens.float()
+    width = tokens.shape[1]
+    step = max(_LEAST_PANEL, -(-width // _PANELS))
+    for first in range(0, width, step):
+        left, right = tokens[:, first : first + step].T, tokens[:, first:]
+        part = total[first : first + step, first:]
+        if half:
+            part += torch.mm(left, right, out_dtype=torch.float32)
+        elif part.dtype == tokens.dtype:
+            part.addmm_(left, right)
+        else:
+            part += left @ right
 
 
 def find(output: Path, identity: Mapping[str, Any], force: bool) -> dict[str, Any]:
@@ -152,14 +186,12 @@ def widths_of(checkpoint: Checkpoint) -> dict[int, list[int]]:
     """Widths of the distinct inputs of each layer."""
     found: dict[tuple[int, str], int] = {}
     for m in checkpoint.matches.values():
-        weight = m.weight
-        if weight.junk or len(weight.dims) != 2 or m.layer is None or m.expert is not None:
-            continue
-        axes = axes_of(weight.dims[-1])
-        if axes and EXPERT_FFN not in axes:
-            found[m.layer, axes[0]] = size(weight.dims[-1], checkpoint.shape.sizes)
+        axes = reads(m.weight)
+        if axes and m.layer is not None and (EXPERT_FFN in axes or not is_routed(m.weight)):
+            found[m.layer, axes[0]] = size(m.weight.dims[reading_dim(m.weight) or 0], checkpoint.shape.sizes)
     widths: dict[int, list[int]] = {}
     for (layer, axis), width in found.items():
-        # Hidden channels are heard twice a layer (attention and MLP), everything else once.
-        widths.setdefault(layer, []).extend([width] * (2 if axis == "hidden" else 1))
+        # Attention and MLP read the hidden channels, each expert its neurons, one matrix everything else.
+        many = {"hidden": 2, EXPERT_FFN: checkpoint.shape.get("expert", 1)}.get(axis, 1)
+        widths.setdefault(layer, []).extend([width] * many)
     return widths

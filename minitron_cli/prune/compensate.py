@@ -1,15 +1,17 @@
-"""Compensated trimming: what the kept inputs of a linear map can foretell of the dropped ones is folded into it.
+"""Compensated trimming: a linear map is refitted by least squares to the inputs that it keeps.
 
 For a map W whose inputs x = (x_K, x_D) lose x_D, the best use of x_K in the mean square over the calibration tokens is
 
     W' = W_K + W_D T,   T = C_DK (C_KK + eps diag C_KK)^-1,   C = E[x x^T]   (W C_:K C_KK^-1 for eps = 0)
 
-T does not depend on W: it is solved once for all the maps that read the same input. The ridge is relative to each
-input's own mean square, so that the result does not depend on the units' scales, and pulls T towards 0, which is plain
-trimming; with everything kept nothing is added at all. The statistics are those of the unpruned model.
+T, the regression of the dropped inputs on the kept ones, does not depend on W: it is solved once for all the maps that
+read the same input. The ridge is relative to each input's own mean square, so that the result does not depend on the
+units' scales, and pulls T towards 0, which is plain trimming; with everything kept nothing changes at all. The Gram
+matrices are those of the unpruned model. An input with fewer tokens than kept units, such as that of an expert that is
+seldom chosen, gets the ridge that is best on tokens which T was not solved on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import numpy as np
 from minitron_cli.checkpoint.moments_file import Input, Moments, moments_digest, open_moments
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.repairs import from_bits, to_bits
+from minitron_cli.spec.axes import is_embedding, reading_dim, reads
+from minitron_cli.spec.family import Match
 
 METHODS = ("none", "least-squares")
 SELECT = ("scores", "residual")  # what decides which neurons stay (see `select`)
@@ -31,62 +35,84 @@ _FLOOR = 1e-12  # of the mean diagonal, for inputs that are always 0
 
 @dataclass(slots=True)
 class Compensation:
-    """Second moments, the relative ridge (None: the best of GRID by held-out error), and solutions in use."""
+    """Gram matrices, the relative ridge (None: the best of GRID by held-out error), and solutions in use."""
 
     moments: Moments
     ridge: float | None = RIDGE
-    chosen: dict[str, float] = field(default_factory=dict)  # ridge of each input that was solved
+    chosen: dict[str, float] = field(default_factory=dict)  # ridge of each input that was solved with another
     _held: dict[tuple[Any, ...], np.ndarray] = field(default_factory=dict)
 
-    def fold_of(self, reader: str, kept: np.ndarray | None, width: int) -> "Fold | None":
-        """What is folded into this weight when of its `width` inputs those `kept` stay, or None."""
-        one = self.moments.of(reader)
-        if kept is None or one is None or len(kept) == width:
+    def refit_of(
+        self, match: Match, expert: int | None, keep: Sequence[np.ndarray | None], shape: Sequence[int]
+    ) -> "Refit | None":
+        """How a matrix, or its piece of one `expert`, is refitted when `keep` stays of its dimensions, or None."""
+        dim = reading_dim(match.weight)
+        if dim is None or is_embedding(match.weight):
             return None
-        return Fold(self, one, kept, np.setdiff1d(np.arange(width), kept))
+        dim -= len(match.weight.dims) - len(shape)
+        kept = keep[dim]
+        if kept is None or len(kept) == shape[dim]:
+            return None
+        one = self.moments.of(match.name, expert)
+        if one is None:
+            raise MinitronError(
+                f"there is no Gram matrix of the {' x '.join(reads(match.weight))} that {match.name} reads",
+                "measure again with --second-moments, or leave that axis uncut",
+            )
+        return Refit(self, one, kept, np.setdiff1d(np.arange(shape[dim]), kept), transposed=dim == 0)
 
-    def transfer(self, one: Input, kept: np.ndarray, dropped: np.ndarray, dtype: type) -> np.ndarray:
+    def regression(self, one: Input, kept: np.ndarray, dropped: np.ndarray, dtype: type) -> np.ndarray:
         """T (dropped, kept), solved in float64 and held in `dtype`."""
         key = (one.file, one.tensor, kept.tobytes(), dtype)
         if key not in self._held:
             while len(self._held) >= _HELD:
                 del self._held[next(iter(self._held))]
             ridge = self.ridge
-            if ridge is None:
+            if ridge is None or sum(one.tokens) < len(kept):
                 ridge = best_ridge(self.moments.read(one), kept, dropped)
-            self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
-            self._held[key] = transfer(self.moments.mean(one), kept, dropped, ridge).astype(dtype)
+                self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
+            self._held[key] = regression(self.moments.mean(one), kept, dropped, ridge).astype(dtype)
         return self._held[key]
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """Rows of a weight as they are stored, all inputs (row, n) -> compensated rows (row, kept)."""
+class Refit:
+    """Rows of a weight as they are stored, with all inputs -> compensated rows, with the kept ones.
+
+    A transposed weight (input, output) has its inputs along the rows, of which it then needs all at once.
+    """
 
     by: Compensation
     input: Input
     kept: np.ndarray
     dropped: np.ndarray
+    transposed: bool = False
 
-    whole = False  # rows can come in any blocks
+    @property
+    def whole(self) -> bool:
+        """Whether a piece has to come in one block."""
+        return self.transposed
 
     def apply(self, raw: np.ndarray, dtype: str, columns: np.ndarray | None) -> np.ndarray:
-        """Bits in, bits out, rounded once; the columns are `kept`."""
-        return to_bits(self.values(raw, dtype), dtype)
+        """Bits in, bits out, rounded once; `columns` are those of the piece that stay (None: all)."""
+        if not self.transposed:
+            return to_bits(self.values(raw, dtype), dtype)
+        raw = raw if columns is None else np.take(raw, columns, axis=1)
+        return to_bits(np.ascontiguousarray(self.values(raw.T, dtype).T), dtype)
 
     def values(self, raw: np.ndarray, dtype: str) -> np.ndarray:
-        """The compensated rows in float32 (float64 where that is stored), in which the sum is made."""
+        """Compensated rows (output, kept) of (output, input) in float32, float64 where that is stored."""
         values = from_bits(raw, dtype)
         wide = np.float64 if dtype == "F64" else np.float32
         values = values.astype(wide, copy=False)
-        folded = np.take(values, self.dropped, axis=1) @ self.by.transfer(self.input, self.kept, self.dropped, wide)
-        folded += np.take(values, self.kept, axis=1)
-        return folded
+        refitted = np.take(values, self.dropped, axis=1) @ self.by.regression(self.input, self.kept, self.dropped, wide)
+        refitted += np.take(values, self.kept, axis=1)
+        return refitted
 
 
-def transfer(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float) -> np.ndarray:
+def regression(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float) -> np.ndarray:
     """Solve for T (dropped, kept) by Cholesky: moment (n, n) float64."""
-    if np.isinf(ridge) or not len(dropped):
+    if np.isinf(ridge) or not len(dropped) or not moment.any():
         return np.zeros((len(dropped), len(kept)))
     import torch
 
@@ -97,7 +123,7 @@ def transfer(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: f
     factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(normal))
     if int(failed):
         raise MinitronError(
-            f"the second moments are not positive definite with a ridge of {ridge:g}",
+            f"the Gram matrix is not positive definite with a ridge of {ridge:g}",
             "give a larger --ridge, or measure with --dtype float32 and more --samples",
         )
     return torch.cholesky_solve(torch.from_numpy(moment[np.ix_(kept, dropped)]), factor).numpy().T
@@ -116,7 +142,7 @@ def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> flo
     if not halves.any((1, 2)).all():
         return RIDGE
     errors = [
-        sum(residual(halves[1 - h], kept, dropped, transfer(halves[h], kept, dropped, ridge)) for h in (0, 1))
+        sum(residual(halves[1 - h], kept, dropped, regression(halves[h], kept, dropped, ridge)) for h in (0, 1))
         for ridge in GRID
     ]
     return GRID[int(np.argmin(errors))]
@@ -179,7 +205,7 @@ def check_moments(moments: Moments, digest: str) -> None:
 
 
 def record(by: Compensation | None) -> dict[str, Any] | None:
-    """How minitron.json names what was folded in: method, ridge, and the moments by digest."""
+    """How minitron.json describes the compensation: method, ridge, and the Gram matrices by digest."""
     if by is None:
         return None
     return {
@@ -187,7 +213,7 @@ def record(by: Compensation | None) -> dict[str, Any] | None:
         "ridge": "auto" if by.ridge is None else by.ridge,
         "moments": {"name": str(by.moments.path), "sha256": moments_digest(by.moments.path)},
         "identity": dict(by.moments.identity),
-        **({"chosen": dict(sorted(by.chosen.items()))} if by.ridge is None else {}),
+        **({"chosen": dict(sorted(by.chosen.items()))} if by.chosen else {}),
     }
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
-from minitron_cli.prune.compensate import Compensation, Fold
+from minitron_cli.prune.compensate import Compensation
 from minitron_cli.prune.repairs import Repair, repair_of
-from minitron_cli.prune.rotate import rotation_of
+from minitron_cli.prune.rotate import Rotation, rotation_of
 from minitron_cli.spec.axes import Weight, positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -32,6 +32,8 @@ class Piece:
     shape: tuple[int, ...]
     keep: tuple[np.ndarray | None, ...]
     partner: tuple[np.ndarray | None, ...] = ()  # with merged heads: what is subtracted from twice the kept
+    expert: int | None = None  # of the source, where this is its part of a fused tensor or a tensor of its own
+    change: "Change | None" = None
 
     def row_bytes(self, dtype: str) -> int:
         return prod(self.shape[1:]) * ITEM_BYTES[dtype]
@@ -56,7 +58,6 @@ class Cut:
     source: TensorInfo
     pieces: tuple[Piece, ...]
     repair: Repair | None = None
-    change: Change | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Read:
         assert self.cut is not None
         assert self.piece is not None
         whole = self.cut.out.shape[-len(self.piece.shape) :] or (1,)
-        if self.cut.change is not None and self.cut.change.whole:
+        if self.piece.change is not None and self.piece.change.whole:
             return whole
         row_bytes = self.piece.row_bytes(self.cut.source.dtype)
         return (self.num_bytes // row_bytes if self.rows is None else len(self.rows), *whole[1:])
@@ -102,9 +103,10 @@ def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None =
         expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
         if match.expert is None or expert is not None:
             cut = _cut(checkpoint, plan, match, layer, expert)
-            fold = None if compensation is None else _fold_of(cut, compensation)
-            turn = None if rotation is None else rotation.turn_of(match, fold)
-            found.append(replace(cut, change=turn or fold))
+            if compensation is not None:
+                pieces = tuple(_changed(piece, match, compensation, rotation) for piece in cut.pieces)
+                cut = replace(cut, pieces=pieces)
+            found.append(cut)
     return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
 
 
@@ -118,17 +120,16 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
         kept = plan.resolve(layer, expert)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
         partner = _partners(match.weight, plan, layer, keep)
-        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), partner),)
+        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), partner, match.expert),)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
 
 
-def _fold_of(cut: Cut, compensation: Compensation) -> Fold | None:
-    """What is folded in, if this is a linear map of which inputs go."""
-    piece = cut.pieces[0]
-    if len(piece.shape) != 2 or cut.repair is not None:
-        return None
-    return compensation.fold_of(cut.source.name, piece.keep[-1], piece.shape[-1])
+def _changed(piece: Piece, match: Match, compensation: Compensation, rotation: Rotation | None) -> Piece:
+    """The piece with what makes new values of it, if anything does."""
+    refit = compensation.refit_of(match, piece.expert, piece.keep, piece.shape)
+    turn = None if rotation is None else rotation.turn_of(match, refit)
+    return replace(piece, change=turn or refit)
 
 
 def _partners(
@@ -153,7 +154,8 @@ def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None
     for new in range(plan.target["expert"]):
         kept = plan.resolve(layer, new)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in match.weight.dims[1:])
-        yield Piece(info.begin + plan.source_expert(layer, new) * stride, shape, keep)
+        expert = plan.source_expert(layer, new)
+        yield Piece(info.begin + expert * stride, shape, keep, expert=expert)
 
 
 def reads(files: Mapping[Path, int], cut: Iterable[Cut], block_bytes: int) -> Iterator[Read]:
@@ -182,8 +184,10 @@ def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
     row_bytes = piece.row_bytes(cut.source.dtype)
     step = max(1, block_bytes // max(1, row_bytes))
     kept = piece.keep[0]
-    if piece.partner or (cut.change is not None and cut.change.whole):
-        step = piece.shape[0]  # a head's partner, and what a direction is made of, lie anywhere in the tensor
+    if piece.change is not None and piece.change.whole:
+        step, kept = piece.shape[0], None  # what a new row is made of is anywhere in the tensor
+    if piece.partner:
+        step = piece.shape[0]  # so is a head's partner
     for first in range(0, piece.shape[0], step):
         last = min(first + step, piece.shape[0])
         begin, num_bytes = piece.begin + first * row_bytes, (last - first) * row_bytes

@@ -21,7 +21,7 @@ from math import sqrt
 import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.prune.compensate import RIDGE, Compensation, Fold
+from minitron_cli.prune.compensate import RIDGE, Compensation, Refit
 from minitron_cli.prune.directions import (
     Norm,
     foretell,
@@ -56,8 +56,8 @@ class Rotation:
         assert self.plan.basis is not None
         return self.plan.basis
 
-    def turn_of(self, match: Match, fold: Fold | None) -> "Turn | None":
-        """What becomes of a tensor, or None where it has no part in the stream. `fold` cuts its other inputs."""
+    def turn_of(self, match: Match, refit: Refit | None) -> "Turn | None":
+        """What becomes of a tensor, or None where it has no part in the stream. `refit` cuts its other inputs."""
         weight = match.weight
         if not any("hidden" in axes_of(dim) for dim in weight.dims):
             return None
@@ -66,7 +66,7 @@ class Rotation:
         line = norm_of(self.checkpoint.family, weight)
         if line is not None:
             return Turn(self, "reader", (line, match.layer))
-        return Turn(self, "embedding" if is_embedding(weight) else "writer", fold=fold)
+        return Turn(self, "embedding" if is_embedding(weight) else "writer", refit=refit)
 
     def reading(self, key: tuple[str, int | None]) -> np.ndarray:
         """diag(w / c) F of a norm: (hidden, kept) float32."""
@@ -96,7 +96,7 @@ class Turn:
     by: Rotation
     role: str  # norm, reader, embedding or writer
     norm: tuple[str, int | None] = ("", None)
-    fold: Fold | None = None
+    refit: Refit | None = None
 
     @property
     def whole(self) -> bool:
@@ -111,7 +111,7 @@ class Turn:
                 (self.by.norm_weights(self.norm) - self.by.checkpoint.family.norm_offset).astype(wide), dtype
             )
         if self.role == "writer":
-            kept = self.fold.values(raw, dtype) if self.fold else _columns(from_bits(raw, dtype), columns)
+            kept = self.refit.values(raw, dtype) if self.refit else _columns(from_bits(raw, dtype), columns)
             return to_bits(self.by.basis.T.astype(wide, copy=False) @ kept.astype(wide, copy=False), dtype)
         values = from_bits(raw, dtype).astype(wide, copy=False)
         if self.role == "embedding":

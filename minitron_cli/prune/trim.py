@@ -162,8 +162,8 @@ def gather(read: Read, data: np.ndarray, out: np.ndarray) -> None:
     word = f"u{ITEM_BYTES[dtype]}"
     rows = data.view(word).reshape(-1, *piece.shape[1:])
     kept = out.view(word).reshape(read.kept_shape)
-    if read.cut.change is not None:
-        kept[:] = read.cut.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1])
+    if piece.change is not None:
+        kept[:] = piece.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1])
         return
     _select(rows, (read.rows, *piece.keep[1:]), kept)
     if piece.partner:

@@ -178,6 +178,29 @@ def _vocab_by_hidden(weight: Weight) -> bool:
     return [axes_of(dim) for dim in weight.dims] == [("vocab",), ("hidden",)]
 
 
+def is_matrix(weight: Weight) -> bool:
+    """Whether the line multiplies its input; stacked biases of experts have two dimensions but do not."""
+    return not weight.junk and len(weight.dims) > 1 and not weight.name.endswith("bias")
+
+
+def reading_dim(weight: Weight) -> int | None:
+    """The dimension along which a matrix meets its input, None for what multiplies nothing.
+
+    It is the last, but for stacked experts that lie transposed (input, output): what they read stands alone, not
+    beside its gate.
+    """
+    if not is_matrix(weight):
+        return None
+    alone = ((("expert_ffn",),), (("hidden",),)) if len(weight.dims) > 2 else ()
+    return next((weight.dims.index(dim) for dim in alone if dim in weight.dims), len(weight.dims) - 1)
+
+
+def reads(weight: Weight) -> tuple[str, ...]:
+    """The axes of a matrix's input; empty for what is no matrix."""
+    dim = reading_dim(weight)
+    return () if dim is None else axes_of(weight.dims[dim])
+
+
 def size(dim: Dim, sizes: Mapping[str, int]) -> int:
     """Length of a dimension when its axes have these sizes."""
     return sum(prod(f if isinstance(f, int) else sizes[f] for f in product) for product in dim)

@@ -16,12 +16,13 @@ from minitron_cli.importance import estimate
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.record import Recorder
 from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
-from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, residual, transfer
+from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, regression, residual
 from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.select import by_residual, eliminate
 from minitron_cli.prune.verify import verify
 from minitron_cli.spec.plan import Plan, keep_all
 from tests.prune.cutting import difference, load, logits_of, plan_for, sizes_for
+from tests.prune.reading import fuse_experts, inputs_of, matrices
 from tests.toys import TOY_CONFIGS, toy_ids
 
 CPU = torch.device("cpu")
@@ -104,12 +105,12 @@ def test_the_sums_take_what_is_forecast(toy, tmp_path):
     assert disk_bytes(checkpoint) <= on_disk < disk_bytes(checkpoint) + 4096  # headers
 
 
-def test_transfer_is_the_least_squares_solution():
+def test_the_regression_is_the_least_squares_solution():
     x = np.random.default_rng(0).standard_normal((50, 12))
     weight = np.random.default_rng(1).standard_normal((5, 12))
     kept, dropped = np.arange(0, 12, 2), np.arange(1, 12, 2)
     moment = x.T @ x / len(x)
-    folded = weight[:, kept] + weight[:, dropped] @ transfer(moment, kept, dropped, 0.0)
+    folded = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 0.0)
     best = np.linalg.lstsq(x[:, kept], x @ weight.T, rcond=None)[0].T
     np.testing.assert_allclose(folded, best, atol=1e-9)
     np.testing.assert_allclose(folded, weight @ moment[:, kept] @ np.linalg.inv(moment[np.ix_(kept, kept)]), atol=1e-9)
@@ -166,21 +167,35 @@ def test_exact_where_the_dropped_follow_from_the_kept(toy, tmp_path, axis, sizes
     assert difference(logits_of(plain, toy_ids(2, 13)), expected) > 0.05
 
 
-@pytest.mark.parametrize("family", TOY_CONFIGS)
-def test_every_family_folds_into_its_readers_and_nothing_else(toy, tmp_path, family):
-    source, checkpoint = toy(family), open_checkpoint(toy(family))
+EXPERTS = ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe"]
+
+
+@pytest.mark.parametrize(
+    ("family", "fused"), [*((family, False) for family in TOY_CONFIGS), *((family, True) for family in EXPERTS)]
+)
+def test_every_cut_matrix_is_the_least_squares_solution(toy, tmp_path, family, fused):
+    """Against torch.linalg.lstsq on the activations themselves: every axis, and experts fused on disk or not."""
+    source, rows = toy(family), random_rows(24, 16)
+    source = fuse_experts(source, tmp_path / "fused") if fused else source
+    checkpoint = open_checkpoint(source)
     plan = plan_for(checkpoint, sizes_for(family, "all"))
-    moments = measure(source, tmp_path / "s.safetensors", random_rows(8, 16))
-    folded, plain = prune_both(source, plan, moments, tmp_path, ridge=1e-2)
-    a, b = open_checkpoint(folded), open_checkpoint(plain)
-    assert {n: (t.shape, t.dtype) for n, t in a.tensors.items()} == {
-        n: (t.shape, t.dtype) for n, t in b.tensors.items()
-    }
-    ours, theirs = load(folded).state_dict(), load(plain).state_dict()
-    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
-    assert all(ours[name].ndim > 1 and torch.isfinite(ours[name]).all() for name in changed)
-    assert len(changed) >= 2 * 2  # two layers stay, and each reads the hidden channels and its heads or neurons
-    assert not [name for name in changed if "norm" in name or "embed_" in name]
+    moments = measure(source, tmp_path / "s.safetensors", rows)
+    folded, plain = map(load, prune_both(source, plan, moments, tmp_path))
+    model = load(source)
+    inputs, refitted = inputs_of(model, rows), set()
+    for (key, kept, weight, found), (_, _, _, trimmed) in zip(
+        matrices(model, folded, plan), matrices(model, plain, plan)
+    ):
+        wanted = inputs[key] @ weight.T
+        best = torch.linalg.lstsq(inputs[key][:, kept], wanted, driver="gelsd").solution.T
+        least, ours, without = (float((inputs[key][:, kept] @ w.T - wanted).norm()) for w in (best, found, trimmed))
+        enough = len(inputs[key]) >= len(kept)  # else nothing worse than plain trimming
+        assert ours <= (1.0001 * least + 1e-4 * without if enough else 1.0001 * without), key
+        refitted.add(key[0])
+    states = folded.state_dict(), plain.state_dict()
+    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert len(refitted) >= 2 * 3
+    assert not {name for name in changed if "norm" in name or "embed_" in name}
 
 
 def test_held_out_error_is_never_above_that_of_plain_trimming(shared_data, tmp_path):
@@ -195,7 +210,7 @@ def test_held_out_error_is_never_above_that_of_plain_trimming(shared_data, tmp_p
         moment, held = seen.read(one).mean(0), new.read(other).mean(0)
         kept = np.sort(np.argsort(-np.diagonal(moment))[: len(moment) * 3 // 4])
         dropped = np.setdiff1d(np.arange(len(moment)), kept)
-        error = residual(held, kept, dropped, transfer(moment, kept, dropped, 1e-2))
+        error = residual(held, kept, dropped, regression(moment, kept, dropped, 1e-2))
         assert error < residual(held, kept, dropped, np.zeros((len(dropped), len(kept)))), one
 
 
@@ -256,7 +271,7 @@ def test_elimination_finds_the_neurons_that_all_others_follow_from():
     moment, weight = x.T @ x / len(x), generator.standard_normal((5, 18))
     kept = eliminate(weight, moment, 6, 1e-9)
     dropped = np.setdiff1d(np.arange(18), kept)
-    folded = weight[:, kept] + weight[:, dropped] @ transfer(moment, kept, dropped, 1e-9)
+    folded = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 1e-9)
     np.testing.assert_allclose(x[:, kept] @ folded.T, x @ weight.T, atol=1e-3)
 
 
@@ -282,5 +297,5 @@ def lost(weight: np.ndarray, moment: np.ndarray, kept: np.ndarray) -> float:
     dropped = np.setdiff1d(np.arange(len(moment)), kept)
     off = np.zeros_like(weight)
     off[:, dropped] = weight[:, dropped]
-    off[:, kept] = -weight[:, dropped] @ transfer(moment, kept, dropped, 1e-2)
+    off[:, kept] = -weight[:, dropped] @ regression(moment, kept, dropped, 1e-2)
     return float(((off @ moment) * off).sum())

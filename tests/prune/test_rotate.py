@@ -12,7 +12,7 @@ from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
-from minitron_cli.prune.compensate import open_compensation, transfer
+from minitron_cli.prune.compensate import open_compensation, regression
 from minitron_cli.prune.directions import by_directions, foretell, leading, normalised, norms_of, readers_of
 from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
@@ -229,7 +229,7 @@ def test_held_out_readers_lose_less_along_directions_than_by_channels(shared_dat
         moment, held = normalised(norm, seen), normalised(other, new)
         maps = {name: np.zeros((64, 64)) for name in lost}
         maps["plain"][kept, kept] = maps["channels"][kept, kept] = 1
-        maps["channels"][np.ix_(dropped, kept)] = transfer(moment, kept, dropped, 1e-2)
+        maps["channels"][np.ix_(dropped, kept)] = regression(moment, kept, dropped, 1e-2)
         maps["directions"] = foretell(moment, plan.basis, 1e-2) @ plan.basis.T
         for match in readers_of(checkpoint, norm):
             weight = state[match.name] * norm.weight
