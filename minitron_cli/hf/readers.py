@@ -6,31 +6,24 @@ paper's formula is written before it), the output projection's input for heads, 
 every per-layer weight that reads them: the norm outputs, in pre-norm models. What the head reads is not among them.
 """
 
-from minitron_cli.spec.axes import AXES, Dim, Weight, axes_of
+from minitron_cli.spec.axes import AXES, Dim, Weight, reads
 from minitron_cli.spec.family import Family
+from minitron_cli.spec.shape import is_routed
 
 READ_AXES = tuple(axis.name for axis in AXES if axis.scored == "input")  # read by plain linear layers
 EXPERT, EXPERT_FFN, EXPERT_USAGE = "expert", "expert_ffn", "expert_usage"  # recorded inside the experts' own forward
-_ALONE: Dim = ((EXPERT_FFN,),)
 EXPERT_LAYOUTS: dict[str, tuple[str, ...]] = {EXPERT: ("expert",), EXPERT_FFN: ("expert", "expert_ffn")}
-
-
-def is_matrix(weight: Weight) -> bool:
-    """Whether the line multiplies its input; stacked biases of experts have two dimensions but do not."""
-    return not weight.junk and len(weight.dims) > 1 and not weight.name.endswith("bias")
 
 
 def read_axis(weight: Weight) -> str | None:
     """The axis that this line's tensor reads inside a layer, or None."""
-    if not is_matrix(weight) or "layer" not in weight.name_axes:
+    inside = reads(weight)
+    if not inside or "layer" not in weight.name_axes:
         return None
-    inside = axes_of(weight.dims[-1])
-    # Stacked experts may be transposed: what they read stands alone, not beside its gate.
-    stacked = len(weight.dims) > 2
-    if _ALONE in weight.dims if stacked else EXPERT_FFN in inside:
+    if EXPERT_FFN in inside:
         return EXPERT_FFN
     # Experts read the hidden channels too, but the router has read the same ones before them.
-    if stacked or "expert" in weight.name_axes:
+    if is_routed(weight):
         return None
     return next((axis for axis in READ_AXES if axis in inside), None)
 

@@ -6,10 +6,10 @@ from zlib import crc32
 import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, READ_AXES, is_matrix, layout
+from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, READ_AXES, layout
 from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
 from minitron_cli.importance.sums import COUNT, SEQ, Rows
-from minitron_cli.spec.axes import SCOPE, SCORED_AXES, Dim, axes_of
+from minitron_cli.spec.axes import SCOPE, SCORED_AXES, Dim, axes_of, is_matrix
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.scores import score_shape
 
