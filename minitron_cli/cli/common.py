@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec import counts
 
 _FIGURE = re.compile(r"[-+<±]?\d")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:
@@ -37,15 +37,10 @@ def examples(*lines: str) -> str:
 
 def parse_count(text: str | int) -> int:
     """A count as people write it: "4.5B", "300M", "1_000", "2e9" -> int. A default comes as the int it is."""
-    number = str(text).strip().replace("_", "").replace(",", "")
-    unit = number[-1:].upper() if number[-1:].upper() in ("K", "M", "B", "T") else ""
     try:
-        value = float(number[: -1 if unit else None]) * _UNITS[unit]
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e18:
-        raise typer.BadParameter(f"{text!r} is not a count; write it like 4.5B, 300M or 1_000")
-    return round(value)
+        return counts.parse_count(text)
+    except MinitronError as error:
+        raise typer.BadParameter(f"{error.message}; {error.hint}") from error
 
 
 def parse_bytes(text: str) -> int:

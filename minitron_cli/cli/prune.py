@@ -1,7 +1,9 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from minitron_cli.cli.common import (
     argument,
@@ -15,7 +17,11 @@ from minitron_cli.cli.common import (
     say,
     table,
 )
-from minitron_cli.cli.prune_steps import Asked, Measure, Writing, carry_out, settle
+
+if TYPE_CHECKING:
+    from minitron_cli.prune.execute import PruneResult
+    from minitron_cli.prune.request import Measurement
+    from minitron_cli.prune.resolve import ResolvedPrune
 
 NAME = "prune"
 EXAMPLES = examples(
@@ -37,9 +43,6 @@ def command(
     expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
     shared_ffn: Annotated[int | None, option("--shared-ffn", help="neurons a layer's shared expert keeps")] = None,
     experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
-    head_merge: Annotated[
-        str | None, option("--head-merge", help="merge dropped query heads into kept ones: query or both")
-    ] = None,
     compensate: Annotated[
         str, option("--compensate", help="fold what is dropped into what stays: none or least-squares")
     ] = "none",
@@ -62,8 +65,8 @@ def command(
     iterations: Annotated[int, option("--iterations", help="measure anew this many times on the way", min=1)] = 1,
     output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
     max_shard_size: Annotated[
-        int | None, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
-    ] = None,
+        int, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
+    ] = 5_000_000_000,
     check: Annotated[bool, option("--check", help="load the result and compare it with the masked source")] = False,
     force: Annotated[bool, option("--force", help="use scores although they are of another model")] = False,
     overwrite: Annotated[bool, option("--overwrite", help="replace an output that minitron made")] = False,
@@ -71,47 +74,72 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained."""
-    from minitron_cli.spec.axes import AXIS_OF_FLAG
+    from minitron_cli.prune.request import PruneRequest
+    from minitron_cli.prune.resolve import resolve
 
-    sizes = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv-heads": kv_heads, "layers": layers, "experts": experts,
-             "expert-ffn": expert_ffn, "shared-ffn": shared_ffn, "experts-per-token": experts_per_token}  # fmt: skip
-    sizes_of_axes = {AXIS_OF_FLAG[flag]: int(size) for flag, size in sizes.items() if size is not None}
-    asked = Asked(target, sizes_of_axes, drop_layers, params, multiple_of)
-    folding = compensate != "none"
-    measure = Measure(require_model(model, NAME), scores, tuple(data or ()), samples, seq_len, folding, iterations)
-    writing = Writing(head_merge, compensate, moments, ridge, select, rotate, max_shard_size, check, force, overwrite)
-    job = settle(asked, measure, writing, output)
+    request = PruneRequest(
+        model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
+        layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
+        experts_per_token=experts_per_token, params=params, multiple_of=multiple_of, scores=scores,
+        data=tuple(data or ()), samples=samples, seq_len=seq_len, iterations=iterations, compensate=compensate,
+        moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
+        check=check, force=force, overwrite=overwrite,
+    )  # fmt: skip
     if dry_run:
-        emit(job.facts, as_json, lambda: _show_plan(job.facts))
+        resolved = resolve(request)
+        emit(asdict(resolved.facts), as_json, lambda: _show_plan(resolved))
         return
-    facts = carry_out(job, measure, writing)
-    emit(facts, as_json, lambda: _show_done(facts, job.source.path))
+    from minitron_cli.prune.execute import prune
+
+    result = prune(request, _measure, say)
+    emit(result.to_json(), as_json, lambda: _show_done(result, request.model))
 
 
-def _show_plan(facts: dict[str, Any]) -> None:
-    rows = [[axis, f"{a:,}", f"{b:,}"] for axis, (a, b) in facts["shape"].items()]
+def _measure(wanted: "Measurement") -> None:
+    """Importance with its defaults. The verbs meet only here."""
+    from minitron_cli.cli.importance import measure
+
+    measure(wanted.model, list(wanted.data), wanted.output, samples=wanted.samples, seq_len=wanted.seq_len,
+            second_moments=wanted.second_moments)  # fmt: skip
+
+
+def _show_plan(resolved: "ResolvedPrune") -> None:
+    facts = resolved.facts
+    rows = [[axis, f"{a:,}", f"{b:,}"] for axis, (a, b) in facts.shape.items()]
     rows += [[name, show(a), show(b)] for name, show, (a, b) in (
-        ("parameters", "{:,}".format, facts["parameters"]),
-        ("non-embedding", "{:,}".format, facts["non_embedding_parameters"]),
-        ("bytes on disk", bytes_text, facts["bytes"]),
-        ("KV bytes per token", "{:,}".format, facts["kv_bytes_per_token"]),
-        ("FLOPs per token", count_text, facts["flops_per_token"]),
+        ("parameters", "{:,}".format, facts.parameters),
+        ("non-embedding", "{:,}".format, facts.non_embedding_parameters),
+        ("bytes on disk", bytes_text, facts.bytes),
+        ("KV bytes per token", "{:,}".format, facts.kv_bytes_per_token),
+        ("FLOPs per token", count_text, facts.flops_per_token),
     )]  # fmt: skip
     table(["", "source", "target"], rows)
-    for warning in facts["warnings"]:
+    for warning in (*facts.warnings, *([resolved.missing] if resolved.missing else [])):
         say(f"warning: {warning}")
-    speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts["fold_flops"])
-    cost = f"about {bytes_text(facts['peak_memory'])} of memory and {facts['seconds']:.0f} s at {speed}"
-    print(f"would write {facts['output']}; {cost}")
+    speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts.fold_flops)
+    cost = f"about {bytes_text(facts.peak_memory)} of memory and {facts.seconds:.0f} s at {speed}"
+    print(f"would write {facts.output}; {cost}")
 
 
-def _show_done(facts: dict[str, Any], source: Path) -> None:
-    for warning in facts["warnings"]:
+def _show_done(result: "PruneResult", source: str) -> None:
+    facts, check = result.facts, result.manifest["check"]
+    for warning in facts.warnings:
         say(f"warning: {warning}")
-    if facts["check"] and facts["check"]["checked"]:
-        say(f"checked against the masked source: relative error {facts['check']['relative_error']:.1e}")
-    elif facts["check"]:
-        say(f"warning: not checked: {facts['check']['why']}")
-    before, after = facts["parameters"]
-    print(f"{facts['output']}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
-    print(f"next: minitron distill {facts['output']} --teacher {source} --data DATA -o {facts['output']}-distilled")
+    if check and check["checked"]:
+        say(f"checked against the masked source: relative error {check['relative_error']:.1e}")
+    elif check:
+        say(f"warning: not checked: {check['why']}")
+    before, after = facts.parameters
+    print(f"{facts.output}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
+    line = [
+        "minitron",
+        "distill",
+        facts.output,
+        "--teacher",
+        source,
+        "--data",
+        "DATA",
+        "-o",
+        f"{facts.output}-distilled",
+    ]
+    print(f"next: {shlex.join(line)}")

@@ -4,13 +4,49 @@ The paper found no benefit over measuring once (table 14: T = 1, 2 and 4 end at 
 anybody can check that for their own model.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
+from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.request import Measurement, PruneRequest
+from minitron_cli.prune.run import write_pruned
 from minitron_cli.spec.axes import AXES
+from minitron_cli.spec.compose import compose
+from minitron_cli.spec.plan import Plan, from_scores, keep_all
 from minitron_cli.spec.shape import Shape
 
 # These go with the first step, so that every shape on the way is valid: heads are ranked inside the groups that stay,
 # and many model classes want the hidden size to be a multiple of the heads.
 _AT_ONCE = {axis.name for axis in AXES if axis.group or not axis.scored}
+
+
+def iterate(
+    source: Checkpoint,
+    shape: Shape,
+    request: PruneRequest,
+    output: Path,
+    measure: Callable[[Measurement], object],
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan from `source` to `shape` by T measurements; models on the way live in a temporary directory.
+
+    Each is cut from the source by the composed plan, so the result's kept indices point into the source.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    current, plan = source, keep_all(source.shape)
+    with TemporaryDirectory(prefix=f".{output.name}.iterations-", dir=output.parent) as folder:
+        for number, point in enumerate(waypoints(source.shape, shape, request.iterations), 1):
+            say(f"iteration {number}/{request.iterations}: measuring {current.path}")
+            scores = Path(folder) / f"{number}.scores.safetensors"
+            measure(Measurement(str(current.path), request.data, scores, request.samples, request.seq_len, False))
+            plan = compose(plan, from_scores(read_scores(scores)[0], current.shape, point))
+            if number < request.iterations:
+                write_pruned(source, plan, Path(folder) / str(number))
+                current = open_checkpoint(Path(folder) / str(number))
+    return plan
 
 
 def waypoints(source: Shape, target: Shape, iterations: int) -> list[Shape]:

@@ -1,51 +1,72 @@
 """What a prune would do, from the config and the headers alone: sizes, parameters, bytes, memory."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-from minitron_cli.checkpoint.headers import ITEM_BYTES
+from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.fold_cost import FLOPS_PER_SECOND, fold_cost
 from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
-from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements
-from minitron_cli.spec.shape import num_parameters as count
+from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements, num_parameters
 
 START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
 BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in hardware and a solid-state disk
 
 
-def preflight(source: Checkpoint, target: Shape, fold: Mapping[str, bool] | None = None) -> dict[str, Any]:
-    """Source and target side by side as (source, target) pairs, warnings, and what the streaming takes.
+@dataclass(frozen=True, slots=True)
+class PruneFacts:
+    """What a dry run says; pairs are (source, target), sizes are bytes."""
+
+    source: str
+    shape: Mapping[str, tuple[int, int]]
+    change: str
+    parameters: tuple[int, int]
+    non_embedding_parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    kv_bytes_per_token: tuple[int, int]
+    flops_per_token: tuple[int, int]
+    peak_memory: int
+    seconds: float
+    fold_flops: float
+    warnings: tuple[str, ...]
+    output: str
+
+
+def prune_facts(
+    source: Checkpoint | Architecture, target: Shape, output: Path, fold: Mapping[str, bool] | None = None
+) -> PruneFacts:
+    """Source and target side by side, warnings, and what the streaming takes.
 
     With `fold`, the options of `fold_cost`, that includes compensation.
     """
-    weights = tuple({m.weight.name: m.weight for m in source.matches.values() if not m.weight.junk}.values())
-    width = {m.weight.name: ITEM_BYTES[source.tensors[name].dtype] for name, m in source.matches.items()}
+    items = stored_weights(source)
 
-    def num_bytes(shape: Shape) -> int:
-        return sum(num_elements(w, shape) * copies(w, shape) * width[w.name] for w in weights)
+    def pair(of: Callable[[Shape], int]) -> tuple[int, int]:
+        return of(source.shape), of(target)
 
-    pair = (source.shape, target)
-    flops, held = fold_cost(weights, source.shape, target, **fold) if fold else (0.0, 0)
+    flops, held = fold_cost(items, source.shape, target, **fold) if fold else (0.0, 0)
     changed = [a for a in source.shape if source.shape[a] != target[a]]
-    return {
-        "source": str(source.path),
-        "shape": {axis: [s[axis] for s in pair] for axis in source.shape},
-        "change": ", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed) or "nothing is cut",
-        "parameters": [count(weights, s) for s in pair],
-        "non_embedding_parameters": [count(weights, s, embedding=False) for s in pair],
-        "bytes": [num_bytes(s) for s in pair],
-        "kv_bytes_per_token": [kv_bytes_per_token(s) for s in pair],
-        "flops_per_token": [flops_per_token(weights, s, 4096) for s in pair],
-        "peak_memory": PEAK_BYTES + START_BYTES + held,
-        "seconds": round((source.num_bytes + num_bytes(target)) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
-        "fold_flops": flops,
-        "warnings": _warnings(source, target),
-    }
+    num_bytes = pair(lambda s: sum(num_elements(w, s) * copies(w, s) * item for w, item in items.items()))
+    return PruneFacts(
+        source=str(source.path) if isinstance(source, Checkpoint) else source.family.name,
+        shape={axis: (source.shape[axis], target[axis]) for axis in source.shape},
+        change=", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed),
+        parameters=pair(lambda s: num_parameters(items, s)),
+        non_embedding_parameters=pair(lambda s: num_parameters(items, s, embedding=False)),
+        bytes=num_bytes,
+        kv_bytes_per_token=pair(kv_bytes_per_token),
+        flops_per_token=pair(lambda s: flops_per_token(items, s, 4096)),
+        peak_memory=PEAK_BYTES + START_BYTES + held,
+        seconds=round(sum(num_bytes) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
+        fold_flops=flops,
+        warnings=tuple(_warnings(source, target)),
+        output=str(output),
+    )
 
 
-def _warnings(source: Checkpoint, target: Shape) -> list[str]:
+def _warnings(source: Checkpoint | Architecture, target: Shape) -> list[str]:
     found = [f"{FLAG_OF_AXIS[axis]}: {text}" for axis, text in source.family.warns.items()
              if axis in source.shape and source.shape[axis] != target[axis]]  # fmt: skip
     for axis in (a for a in AXES if a.multiple and a.name in source.shape):

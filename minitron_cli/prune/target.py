@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from minitron_cli.checkpoint.architecture import Architecture
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, SCORED_AXES
 from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
-from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.search import around, candidates, default_grid
 from minitron_cli.spec.shape import Shape, check_target, shape_name
 
@@ -27,10 +28,10 @@ class Target:
     drop_layers: tuple[int, ...] = ()
 
 
-def check_kind(kind: str | None, target: Target) -> None:
+def check_kind(kind: str | None, sizes: Mapping[str, int], lists_layers: bool) -> None:
     """`--target width|depth|both` must agree with the sizes given; without it they speak for themselves."""
-    width = [f"--{FLAG_OF_AXIS[axis]}" for axis in WIDTH_AXES if axis in target.sizes]
-    depth = ["--layers"] * ("layer" in target.sizes) + ["--drop-layers"] * bool(target.drop_layers)
+    width = [f"--{FLAG_OF_AXIS[axis]}" for axis in WIDTH_AXES if axis in sizes]
+    depth = ["--layers"] * ("layer" in sizes) + ["--drop-layers"] * lists_layers
     if kind not in (None, "width", "depth", "both"):
         raise MinitronError(f"--target {kind} is unknown", "one of width, depth, both")
     if not width and not depth:
@@ -47,20 +48,14 @@ def check_kind(kind: str | None, target: Target) -> None:
         raise MinitronError(f"--target depth does not take {', '.join(width)}", "use --target both for width and depth")
 
 
-def target_shape(checkpoint: Checkpoint, target: Target) -> Shape:
+def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
     """The shape asked for, checked against the source: every offence is named at once."""
-    source, sizes = checkpoint.shape, dict(target.sizes)
+    source, sizes = model.shape, dict(target.sizes)
     unknown = [f"--{FLAG_OF_AXIS[axis]}" for axis in sizes if axis not in source]
     if unknown:
         has = ", ".join(f"--{FLAG_OF_AXIS[axis]}" for axis in FLAG_OF_AXIS if axis in source)
-        raise MinitronError(f"{checkpoint.family.name} models have no {', '.join(unknown)}", f"this one has {has}")
+        raise MinitronError(f"{model.family.name} models have no {', '.join(unknown)}", f"this one has {has}")
     if target.drop_layers:
-        beyond = [i for i in target.drop_layers if i >= source["layer"]]
-        if beyond or len(target.drop_layers) >= source["layer"]:
-            raise MinitronError(
-                f"--drop-layers names {beyond or 'every layer'}; the source has layers 0 to {source['layer'] - 1}",
-                "layers count from 0; at least one must stay",
-            )
         left = source["layer"] - len(target.drop_layers)
         if sizes.get("layer", left) != left:
             raise MinitronError(f"--drop-layers leaves {left} layers, --layers says {sizes['layer']}", "give only one")
@@ -69,8 +64,23 @@ def target_shape(checkpoint: Checkpoint, target: Target) -> Shape:
     if "head" in sizes and "kv" in source and "kv" not in sizes and source["kv"] == source["head"]:
         sizes["kv"] = sizes["head"]
     shape = source.with_(**sizes)
-    check_target(checkpoint.family, source, shape)
+    _check_kv_alone(source, shape, sizes)
+    check_target(model.family, source, shape)
+    if shape == source:
+        same = ", ".join(f"--{FLAG_OF_AXIS[axis]} {source[axis]}" for axis in FLAG_OF_AXIS if axis in target.sizes)
+        raise MinitronError(f"nothing is cut: the source has {same} already", "give a smaller size")
     return shape
+
+
+def _check_kv_alone(source: Shape, shape: Shape, sizes: Mapping[str, int]) -> None:
+    """KV groups take their query heads along; how many heads are left is for the user to say."""
+    if "kv" not in sizes or "head" in sizes or not 0 < shape["kv"] < source["kv"]:
+        return
+    group = source["head"] // source["kv"]
+    raise MinitronError(
+        f"--kv-heads {shape['kv']} drops the {group} query heads of each group that goes, and --heads is not given",
+        f"add --heads {shape['kv'] * group}",
+    )
 
 
 def rounded(source: Shape, target: Target, multiple: int) -> Target:
@@ -82,21 +92,22 @@ def rounded(source: Shape, target: Target, multiple: int) -> Target:
     return replace(target, sizes=sizes)
 
 
-def target_for_budget(checkpoint: Checkpoint, parameters: int, scores: Scores) -> Target:
+def target_for_budget(model: Checkpoint | Architecture, parameters: int, scores: Scores | None) -> Target:
     """The shape of about this many parameters that keeps the most importance (within 2 percent of the budget).
 
-    A forecast from the scores alone; `minitron search` measures candidates and is the better guide.
+    A forecast from the scores alone; `minitron search` measures candidates and is the better guide. Without scores
+    all units count the same, which gives a shape of the right size.
     """
-    grid = default_grid(checkpoint.shape)
-    found = candidates(checkpoint.family, checkpoint.config, checkpoint.shape, grid, around(parameters, 0.02))
+    source, grid = model.shape, default_grid(model.shape)
+    found = candidates(model.family, model.config, source, grid, around(parameters, 0.02))
     if not found:
         raise MinitronError(
-            f"no shape of about {parameters:,} parameters can be cut from {checkpoint.path}",
+            f"no shape of about {parameters:,} parameters can be cut from this {model.family.name} model",
             "below half the width and two thirds of the depth, go down in steps: prune, distill, prune again; "
             "or give --hidden, --ffn and --layers yourself",
         )
-    source = checkpoint.shape
-    best = min(found, key=lambda c: forecast(features(scores, source, c.shape), {})).shape
+    ranked = scores or Scores({axis: np.ones(score_shape(axis, source)) for axis in (*grid, "layer")})
+    best = min(found, key=lambda c: forecast(features(ranked, source, c.shape), {})).shape
     return Target({axis: best[axis] for axis in grid if best[axis] != source[axis]})
 
 
@@ -111,22 +122,28 @@ def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
 
 
 def make_plan(source: Shape, shape: Shape, target: Target, scores: Scores | None) -> Plan:
-    """The plan for a checked shape. `scores` may be absent when no ranking is needed."""
+    """The plan for a checked shape. `scores` may be absent where no ranking is needed."""
     kept = [i for i in range(source["layer"]) if i not in target.drop_layers] if target.drop_layers else None
     return from_scores(scores or Scores({}), source, shape, kept)
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """ "15-30" or "3,7,9-11" -> ascending layer indices, counted from 0."""
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
+    """ "15-30" or "3,7,9-11" -> ascending indices of layers, counted from 0, that a model of `num_layers` can lose."""
     found: set[int] = set()
     for part in text.replace(" ", "").split(","):
-        matched = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        matched = re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII)
         if not matched:
             raise MinitronError(f"--drop-layers {text!r} is not a list of layers", "write it like 15-30 or 3,7,9-11")
         first, last = int(matched[1]), int(matched[2] or matched[1])
         if last < first:
             raise MinitronError(f"--drop-layers {part} counts backwards", f"write it as {last}-{first}")
+        if last >= num_layers:
+            raise MinitronError(
+                f"--drop-layers names {part}; the source has layers 0 to {num_layers - 1}", "layers count from 0"
+            )
         found.update(range(first, last + 1))
+    if len(found) >= num_layers:
+        raise MinitronError("--drop-layers names every layer", f"at least one of the {num_layers} must stay")
     return tuple(sorted(found))
 
 

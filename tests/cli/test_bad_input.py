@@ -74,11 +74,14 @@ TABLE = [
     ("{model} --hidden 64 --ffn 99 --scores {scores.safetensors}", "--ffn 99 is larger than the source's 88"),
     ("{model} --heads 3 --scores {scores.safetensors}", "--heads 3 does not divide by the 2 KV groups"),
     ("{model} --heads 5 --scores {scores.safetensors}", "allowed: 2, 4, 6"),
-    ("{model} --kv-heads 1 --scores {scores.safetensors}", "the source has only 3"),
+    ("{model} --kv-heads 1 --scores {scores.safetensors}", "--kv-heads 1 drops the 3 query heads of each group"),
     ("{model} --experts 2 --scores {scores.safetensors}", "llama models have no --experts"),
     ("{model} --hidden 37 --scores {scores.safetensors}", "transformers rejects the target's config"),
     ("{model} --hidden 0 --scores {scores.safetensors}", "--hidden must be at least 1"),
-    ("{model} --drop-layers 9", "--drop-layers names [9]; the source has layers 0 to 2"),
+    ("{model} --drop-layers 9", "--drop-layers names 9; the source has layers 0 to 2"),
+    ("{model} --drop-layers 0-999999999999", "--drop-layers names 0-999999999999"),
+    ("{model} --ffn 88 --heads 6 --scores {scores.safetensors}", "nothing is cut: the source has --ffn 88, --heads 6"),
+    ("{model} --hidden 36 --scores {scores.safetensors} --moments {file}", "--moments is for compensation"),
     ("{model} --drop-layers 0-2", "--drop-layers names every layer"),
     ("{model} --drop-layers 2-0", "--drop-layers 2-0 counts backwards"),
     ("{model} --drop-layers x", "--drop-layers 'x' is not a list of layers"),
@@ -118,7 +121,16 @@ def test_an_error_a_hint_and_nothing_left(line: str, message: str, place: Path, 
 
 
 @pytest.mark.parametrize(
-    "line", ["--hidden many", "--heads 1.5", "--unknown", "--multiple-of 0", "--max-shard-size -1"]
+    "line",
+    [
+        "--hidden many",
+        "--heads 1.5",
+        "--hidden 4.5",
+        "--ffn 0.0001K",
+        "--unknown",
+        "--multiple-of 0",
+        "--max-shard-size -1",
+    ],
 )
 def test_usage_errors_exit_2(line: str, place: Path, minitron: Minitron) -> None:
     assert minitron("prune", place / "model", *line.split(), "-o", place / "out").code == 2

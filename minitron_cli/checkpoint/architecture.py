@@ -1,0 +1,46 @@
+"""A model by its config.json alone: enough to count, plan and estimate before its files exist."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minitron_cli.checkpoint.headers import ITEM_BYTES
+from minitron_cli.checkpoint.hfconfig import config_for
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.families import family_of
+from minitron_cli.spec.axes import Weight
+from minitron_cli.spec.family import Family
+from minitron_cli.spec.shape import Shape, shape_of
+
+_ITEM_BYTES = {"float64": 8, "float32": 4}  # of a config's dtype; everything else that models are stored in has two
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What a config says of a model: its family, its sizes, the weights that it must have."""
+
+    config: Mapping[str, Any]
+    family: Family
+    shape: Shape
+
+    def resized(self, shape: Shape) -> "Architecture":
+        """The same model with the sizes of `shape`."""
+        return Architecture(config_for(self.config, self.family, shape), self.family, shape)
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Read a config.json dictionary. Raises MinitronError where it is no complete config of a known family."""
+    family = family_of(str(config.get("model_type")))
+    return Architecture(config, family, shape_of(family, config))
+
+
+def stored_weights(model: Checkpoint | Architecture) -> dict[Weight, int]:
+    """Each line of the table that the model has, and the bytes that an element of it takes on disk.
+
+    A config alone names one dtype for all; bfloat16 where it names none.
+    """
+    if isinstance(model, Checkpoint):
+        found = {m.weight: ITEM_BYTES[model.tensors[name].dtype] for name, m in model.matches.items()}
+        return {weight: item for weight, item in found.items() if not weight.junk}
+    dtype = str(model.config.get("dtype") or model.config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    return dict.fromkeys(model.family.expected(model.config), _ITEM_BYTES.get(dtype, 2))

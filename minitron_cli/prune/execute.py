@@ -1,0 +1,92 @@
+"""Carry out a prune: measure what is not known, plan, write, check."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from minitron_cli.checkpoint.atomic import check_output
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
+from minitron_cli.prune.directions import by_directions
+from minitron_cli.prune.iterations import iterate
+from minitron_cli.prune.preflight import PruneFacts
+from minitron_cli.prune.request import Measurement, PruneRequest
+from minitron_cli.prune.resolve import ResolvedPrune, resolve
+from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.select import by_residual
+from minitron_cli.prune.target import make_plan
+from minitron_cli.spec.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What was written: the facts of the dry run, the plan that was followed, and the manifest of the output."""
+
+    facts: PruneFacts
+    plan: Plan
+    manifest: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as a JSON object, with what the check found."""
+        return asdict(self.facts) | {"check": self.manifest["check"]}
+
+
+def prune(
+    request: PruneRequest, measure: Callable[[Measurement], object], say: Callable[[str], None] = lambda text: None
+) -> PruneResult:
+    """Write the pruned checkpoint. `measure` makes the scores, where the request gives data and no scores."""
+    resolved = resolve(request)
+    check_output(resolved.output, request.overwrite)
+    if resolved.missing:
+        raise MinitronError(
+            resolved.missing, "add --scores FILE (from `minitron importance`), or --data DATA to measure first"
+        )
+    if resolved.measurement is not None:
+        say(f"measuring importance first; the scores are kept in {resolved.measurement.output}")
+        measure(resolved.measurement)
+        resolved = resolve(replace(request, scores=resolved.measurement.output), resolved.source)
+        check_output(resolved.output, request.overwrite)
+    source, request = resolved.source, resolved.request
+    assert isinstance(source, Checkpoint)
+    say(f"pruning {source.path} -> {resolved.output}: {resolved.facts.change}")
+    compensation = None
+    if request.compensates:
+        compensation = open_compensation(request.moments_directory(resolved.output), parse_ridge(request.ridge))
+    if request.iterations > 1:
+        plan = iterate(source, resolved.shape, request, resolved.output, measure, say)
+    else:
+        plan = _plan(resolved, source, compensation)
+    manifest = write_pruned(
+        source, plan, resolved.output, scores=resolved.scores, options=_recorded(resolved), overwrite=request.overwrite,
+        force=request.force, max_shard_bytes=request.max_shard_size, check=request.check, compensation=compensation,
+    )  # fmt: skip
+    return PruneResult(resolved.facts, plan, manifest)
+
+
+def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensation | None) -> Plan:
+    """Rank by scores; neurons by reconstruction error and the residual stream by directions, where asked for."""
+    request, shape = resolved.request, resolved.shape
+    channels = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
+    plan = make_plan(source.shape, channels, resolved.target, resolved.scores)
+    if compensation is not None and request.select == "residual":
+        plan = by_residual(source, plan, compensation)
+    if compensation is not None and request.rotate:
+        plan = by_directions(source, plan, shape["hidden"], compensation)
+    return plan
+
+
+def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
+    """The options that minitron.json names."""
+    request, source, shape = resolved.request, resolved.source.shape, resolved.shape
+    options: dict[str, Any] = {
+        "target": {axis: shape[axis] for axis in shape if shape[axis] != source[axis]},
+        "force": request.force,
+    }
+    if request.iterations > 1:
+        options |= {"iterations": request.iterations, "data": list(request.data), "samples": request.samples}
+    if request.compensates:
+        options |= {"compensate": request.compensate, "ridge": request.ridge}
+        options |= {"select": request.select} if request.select != "scores" else {}
+        options |= {"rotate": True} if request.rotate else {}
+    return options

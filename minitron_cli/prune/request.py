@@ -1,0 +1,141 @@
+"""What a prune is asked for, checked against itself. Light: the command line reads its defaults from here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from minitron_cli.errors import MinitronError, near_matches
+from minitron_cli.spec.counts import parse_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneRequest:
+    """All that `minitron prune` can be told. A field is named as its flag, and None where nothing was asked.
+
+    `hidden` to `experts_per_token` are sizes to keep, `params` a number of parameters to end at instead of them.
+    `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
+    first, or `iterations` times on the way. `moments` and `ridge` are of the compensation, `select` says how neurons
+    are chosen under it. Without `output` the result is named after the model and its new sizes.
+    """
+
+    model: str
+    target: str | None = None
+    hidden: int | None = None
+    ffn: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    layers: int | None = None
+    drop_layers: str | None = None
+    experts: int | None = None
+    expert_ffn: int | None = None
+    shared_ffn: int | None = None
+    experts_per_token: int | None = None
+    params: int | None = None
+    multiple_of: int = 1
+    scores: Path | None = None
+    data: tuple[str, ...] = ()
+    samples: int = 1024
+    seq_len: int | None = None
+    iterations: int = 1
+    compensate: str = "none"
+    moments: Path | None = None
+    ridge: str = "1e-2"
+    select: str = "scores"
+    rotate: bool = False
+    output: Path | None = None
+    max_shard_size: int = 5_000_000_000
+    check: bool = False
+    force: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for flag, count in (("multiple-of", self.multiple_of), ("samples", self.samples), ("seq-len", self.seq_len),
+                            ("iterations", self.iterations),
+                            ("max-shard-size", self.max_shard_size), ("params", self.params)):  # fmt: skip
+            if count is not None and count < 1:
+                raise MinitronError(f"--{flag} {count} is too small", f"give --{flag} 1 or more")
+        from minitron_cli.prune.compensate import check_request
+        from minitron_cli.prune.target import check_kind
+
+        check_request(self.compensate, self.ridge, None, self.check, self.select, self.rotate)
+        if self.moments is not None and not self.compensates:
+            raise MinitronError("--moments is for compensation, and there is none", "add --compensate least-squares")
+        if self.params is not None and (self.sizes or self.drop_layers or self.target):
+            raise MinitronError(
+                "--params chooses the whole shape; it does not go with sizes of your own",
+                "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
+            )
+        if self.params is None:
+            check_kind(self.target, self.sizes, self.drop_layers is not None)
+
+        if self.iterations > 1:
+            self._check_iterations()
+
+    def _check_iterations(self) -> None:
+        """Measuring on the way ranks everything anew: nothing else may choose units, or need scores of the source."""
+        if self.scores is not None or not self.data:
+            raise MinitronError(
+                "--iterations measures on the way, so it takes no --scores and needs --data", "give --data DATA instead"
+            )
+        given = {"--drop-layers": self.drop_layers, "--params": self.params, "--compensate": self.compensates}
+        if fixed := [flag for flag, value in given.items() if value]:
+            raise MinitronError(f"--iterations does not go with {', '.join(fixed)}", "leave one of them out")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes asked for, by axis."""
+        from minitron_cli.spec.axes import FLAG_OF_AXIS
+
+        found = {axis: getattr(self, flag.replace("-", "_")) for axis, flag in FLAG_OF_AXIS.items()}
+        return {axis: size for axis, size in found.items() if size is not None}
+
+    @property
+    def compensates(self) -> bool:
+        return self.compensate != "none"
+
+    @property
+    def fold_options(self) -> dict[str, bool] | None:
+        """What decides the cost of compensation (see `fold_cost`), None without it."""
+        return {"rotate": self.rotate, "residual": self.select == "residual"} if self.compensates else None
+
+    def scores_file(self, output: Path) -> Path:
+        """The scores that are read, or that are measured first and kept beside the output."""
+        return self.scores or output.with_name(output.name + ".scores.safetensors")
+
+    def moments_directory(self, output: Path) -> Path:
+        """The input Gram matrices of the compensation: given, or beside the scores."""
+        from minitron_cli.checkpoint.moments_file import moments_path
+
+        return self.moments or moments_path(self.scores_file(output))
+
+
+def request_from_options(model: str, options: Mapping[str, object]) -> PruneRequest:
+    """A request from flags as a recipe writes them: {"kv-heads": 8, "params": "4B", "rotate": True}."""
+    kinds = {field.name.replace("_", "-"): field.type for field in fields(PruneRequest) if field.name != "model"}
+    if unknown := [flag for flag in options if flag not in kinds]:
+        raise MinitronError(f"prune has no option --{unknown[0]}", near_matches(unknown[0], tuple(kinds)))
+    values = {flag.replace("-", "_"): _typed(kinds[flag], value) for flag, value in options.items()}
+    return PruneRequest(model=model, **values)
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A value as a recipe holds it, as the field's type: a count is parsed, one of several is a tuple of one."""
+    if kind is bool:
+        return bool(value)
+    if get_origin(kind) is tuple:
+        return tuple(map(str, value)) if isinstance(value, tuple) else (str(value),)
+    types = get_args(kind) or (kind,)
+    return parse_count(value) if int in types else Path(value) if Path in types else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Scores that have to be measured before the cut, and where they are kept."""
+
+    model: str
+    data: tuple[str, ...]
+    output: Path
+    samples: int
+    seq_len: int | None
+    second_moments: bool

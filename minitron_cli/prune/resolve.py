@@ -1,0 +1,110 @@
+"""A request meets its source: sizes, scores and files are checked, nothing is written, no tensor is read (no torch)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_cli.checkpoint.architecture import Architecture
+from minitron_cli.checkpoint.moments_file import open_moments
+from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.prune.directions import check_rotation
+from minitron_cli.prune.preflight import PruneFacts, prune_facts
+from minitron_cli.prune.request import Measurement, PruneRequest
+from minitron_cli.prune.target import (
+    Target,
+    default_name,
+    needed_scores,
+    parse_layers,
+    rounded,
+    target_for_budget,
+    target_shape,
+)
+from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.shape import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPrune:
+    """A request that fits its source, and all that is known before a tensor is read.
+
+    `needed` are the axes that scores rank, `scores` those read for them. What is not there yet is to be measured first
+    (`measurement`), or is `missing`, in words: then the request can be looked at, but not carried out.
+    """
+
+    request: PruneRequest
+    source: Checkpoint | Architecture
+    target: Target
+    shape: Shape
+    output: Path
+    needed: tuple[str, ...]
+    scores: Scores | None
+    measurement: Measurement | None
+    missing: str | None
+    facts: PruneFacts
+
+    @property
+    def result(self) -> Architecture:
+        """The model that comes out, by its config."""
+        return Architecture(self.source.config, self.source.family, self.source.shape).resized(self.shape)
+
+
+def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = None) -> ResolvedPrune:
+    """Check a request against its source's config and headers, and against the scores where they exist.
+
+    A config alone (`source`) serves for a model that a recipe has yet to make: then no other file is looked at.
+    """
+    source = source or open_checkpoint(request.model)
+    name = source.path.resolve().name if isinstance(source, Checkpoint) else Path(request.model).name
+    scores, target = None, Target(request.sizes)
+    if request.params is not None:
+        scores = _read_scores(request, source)
+        target = target_for_budget(source, request.params, scores)
+    elif request.drop_layers is not None:
+        target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
+    target = rounded(source.shape, target, request.multiple_of)
+    shape = target_shape(source, target)
+    if request.rotate:
+        check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
+    output = request.output or Path(default_name(name, source.shape, shape))
+    # Directions of the residual stream are not ranked by scores.
+    ranked = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
+    needed = tuple(needed_scores(source.shape, ranked, target))
+    if needed and scores is None:
+        scores = _read_scores(request, source)
+    if scores is not None:
+        for axis in needed:
+            scores.require(axis, source.shape)
+    unranked = needed if scores is None else ()
+    measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
+    missing = "" if measurement is not None else _missing(request, source, output, unranked)
+    facts = prune_facts(source, shape, output, request.fold_options)
+    return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts)
+
+
+def _read_scores(request: PruneRequest, source: Checkpoint | Architecture) -> Scores | None:
+    return read_scores(request.scores)[0] if request.scores and isinstance(source, Checkpoint) else None
+
+
+def _measurement(request: PruneRequest, output: Path, unranked: tuple[str, ...]) -> Measurement | None:
+    """What has to be measured first, beside `output`: scores, or the input Gram matrices that come with them."""
+    wanted = unranked or (request.compensates and request.moments is None)
+    if request.iterations > 1 or not wanted or not request.data or request.scores is not None:
+        return None
+    return Measurement(
+        request.model, request.data, request.scores_file(output), request.samples, request.seq_len, request.compensates
+    )
+
+
+def _missing(request: PruneRequest, source: Checkpoint | Architecture, output: Path, unranked: tuple[str, ...]) -> str:
+    """What the request needs and nobody has measured; input Gram matrices that are there are opened."""
+    if not isinstance(source, Checkpoint) or request.iterations > 1:
+        return ""
+    if unranked:
+        return f"no scores for {', '.join(unranked)}: pruning needs to know what matters"
+    if not request.compensates:
+        return ""
+    place = request.moments_directory(output)
+    if request.moments is None and not place.exists():
+        return f"no second moments at {place}: compensation needs them"
+    open_moments(place)
+    return ""

@@ -1,0 +1,23 @@
+"""Counts as people write them: "4.5B", "300M", "1_000", "2e9"."""
+
+from decimal import Decimal, InvalidOperation
+
+from minitron_cli.errors import MinitronError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_LARGEST = 10**18
+
+
+def parse_count(text: str | int) -> int:
+    """A whole number of things, exactly: "4.5B" is 4_500_000_000, "4.5" is an error, and so is what exceeds 1e18."""
+    number = str(text).strip().replace("_", "").replace(",", "").upper()
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    try:
+        value = Decimal(number.removesuffix(unit)) * _UNITS[unit]
+    except InvalidOperation:
+        value = Decimal(-1)
+    if not (value.is_finite() and 0 <= value < _LARGEST):
+        raise MinitronError(f"{text!r} is not a count", "write it like 4.5B, 300M or 1_000")
+    if value != int(value):
+        raise MinitronError(f"{text!r} is not a whole number", "write it like 4.5B, 300M or 1_000")
+    return int(value)

@@ -1,0 +1,104 @@
+"""A request resolved against a checkpoint or a config alone, and carried out: measured first where that is needed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitron_cli.checkpoint.architecture import architecture_of, stored_weights
+from minitron_cli.checkpoint.provenance import model_digest
+from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.checkpoint.scores_file import write_scores
+from minitron_cli.errors import MinitronError
+from minitron_cli.prune.execute import prune
+from minitron_cli.prune.request import Measurement, PruneRequest, request_from_options
+from minitron_cli.prune.resolve import resolve
+from minitron_cli.spec.counts import parse_count
+from minitron_cli.spec.scores import Scores
+from tests.prune.cutting import random_scores
+
+Toy = Callable[..., Path]
+
+
+def never(measurement: Measurement) -> None:
+    raise AssertionError("nothing was to be measured")
+
+
+def test_a_config_alone_gives_the_same_figures(toy: Toy) -> None:
+    source = open_checkpoint(toy("llama"))
+    request = request_from_options(str(toy("llama")), {"hidden": 36, "kv-heads": "1", "heads": 3, "multiple-of": 4})
+    opened, alone = resolve(request), resolve(request, architecture_of(source.config))
+    assert opened.shape == alone.shape
+    assert (alone.shape["hidden"], alone.shape["kv"], alone.shape["head"]) == (36, 1, 3)
+    assert opened.facts.parameters == alone.facts.parameters
+    assert opened.facts.bytes == alone.facts.bytes
+    assert opened.facts.parameters[0] == sum(np.prod(t.shape, dtype=int) for t in source.tensors.values())
+    assert opened.missing == "no scores for hidden, head: pruning needs to know what matters"
+    assert alone.missing == ""
+
+
+def test_a_chain_of_configs(toy: Toy) -> None:
+    """A recipe's second step is resolved against what the first will make."""
+    config = json.loads((toy("qwen2_moe") / "config.json").read_text())
+    first = resolve(PruneRequest(model="first", shared_ffn=32, experts=3), architecture_of(config)).result
+    second = resolve(PruneRequest(model="second", experts_per_token=1, layers=2), first)
+    assert second.shape["shared_ffn"] == 32
+    assert second.result.config["num_experts_per_tok"] == 1
+    assert sum(stored_weights(first).values()) == 4 * len(stored_weights(first))
+    with pytest.raises(MinitronError, match="--experts 4 is larger than the source's 3"):
+        resolve(PruneRequest(model="third", experts=4), first)
+
+
+def test_heads_without_groups_take_their_keys_and_values_along(toy: Toy) -> None:
+    config = json.loads((toy("llama") / "config.json").read_text())
+    ungrouped = architecture_of({**config, "num_key_value_heads": 6})
+    assert resolve(PruneRequest(model="x", heads=4), ungrouped).shape["kv"] == 4
+
+
+def test_a_budget_is_met_without_scores(toy: Toy) -> None:
+    model = architecture_of(json.loads((toy("mistral") / "config.json").read_text()))
+    total = resolve(PruneRequest(model="x", ffn=80), model).facts.parameters[0]
+    found = resolve(request_from_options("x", {"params": f"{total * 0.7 / 1e3:.3f}K"}), model)
+    assert abs(found.facts.parameters[1] / total - 0.7) < 0.02 * 0.7
+
+
+def test_scores_are_measured_once_and_only_when_the_cut_is_made(toy: Toy, tmp_path: Path) -> None:
+    model, measured = toy("llama"), []
+    request = PruneRequest(model=str(model), ffn=56, data=("text.jsonl",), samples=7, output=tmp_path / "small")
+    resolved = resolve(request)
+    assert resolved.measurement == Measurement(
+        str(model), ("text.jsonl",), tmp_path / "small.scores.safetensors", 7, None, second_moments=False
+    )
+
+    def measure(wanted: Measurement) -> None:
+        measured.append(wanted)
+        provenance = {"model": {"name": "toy", "digest": model_digest(model)}}
+        write_scores(wanted.output, Scores(random_scores(open_checkpoint(model).shape).values, provenance))
+
+    result = prune(request, measure)
+    assert measured == [resolved.measurement]
+    assert result.facts == resolved.facts
+    assert open_checkpoint(tmp_path / "small").shape == resolved.shape
+
+
+def test_what_needs_no_scores_measures_none(toy: Toy, tmp_path: Path) -> None:
+    request = PruneRequest(model=str(toy("llama")), drop_layers="1", data=("text.jsonl",), output=tmp_path / "small")
+    assert prune(request, never).plan.kept["layer"].tolist() == [0, 2]
+    with pytest.raises(MinitronError, match="no scores for ffn"):
+        prune(PruneRequest(model=str(toy("llama")), ffn=56, output=tmp_path / "other"), never)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("4.5B", 4_500_000_000), ("1_000", 1000), ("2e9", 2 * 10**9), ("0.5K", 500), (7, 7)]
+)
+def test_counts(text: str | int, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["4.5", "0.0001K", "nan", "inf", "-1", "1e99", "", "K", "4.5Q", "1e-999999"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(MinitronError, match=r"is not a (count|whole number)"):
+        parse_count(text)
