@@ -18,12 +18,10 @@ from minitron_cli import __version__
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.reader import weight_files
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.merge import HeadMerge
 from minitron_cli.spec.plan import Plan, plan_problems
 from minitron_cli.spec.shape import Shape
 
 KEPT_INDICES = "kept_indices.safetensors"
-_PARTNER = "head.merged"
 _BASIS = "hidden.directions"
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
@@ -119,11 +117,8 @@ def write_plan(directory: Path, plan: Plan) -> None:
     from safetensors.numpy import save
 
     # One metadata key: safetensors does not keep the order of several, and the same plan must give the same bytes.
-    merge = {"head_merge": plan.merge.mode} if plan.merge else {}
-    shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes), **merge})
+    shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)})
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
-    if plan.merge:
-        kept[_PARTNER] = np.ascontiguousarray(plan.merge.partner)
     if plan.basis is not None:
         kept[_BASIS] = np.ascontiguousarray(plan.basis)
     # Not save_file, which makes files that only their owner can read.
@@ -142,10 +137,9 @@ def read_plan(directory: Path) -> Plan | None:
             shapes = json.loads((stream.metadata() or {})["minitron"])
             kept = {axis: stream.get_tensor(axis) for axis in stream.keys()}  # noqa: SIM118
         source, target = Shape(shapes["source"]), Shape(shapes["target"])
-        merge = HeadMerge(shapes["head_merge"], kept.pop(_PARTNER)) if "head_merge" in shapes else None
         basis = kept.pop(_BASIS, None)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
     if problems := plan_problems(source, target, kept, basis):
         raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")
-    return Plan(source, target, kept, merge, basis)
+    return Plan(source, target, kept, basis)

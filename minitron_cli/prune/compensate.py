@@ -148,9 +148,7 @@ def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> flo
     return GRID[int(np.argmin(errors))]
 
 
-def check_request(
-    method: str, ridge: str, head_merge: str | None, check: bool, select: str = "scores", rotate: bool = False
-) -> None:
+def check_request(method: str, ridge: str, check: bool, select: str = "scores", rotate: bool = False) -> None:
     """Refuse what does not go together, before anything is read."""
     if method not in METHODS:
         raise MinitronError(f"--compensate {method!r} is unknown", f"one of {', '.join(METHODS)}")
@@ -168,8 +166,6 @@ def check_request(
         )
     if method == "none":
         return
-    if head_merge is not None:
-        raise MinitronError("--compensate and --head-merge both say what becomes of dropped heads", "give only one")
     if check:
         raise MinitronError(
             "--check compares with the masked source, from which a compensated model differs on purpose",

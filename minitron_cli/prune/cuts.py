@@ -14,7 +14,7 @@ from minitron_cli.checkpoint.writer import TensorOut
 from minitron_cli.prune.compensate import Compensation
 from minitron_cli.prune.repairs import Repair, repair_of
 from minitron_cli.prune.rotate import Rotation, rotation_of
-from minitron_cli.spec.axes import Weight, positions, size
+from minitron_cli.spec.axes import positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.shape import is_routed
@@ -31,7 +31,6 @@ class Piece:
     begin: int
     shape: tuple[int, ...]
     keep: tuple[np.ndarray | None, ...]
-    partner: tuple[np.ndarray | None, ...] = ()  # with merged heads: what is subtracted from twice the kept
     expert: int | None = None  # of the source, where this is its part of a fused tensor or a tensor of its own
     change: "Change | None" = None
 
@@ -90,7 +89,6 @@ class Read:
 
 def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None = None) -> list[Cut]:
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
-    assert compensation is None or plan.merge is None, "merged heads are not what the moments were taken of"
     rotation = None
     if plan.basis is not None:
         assert compensation is not None, "what readers make of directions follows from second moments"
@@ -119,8 +117,7 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     else:
         kept = plan.resolve(layer, expert)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
-        partner = _partners(match.weight, plan, layer, keep)
-        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), partner, match.expert),)
+        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), match.expert),)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
 
@@ -130,20 +127,6 @@ def _changed(piece: Piece, match: Match, compensation: Compensation, rotation: R
     refit = compensation.refit_of(match, piece.expert, piece.keep, piece.shape)
     turn = None if rotation is None else rotation.turn_of(match, refit)
     return replace(piece, change=turn or refit)
-
-
-def _partners(
-    weight: Weight, plan: Plan, layer: int | None, keep: tuple[np.ndarray | None, ...]
-) -> tuple[np.ndarray | None, ...]:
-    """Like `keep`, with merged heads' partners in their places; empty where nothing is merged."""
-    merge = plan.merge
-    if merge is None or layer is None or not any(merge.applies(weight, dim) for dim in range(len(weight.dims))):
-        return ()
-    kept = {**plan.resolve(layer), "head": merge.partner[layer]}
-    return tuple(
-        positions(axes, plan.source.sizes, kept) if merge.applies(weight, dim) else keep[dim]
-        for dim, axes in enumerate(weight.dims)
-    )
 
 
 def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:
@@ -186,8 +169,6 @@ def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
     kept = piece.keep[0]
     if piece.change is not None and piece.change.whole:
         step, kept = piece.shape[0], None  # what a new row is made of is anywhere in the tensor
-    if piece.partner:
-        step = piece.shape[0]  # so is a head's partner
     for first in range(0, piece.shape[0], step):
         last = min(first + step, piece.shape[0])
         begin, num_bytes = piece.begin + first * row_bytes, (last - first) * row_bytes

@@ -30,7 +30,6 @@ def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Ten
             if found.layer is not None and layer is None:
                 parameters[name].zero_()
                 continue
-            _merge(parameters[name], found, plan, layer)
             _silence(parameters[name], found, plan, layer)
             dropped = _dropped(found.weight.dims[0], plan, layer)
             if len(found.weight.dims) == 1 and len(dropped) and name.endswith(".weight"):
@@ -61,24 +60,6 @@ def _silence(parameter: torch.Tensor, found: Match, plan: Plan, layer: int | Non
         return
     for part, expert in _by_expert(parameter, found, plan, layer):
         part[..., torch.as_tensor(_dropped(last, plan, layer, expert))] = 0
-
-
-def _merge(parameter: torch.Tensor, found: Match, plan: Plan, layer: int | None) -> None:
-    """Head by head, in the source's own layout: twice the kept less the one that it takes up."""
-    merge = plan.merge
-    if merge is None or layer is None:
-        return
-    for dim in range(len(found.weight.dims)):
-        if not merge.applies(found.weight, dim):
-            continue
-        old = parameter.clone().movedim(dim, 0)
-        for kept, taken in zip(plan.kept["head"][layer], merge.partner[layer]):
-            if kept != taken:
-                rows, others = (
-                    torch.as_tensor(positions(found.weight.dims[dim], plan.source.sizes, {"head": np.array([head])}))
-                    for head in (kept, taken)
-                )
-                parameter.movedim(dim, 0)[rows] = 2 * old[rows] - old[others]
 
 
 def _by_expert(

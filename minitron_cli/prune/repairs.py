@@ -56,8 +56,8 @@ def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
         return (raw.astype(np.uint32) << 16).view(np.float32)
     if dtype not in _DTYPES:
         raise MinitronError(
-            f"weights stored as {dtype} can not be rescaled, which this cut needs (of this family's width, or with "
-            "compensation or merged heads)",
+            f"weights stored as {dtype} cannot be rescaled, which this cut needs (of this family's width, or with "
+            "compensation)",
             "convert the checkpoint to bfloat16 first, or leave that part of the cut out",
         )
     return raw.view(_DTYPES[dtype])

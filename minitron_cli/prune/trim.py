@@ -21,7 +21,6 @@ from minitron_cli.checkpoint.direct import PAGE, Buffers, create, open_reader, w
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 from minitron_cli.prune.cuts import Cut, Read, reads
-from minitron_cli.prune.repairs import from_bits, to_bits
 
 BLOCK_BYTES = 4 << 20
 AHEAD = 3  # blocks that a stage may run ahead of the next
@@ -166,10 +165,6 @@ def gather(read: Read, data: np.ndarray, out: np.ndarray) -> None:
         kept[:] = piece.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1])
         return
     _select(rows, (read.rows, *piece.keep[1:]), kept)
-    if piece.partner:
-        taken = np.empty_like(kept)
-        _select(rows, piece.partner, taken)
-        kept[:] = to_bits(2 * from_bits(kept, dtype) - from_bits(taken, dtype), dtype)
     if read.cut.repair is not None:
         kept[:] = read.cut.repair.apply(kept, dtype)
 

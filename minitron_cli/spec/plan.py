@@ -1,13 +1,11 @@
 """A plan: which indices of the source survive. Everything that trims, masks or projects reads only this."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXES, SCOPE, SCORED_AXES
-from minitron_cli.spec.merge import HeadMerge, head_merge
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
@@ -27,7 +25,6 @@ class Plan:
     source: Shape
     target: Shape
     kept: Mapping[str, np.ndarray]
-    merge: HeadMerge | None = None
     basis: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -129,15 +126,6 @@ def hidden_origin(plan: Plan) -> np.ndarray | None:
 def keep_all(shape: Shape) -> Plan:
     """The plan that changes nothing."""
     return Plan(shape, shape, {})
-
-
-def with_head_merge(plan: Plan, scores: Scores | None, mode: str) -> Plan:
-    """The plan with its dropped heads merged into kept ones (see `spec.merge`)."""
-    if "head" not in plan.kept or scores is None:
-        raise MinitronError("--head-merge without --heads has nothing to merge", "add --heads, or leave it out")
-    rows = plan.kept.get("layer", np.arange(plan.source["layer"]))
-    ranked = scores.require("head", plan.source)[rows]
-    return replace(plan, merge=head_merge(mode, ranked, plan.source, plan.target, plan.kept["head"]))
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:

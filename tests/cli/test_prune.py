@@ -141,17 +141,6 @@ def test_a_budget_of_parameters(toy: Toy, tmp_path: Path, minitron: Minitron) ->
     assert minitron(*line[:-2], "--hidden", 36, "-o", tmp_path / "other").code == 1
 
 
-def test_head_merge_is_asked_for_and_recorded(toy: Toy, scores: Path, tmp_path: Path, minitron: Minitron) -> None:
-    line = ("prune", toy("llama"), "--heads", 4, "--scores", scores, "-o", tmp_path / "small", "--head-merge")
-    assert minitron(*line, "sideways").code == 1
-    assert minitron(*line, "both", "--check").code == 0
-    manifest = read_manifest(tmp_path / "small")
-    assert manifest is not None
-    assert manifest["options"]["head_merge"] == "both"
-    none = minitron("prune", toy("llama"), "--hidden", 36, "--scores", scores, "--head-merge", "query", "-o", "x")
-    assert "--head-merge without --heads" in none.err
-
-
 def test_experts_and_their_routing(toy: Toy, tmp_path: Path, minitron: Minitron) -> None:
     model = toy("qwen3_moe")
     scores = scores_for(model, tmp_path / "scores.safetensors")

@@ -250,13 +250,12 @@ def test_moments_of_another_model_are_refused(toy, tmp_path):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (("lstsq", "1e-2", None, False), "'lstsq' is unknown"),
-        (("none", "-1", None, False), "--ridge -1 is no ridge"),
-        (("least-squares", "much", None, False), "--ridge much is no ridge"),
-        (("least-squares", "auto", "query", False), "give only one|head-merge both"),
-        (("least-squares", "auto", None, True), "--check compares"),
-        (("none", "auto", None, False, "residual"), "there is none"),
-        (("least-squares", "auto", None, False, "loss"), "--select 'loss' is unknown"),
+        (("lstsq", "1e-2", False), "'lstsq' is unknown"),
+        (("none", "-1", False), "--ridge -1 is no ridge"),
+        (("least-squares", "much", False), "--ridge much is no ridge"),
+        (("least-squares", "auto", True), "--check compares"),
+        (("none", "auto", False, "residual"), "there is none"),
+        (("least-squares", "auto", False, "loss"), "--select 'loss' is unknown"),
     ],
 )
 def test_what_does_not_go_together_is_refused(request_, message):
