@@ -12,6 +12,7 @@ from minitron_cli.prune.preflight import PruneFacts, prune_facts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.target import (
     Target,
+    check_something_is_cut,
     default_name,
     needed_scores,
     parse_layers,
@@ -63,6 +64,7 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
         target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
     target = rounded(source.shape, target, request.multiple_of)
     shape = target_shape(source, target)
+    check_something_is_cut(source.shape, shape, request.sizes)
     if request.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
     output = request.output or Path(default_name(name, source.shape, shape))

@@ -66,10 +66,14 @@ def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
     shape = source.with_(**sizes)
     _check_kv_alone(source, shape, sizes)
     check_target(model.family, source, shape)
-    if shape == source:
-        same = ", ".join(f"--{FLAG_OF_AXIS[axis]} {source[axis]}" for axis in FLAG_OF_AXIS if axis in target.sizes)
-        raise MinitronError(f"nothing is cut: the source has {same} already", "give a smaller size")
     return shape
+
+
+def check_something_is_cut(source: Shape, shape: Shape, sizes: Mapping[str, int]) -> None:
+    """Refuse a request whose sizes, as given or rounded, are those of the source."""
+    if shape == source:
+        same = ", ".join(f"--{FLAG_OF_AXIS[axis]} {source[axis]}" for axis in FLAG_OF_AXIS if axis in sizes)
+        raise MinitronError(f"nothing is cut: the source has {same} already", "give a smaller size")
 
 
 def _check_kv_alone(source: Shape, shape: Shape, sizes: Mapping[str, int]) -> None:
