@@ -62,7 +62,6 @@ def command(
     data: Annotated[list[str] | None, option("--data", help="calibration data, when there are no scores yet")] = None,
     samples: Annotated[int, option("--samples", help="calibration samples, when measuring first")] = 1024,
     seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample, when measuring first")] = None,
-    iterations: Annotated[int, option("--iterations", help="measure anew this many times on the way", min=1)] = 1,
     output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
     max_shard_size: Annotated[
         int, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
@@ -81,7 +80,7 @@ def command(
         model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
         layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
         experts_per_token=experts_per_token, params=params, multiple_of=multiple_of, scores=scores,
-        data=tuple(data or ()), samples=samples, seq_len=seq_len, iterations=iterations, compensate=compensate,
+        data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
         moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
         check=check, force=force, overwrite=overwrite,
     )  # fmt: skip

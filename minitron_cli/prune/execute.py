@@ -9,7 +9,6 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
 from minitron_cli.prune.directions import by_directions
-from minitron_cli.prune.iterations import iterate
 from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.resolve import ResolvedPrune, resolve
@@ -53,10 +52,7 @@ def prune(
     compensation = None
     if request.compensates:
         compensation = open_compensation(request.moments_directory(resolved.output), parse_ridge(request.ridge))
-    if request.iterations > 1:
-        plan = iterate(source, resolved.shape, request, resolved.output, measure, say)
-    else:
-        plan = _plan(resolved, source, compensation)
+    plan = _plan(resolved, source, compensation)
     manifest = write_pruned(
         source, plan, resolved.output, scores=resolved.scores, options=_recorded(resolved), overwrite=request.overwrite,
         force=request.force, max_shard_bytes=request.max_shard_size, check=request.check, compensation=compensation,
@@ -83,8 +79,6 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
         "target": {axis: shape[axis] for axis in shape if shape[axis] != source[axis]},
         "force": request.force,
     }
-    if request.iterations > 1:
-        options |= {"iterations": request.iterations, "data": list(request.data), "samples": request.samples}
     if request.compensates:
         options |= {"compensate": request.compensate, "ridge": request.ridge}
         options |= {"select": request.select} if request.select != "scores" else {}

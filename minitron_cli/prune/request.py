@@ -15,7 +15,7 @@ class PruneRequest:
 
     `hidden` to `experts_per_token` are sizes to keep, `params` a number of parameters to end at instead of them.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
-    first, or `iterations` times on the way. `moments` and `ridge` are of the compensation, `select` says how neurons
+    first. `moments` and `ridge` are of the compensation, `select` says how neurons
     are chosen under it. Without `output` the result is named after the model and its new sizes.
     """
 
@@ -37,7 +37,6 @@ class PruneRequest:
     data: tuple[str, ...] = ()
     samples: int = 1024
     seq_len: int | None = None
-    iterations: int = 1
     compensate: str = "none"
     moments: Path | None = None
     ridge: str = "1e-2"
@@ -51,7 +50,6 @@ class PruneRequest:
 
     def __post_init__(self) -> None:
         for flag, count in (("multiple-of", self.multiple_of), ("samples", self.samples), ("seq-len", self.seq_len),
-                            ("iterations", self.iterations),
                             ("max-shard-size", self.max_shard_size), ("params", self.params)):  # fmt: skip
             if count is not None and count < 1:
                 raise MinitronError(f"--{flag} {count} is too small", f"give --{flag} 1 or more")
@@ -68,19 +66,6 @@ class PruneRequest:
             )
         if self.params is None:
             check_kind(self.target, self.sizes, self.drop_layers is not None)
-
-        if self.iterations > 1:
-            self._check_iterations()
-
-    def _check_iterations(self) -> None:
-        """Measuring on the way ranks everything anew: nothing else may choose units, or need scores of the source."""
-        if self.scores is not None or not self.data:
-            raise MinitronError(
-                "--iterations measures on the way, so it takes no --scores and needs --data", "give --data DATA instead"
-            )
-        given = {"--drop-layers": self.drop_layers, "--params": self.params, "--compensate": self.compensates}
-        if fixed := [flag for flag, value in given.items() if value]:
-            raise MinitronError(f"--iterations does not go with {', '.join(fixed)}", "leave one of them out")
 
     @property
     def sizes(self) -> dict[str, int]:

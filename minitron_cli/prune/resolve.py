@@ -90,7 +90,7 @@ def _read_scores(request: PruneRequest, source: Checkpoint | Architecture) -> Sc
 def _measurement(request: PruneRequest, output: Path, unranked: tuple[str, ...]) -> Measurement | None:
     """What has to be measured first, beside `output`: scores, or the input Gram matrices that come with them."""
     wanted = unranked or (request.compensates and request.moments is None)
-    if request.iterations > 1 or not wanted or not request.data or request.scores is not None:
+    if not wanted or not request.data or request.scores is not None:
         return None
     return Measurement(
         request.model, request.data, request.scores_file(output), request.samples, request.seq_len, request.compensates
@@ -99,7 +99,7 @@ def _measurement(request: PruneRequest, output: Path, unranked: tuple[str, ...])
 
 def _missing(request: PruneRequest, source: Checkpoint | Architecture, output: Path, unranked: tuple[str, ...]) -> str:
     """What the request needs and nobody has measured; input Gram matrices that are there are opened."""
-    if not isinstance(source, Checkpoint) or request.iterations > 1:
+    if not isinstance(source, Checkpoint):
         return ""
     if unranked:
         return f"no scores for {', '.join(unranked)}: pruning needs to know what matters"

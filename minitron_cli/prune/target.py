@@ -135,7 +135,7 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
     """ "15-30" or "3,7,9-11" -> ascending indices of layers, counted from 0, that a model of `num_layers` can lose."""
     found: set[int] = set()
     for part in text.replace(" ", "").split(","):
-        matched = re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII)
+        matched = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part, re.ASCII)
         if not matched:
             raise MinitronError(f"--drop-layers {text!r} is not a list of layers", "write it like 15-30 or 3,7,9-11")
         first, last = int(matched[1]), int(matched[2] or matched[1])
