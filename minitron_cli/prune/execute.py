@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import check_output
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
@@ -36,7 +35,6 @@ def prune(
 ) -> PruneResult:
     """Write the pruned checkpoint. `measure` makes the scores, where the request gives data and no scores."""
     resolved = resolve(request)
-    check_output(resolved.output, request.overwrite)
     if resolved.missing:
         raise MinitronError(
             resolved.missing, "add --scores FILE (from `minitron importance`), or --data DATA to measure first"
@@ -45,7 +43,6 @@ def prune(
         say(f"measuring importance first; the scores are kept in {resolved.measurement.output}")
         measure(resolved.measurement)
         resolved = resolve(replace(request, scores=resolved.measurement.output), resolved.source)
-        check_output(resolved.output, request.overwrite)
     source, request = resolved.source, resolved.request
     assert isinstance(source, Checkpoint)
     say(f"pruning {source.path} -> {resolved.output}: {resolved.facts.change}")

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_cli.checkpoint.architecture import Architecture
+from minitron_cli.checkpoint.atomic import check_output
 from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.data.source import local_paths
 from minitron_cli.prune.directions import check_rotation
 from minitron_cli.prune.preflight import PruneFacts, prune_facts
 from minitron_cli.prune.request import Measurement, PruneRequest
@@ -68,6 +70,9 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     if request.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
     output = request.output or Path(default_name(name, source.shape, shape))
+    if isinstance(source, Checkpoint):
+        inputs = [source.path, *local_paths(request.data), *filter(None, (request.scores, request.moments))]
+        check_output(output, request.overwrite, inputs)
     # Directions of the residual stream are not ranked by scores.
     ranked = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
     needed = tuple(needed_scores(source.shape, ranked, target))

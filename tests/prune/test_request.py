@@ -65,11 +65,12 @@ def test_a_budget_is_met_without_scores(toy: Toy) -> None:
 
 
 def test_scores_are_measured_once_and_only_when_the_cut_is_made(toy: Toy, tmp_path: Path) -> None:
-    model, measured = toy("llama"), []
-    request = PruneRequest(model=str(model), ffn=56, data=("text.jsonl",), samples=7, output=tmp_path / "small")
+    model, measured, text = toy("llama"), [], tmp_path / "text.jsonl"
+    text.write_text('{"text": "a"}')
+    request = PruneRequest(model=str(model), ffn=56, data=(str(text),), samples=7, output=tmp_path / "small")
     resolved = resolve(request)
     assert resolved.measurement == Measurement(
-        str(model), ("text.jsonl",), tmp_path / "small.scores.safetensors", 7, None, second_moments=False
+        str(model), (str(text),), tmp_path / "small.scores.safetensors", 7, None, second_moments=False
     )
 
     def measure(wanted: Measurement) -> None:
@@ -84,7 +85,9 @@ def test_scores_are_measured_once_and_only_when_the_cut_is_made(toy: Toy, tmp_pa
 
 
 def test_what_needs_no_scores_measures_none(toy: Toy, tmp_path: Path) -> None:
-    request = PruneRequest(model=str(toy("llama")), drop_layers="1", data=("text.jsonl",), output=tmp_path / "small")
+    (tmp_path / "text.txt").write_text("a")
+    data = (str(tmp_path / "text.txt"),)
+    request = PruneRequest(model=str(toy("llama")), drop_layers="1", data=data, output=tmp_path / "small")
     assert prune(request, never).plan.kept["layer"].tolist() == [0, 2]
     with pytest.raises(MinitronError, match="no scores for ffn"):
         prune(PruneRequest(model=str(toy("llama")), ffn=56, output=tmp_path / "other"), never)
