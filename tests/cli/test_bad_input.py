@@ -80,7 +80,7 @@ TABLE = [
     ("{model} --hidden 0 --scores {scores.safetensors}", "--hidden must be at least 1"),
     ("{model} --drop-layers 9", "--drop-layers names 9; the source has layers 0 to 2"),
     ("{model} --drop-layers 0-999999999999", "--drop-layers names 0-999999999999"),
-    ("{model} --ffn 88 --heads 6 --scores {scores.safetensors}", "nothing is cut: the source has --ffn 88, --heads 6"),
+    ("{model} --ffn 88 --heads 6 --scores {scores.safetensors}", "nothing is cut: the source has --heads 6, --ffn 88"),
     ("{model} --hidden 36 --scores {scores.safetensors} --moments {file}", "--moments is for compensation"),
     ("{model} --drop-layers 0-2", "--drop-layers names every layer"),
     ("{model} --drop-layers 2-0", "--drop-layers 2-0 counts backwards"),
