@@ -20,7 +20,7 @@ def command(
 
     A run that is still going on is shown as far as it has come.
     """
-    from minitron_cli.report.run import report
+    from minitron_cli.report.write import report
 
     if run is None:
         raise MinitronError(

@@ -63,6 +63,12 @@ def loss_difference(model: Sequence[Sequence[float]], reference: Sequence[Sequen
     return LossDifference(ratio, math.sqrt(variance), count)
 
 
+def kept_share(value: float, base: float, chance: float | None) -> float | None:
+    """How much of the reference's score above chance a model has: 0 at chance; None where the reference has none."""
+    above = base - (chance or 0.0)
+    return (value - (chance or 0.0)) / above if above > 0 else None
+
+
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided McNemar test: discordant pairs are a fair coin (binomial, n = better + worse) under the null."""
     total, fewer = better + worse, min(better, worse)

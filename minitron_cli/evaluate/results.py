@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from minitron_cli.evaluate.compare import compare, loss_difference
+from minitron_cli.evaluate.compare import compare, kept_share, loss_difference
 from minitron_cli.evaluate.harness import Score
 from minitron_cli.evaluate.side_by_side import Measured
 
@@ -72,12 +72,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     found = list(values)
     known = [value for value in found if value is not None]
     return statistics.fmean(known) if found and len(known) == len(found) else None
-
-
-def kept_share(value: float, base: float, chance: float | None) -> float | None:
-    """How much of the reference's score above chance a model has: 0 at chance; None where the reference has none."""
-    above = base - (chance or 0.0)
-    return (value - (chance or 0.0)) / above if above > 0 else None
 
 
 def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:

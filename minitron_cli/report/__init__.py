@@ -1,1 +1,2 @@
-"""Floor 3: a run directory as one HTML page. `read/` finds what is there, `draw/` makes pictures, `sections/` words."""
+"""Floor 3: a run directory as one HTML page: `read/` finds what is there, `sections/` and `draw/` say it, `templates/`
+make HTML of it."""

@@ -1,24 +1,36 @@
-"""Numbers as people read them."""
+"""Numbers as people read them; each is a filter of the templates too."""
+
+from collections.abc import Mapping
 
 from minitron_cli.spec.axes import AXES
+
+NOTHING = "–"
 
 
 def count(value: float | None) -> str:
     """4_512_746_496 -> "4.51B", 832_128 -> "832K": three digits and a unit."""
-    if value is None:
-        return "–"
-    for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+    return NOTHING if value is None else _with_unit(value, {"T": 1e12, "B": 1e9, "M": 1e6, "K": 1e3}, "")
+
+
+def size(num_bytes: float | None) -> str:
+    """1_234_567 -> "1.23 MB": decimal units, as disks and checkpoints are quoted."""
+    if num_bytes is None:
+        return NOTHING
+    return _with_unit(num_bytes, {" TB": 1e12, " GB": 1e9, " MB": 1e6, " KB": 1e3}, " B")
+
+
+def _with_unit(value: float, units: Mapping[str, float], one: str) -> str:
+    for unit, factor in units.items():
         if abs(value) >= 0.9995 * factor:
             return f"{three(value / factor)}{unit}"
-    return f"{value:.0f}"
+    return f"{value:.0f}{one}"
 
 
 def three(value: float) -> str:
-    """Three significant digits without trailing zeros behind the point, never in exponents for everyday sizes."""
+    """Three significant digits without trailing zeros after the point, never in exponents for everyday sizes."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - magnitude(value))
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{max(0, 2 - magnitude(value))}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -30,7 +42,7 @@ def magnitude(value: float) -> int:
 def flops(value: float | None) -> str:
     """1.234e15 -> "1.23 × 10¹⁵"."""
     if value is None:
-        return "–"
+        return NOTHING
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa} × {power_of_ten(int(exponent))}"
 
@@ -42,27 +54,27 @@ def power_of_ten(exponent: int) -> str:
 
 def share(value: float | None) -> str:
     """0.9731 -> "97.3%"."""
-    return "–" if value is None else f"{value:.1%}"
+    return number(value, ".1%")
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
+    return NOTHING if value is None else format(value, form)
 
 
-def size(num_bytes: float | None) -> str:
-    """1_234_567 -> "1.23 MB": decimal units, as disks and checkpoints are quoted."""
-    if num_bytes is None:
-        return "–"
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if num_bytes >= factor:
-            return f"{three(num_bytes / factor)} {unit}"
-    return f"{num_bytes:.0f} B"
+def exact(value: float | None) -> str:
+    """951424 -> "951,424"."""
+    return number(value, ",.0f")
+
+
+def kept(value: float | None) -> str:
+    """What is left of the reference's score above chance, or that nothing is."""
+    return NOTHING if value is None else "at or below chance" if value <= 0 else f"{share(value)} kept"
 
 
 def duration(seconds: float | None) -> str:
     """3725 -> "1 h 2 min"."""
     if seconds is None:
-        return "–"
+        return NOTHING
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -74,6 +86,17 @@ def p_value(p: float) -> str:
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def axis_words(axis: str) -> str:
-    """What the units of an axis are called: "query heads"."""
-    return next((known.words for known in AXES if known.name == axis), axis)
+def ranges(indices: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0–2, 5"."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and parts[-1][-1] == index - 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts) or "none"
+
+
+def axis(name: str) -> str:
+    """The units of an axis: "ffn" -> "MLP neurons"."""
+    return next((known.words for known in AXES if known.name == name), name)

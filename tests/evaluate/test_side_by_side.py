@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import side_by_side, suites
+from minitron_cli.evaluate.compare import kept_share
 from minitron_cli.evaluate.options import Request
-from minitron_cli.evaluate.results import kept_share, p_text
+from minitron_cli.evaluate.results import p_text
 from minitron_cli.evaluate.side_by_side import distinct_names
 from tests.evaluate.conftest import write_task
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_cli.report.run import report
+from minitron_cli.report.write import report
 from tests.report.fake_run import write_run
 from tests.report.reading import Page
 

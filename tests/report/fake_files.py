@@ -33,7 +33,9 @@ def write_metrics(
     """What the recorder writes: an evaluation first, a line per step, an evaluation every tenth of the way."""
     rng = np.random.default_rng(steps)
     run.mkdir(parents=True, exist_ok=True)
-    (run / "options.json").write_text(json.dumps({"options": _options(steps, teacher), "inputs": {}}))
+    (run / "options.json").write_text(
+        json.dumps({"options": _options(steps, teacher), "inputs": {}, "machine": "Train GPU"})
+    )
     with (run / "metrics.jsonl").open("w") as stream:
         for step in range(done + 1):
             loss = final + (start - final) * np.exp(-5 * step / steps)

@@ -8,6 +8,8 @@ import numpy as np
 from minitron_cli.checkpoint.provenance import model_digest
 from tests.report.fake_recipe import ACCURACY, LOSS, SAMPLES, SKILLS, SPEED
 
+CHANCE = 0.4  # a pruned model is below it
+MACHINE = "Test CPU, 2 of 2 cores, float32"
 GATE = {"gate": "toy_facts.acc >= 0.8 * reference", "model": "small", "value": 0.761, "bound": 0.67, "passed": True}
 
 
@@ -25,6 +27,8 @@ def fake_results(directory: Path, typed: Path) -> dict[str, Any]:
                 "tokens_per_second": SPEED[name],
                 "bits_per_byte": loss / 2.6,
                 "accuracy": ACCURACY[name],
+                "chance": CHANCE,
+                "machine": MACHINE,
                 "losses": _losses(loss),
                 "error": None,
             }
@@ -53,11 +57,12 @@ def _row(name: str, task: str, i: int) -> dict[str, Any]:
         "higher_is_better": True,
         "num_samples": SAMPLES,
         "model": name,
+        "chance": CHANCE,
         "kept": None,
         "comparison": None,
     }
     if name != "large":
-        row["kept"] = value / base
+        row["kept"] = (value - CHANCE) / (base - CHANCE)
         row["comparison"] = {
             "test": "mcnemar",
             "p_value": 0.31 if name == "middle" else 0.00002,
@@ -69,7 +74,7 @@ def _row(name: str, task: str, i: int) -> dict[str, Any]:
     return row
 
 
-def _losses(loss: float) -> dict[str, dict[str, float]]:
+def _losses(loss: float) -> dict[str, dict[str, Any]]:
     """Per domain, and over all of them."""
     return {
         domain: {
@@ -79,6 +84,9 @@ def _losses(loss: float) -> dict[str, dict[str, float]]:
             "bits_per_byte": (loss + shift) / 2.6,
             "kl": max(0.0, loss - LOSS["large"]),
             "top1_agreement": 1 - 0.2 * (loss - LOSS["large"]),
+            "difference": None
+            if loss == LOSS["large"]
+            else {"difference": loss - LOSS["large"], "stderr": 0.004, "num_blocks": 70},
         }
         for domain, shift in (("stories", -0.2), ("arithmetic", 0.2), ("all", 0.0))
     }
@@ -109,5 +117,13 @@ def fake_bench(models: tuple[str, ...]) -> dict[str, Any]:
                     "batch_ceiling": 1234,
                 }
             )
-    settings = {"engine": "hf", "device": "cpu", "dtype": "auto", "grid": "32x16,64x8", "repeats": 5, "memory": 10**9}
+    settings = {
+        "machine": MACHINE,
+        "engine": "hf",
+        "device": "cpu",
+        "dtype": "auto",
+        "grid": "32x16,64x8",
+        "repeats": 5,
+        "memory": 10**9,
+    }
     return {"format": 1, "kind": "bench", "reference": "large", "settings": settings, "models": [], "rows": rows}

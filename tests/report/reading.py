@@ -44,7 +44,7 @@ class Page(HTMLParser):
             self._cell = True
         if tag == "caption":
             self._in_caption, self._caption = True, ""
-        if self._cell and tag == "span":
+        if self._cell and tag in ("span", "strong"):
             self._rows[-1][-1] += " "
 
     def handle_endtag(self, tag: str) -> None:

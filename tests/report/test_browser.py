@@ -45,8 +45,16 @@ def test_in_a_real_browser(chromium: Browser, fake_run: Path, width: int, dark: 
         box: dict[str, Any] = chromium.run(f"return document.getElementById('{name}').getBoundingClientRect().toJSON()")
         assert box["height"] > 60
         assert box["right"] <= width
-    empty = "return [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height < 40).length"
-    assert chromium.run(empty) == 0
+    shown = "const shown = [...document.querySelectorAll('svg')].filter(s => s.getClientRects().length);"
+    assert chromium.run(f"{shown} return shown.length") == chromium.run(
+        "return document.querySelectorAll('figure').length"
+    )
+    assert chromium.run(f"{shown} return shown.filter(s => s.getBoundingClientRect().height < 40).length") == 0
+    cut = "s.getBoundingClientRect().right > innerWidth || s.parentElement.scrollWidth > s.parentElement.clientWidth"
+    assert chromium.run(f"{shown} return shown.filter(s => {cut}).length") == 0, "a picture is cut off"
+    small = "parseFloat(getComputedStyle(t).fontSize) * s.getBoundingClientRect().width / s.viewBox.baseVal.width < 9.5"
+    tiny = f"{shown} return shown.flatMap(s => [...s.querySelectorAll('text')].filter(t => {small})).length"
+    assert chromium.run(tiny) == 0, "text in a picture is too small to read"
     assert chromium.run(_CONTRASTS) == []
 
 
@@ -79,7 +87,8 @@ def test_the_checks_find_what_they_look_for(chromium: Browser, fake_run: Path) -
     """The negative control: pale text, something too wide and a broken script are all noticed."""
     chromium.open(fake_run / "report.html", 390, dark=False)
     chromium.run(
-        "document.querySelector('h1').style.color = '#aaa'; document.querySelector('svg text').style.fill = '#bbb'"
+        "document.querySelector('h1').style.color = '#aaa';"
+        "document.querySelector('.for-narrow svg text').style.fill = '#bbb'"
     )
     assert {found[0] for found in chromium.run(_CONTRASTS)} == {"H1", "text"}
     chromium.run("document.querySelector('main').style.width = '800px'")

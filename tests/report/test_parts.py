@@ -7,12 +7,13 @@ import pytest
 
 from minitron_cli.report import text
 from minitron_cli.report.draw.heat import columns, ranked
-from minitron_cli.report.draw.training import smooth, thin
-from minitron_cli.report.html import Html, escape, missing, table, tag
+from minitron_cli.report.draw.style import OTHER
+from minitron_cli.report.draw.training import loss_curve, smooth, thin
+from minitron_cli.report.page import page
 from minitron_cli.report.read.kept import axes_kept
-from minitron_cli.report.read.values import Run, ScoresFile
-from minitron_cli.report.sections.depth import depth
-from minitron_cli.report.sections.importance import importance
+from minitron_cli.report.read.values import Curve, Model, Results, Run, ScoresFile, Step
+from minitron_cli.report.sections.evaluation import task_table
+from minitron_cli.report.table import Cell, Table
 from minitron_cli.spec.plan import from_scores
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
@@ -22,8 +23,13 @@ MOE = Shape({"vocab": 11, "hidden": 16, "layer": 3, "head": 4, "kv": 2, "head_di
              "expert_ffn": 24})  # fmt: skip
 
 
-def _run(*files: ScoresFile) -> Run:
-    return Run("parts", "", Path(), True, (), (), files, (), (), {}, ())
+HOSTILE = "\"><script>alert('x')</script>"
+
+
+def _run(*files: ScoresFile) -> Page:
+    """The page of a run that has nothing but these scores."""
+    step = Step("scores", "importance", ("importance", HOSTILE), Path(), "done", None, {}, {})
+    return Page(page(Run("parts", HOSTILE, Path(), True, (step,), (), files, (), (), {}, (HOSTILE,))))
 
 
 def _experts(seed: int = 0) -> Scores:
@@ -47,20 +53,51 @@ def test_other_numbers() -> None:
     assert [text.size(b) for b in (None, 12, 1_234_567)] == ["–", "12 B", "1.23 MB"]
 
 
-def test_text_is_escaped_wherever_it_stands() -> None:
-    hostile = "\"><script>alert('x')</script>"
-    for html in (tag("p", hostile), tag("p", title=hostile), table((hostile,), [[hostile]], caption=hostile)):
-        assert "<script" not in html
-        assert Page(html).tags.count("script") == 0
-    assert escape(Html("<b>")) == "<b>"
-    assert missing("type `minitron <x>` now") == '<p class="missing">type <code>minitron &lt;x&gt;</code> now</p>'
+def test_hostile_names_stay_text() -> None:
+    """In headings, attributes, captions, cells, pictures' labels and commands."""
+    scores = Scores({"hidden": np.ones(5), "ffn": np.ones((2, 9))}, {"model": {"name": HOSTILE}, "samples": 1})
+    shown = _run(ScoresFile(HOSTILE, Path("s.safetensors"), scores, {}))
+    assert "script" not in shown.tags
+    assert shown.text.count("<script>alert(") >= 7
+    assert any(HOSTILE in value for _, name, value in shown.attributes if name == "aria-label")
+
+
+def test_columns_without_content_are_left_out() -> None:
+    table = Table("t", ("name", "a", "b"), [["x", "–", Cell("1", ("under",))], ["–", Cell("–"), "–"]])
+    assert table.without_empty_columns().columns == ["name", "b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kept", "words"), [(0.5, 0.5, "50.0% kept"), (0.2, -0.1, "at or below chance"), (0.9, 1.3, "130.0% kept")]
+)
+def test_a_score_at_chance_has_kept_nothing(value: float, kept: float, words: str) -> None:
+    row = {"task": "t", "metric": "acc", "value": value, "stderr": None, "num_samples": 9, "higher_is_better": True,
+           "model": "m", "chance": 0.25, "kept": kept, "comparison": None}  # fmt: skip
+    table = task_table(Results("r", Path(), {"models": [{"name": "m"}], "rows": [row]}))
+    assert table is not None
+    assert table.rows[0][1] == Cell(f"{value:.4f}", (words,))
+
+
+def test_a_clipped_curve_is_marked() -> None:
+    """From-scratch training starts far above where it ends: the scale leaves the start out and says so."""
+    steps = np.arange(1.0, 201)
+    start = {"ce": 1 + 8 * np.exp(-steps / 4), "step": steps, "tokens": steps, "flops": steps}
+    flat = {**start, "ce": 1 + steps / 1000}
+    notes = {}
+    for name, logged in (("steep", start), ("flat", flat)):
+        model = Model(name, "train", Path(), "done", None, (), {}, {}, None, Curve(logged, {}, None), {})
+        found = loss_curve(model, OTHER, "tokens", None)
+        assert found is not None
+        notes[name] = found.note
+    assert notes["flat"] == ""
+    assert text.three(start["ce"].max()) in notes["steep"]
 
 
 def test_columns_divide_an_axis_evenly_and_keep_its_mean() -> None:
     rows = np.arange(2 * 352.0).reshape(2, 352)
     found = columns(rows, 240)
     assert found.shape == (2, 240)
-    at = (found[0] + 0.5) / 352  # where each column's units stand, against where the column stands
+    at = (found[0] + 0.5) / 352  # where each column's units are, against where the column is
     np.testing.assert_allclose(at, (np.arange(240) + 0.5) / 240, atol=1 / 240)
     even = columns(rows, 176)
     np.testing.assert_allclose(even.mean(1), rows.mean(1))
@@ -89,9 +126,9 @@ def test_thinning_leaves_out_what_is_no_number_and_keeps_the_mean() -> None:
 
 def test_a_mixture_of_experts_is_shown_per_layer() -> None:
     scores = _experts()
-    page = Page(importance(_run(ScoresFile("moe", Path("moe.safetensors"), scores, {}))))
-    assert page.tags.count("svg") == 5
-    rows = page.table("Importance of expert neurons, in numbers")
+    shown = _run(ScoresFile("moe", Path("moe.safetensors"), scores, {}))
+    assert shown.tags.count("svg") == 9, "in two widths but for the heads, which are few"
+    rows = shown.table("Importance of expert neurons in moe")
     assert list(rows) == ["layer 0", "layer 1", "layer 2"]
     ranks = np.sort(scores.values["expert_ffn"], axis=-1)[..., ::-1].mean(1)
     assert rows["layer 1"][3] == f"{ranks[1].max():.4g}"
@@ -116,14 +153,14 @@ def test_kept_importance_of_experts_and_their_neurons() -> None:
 
 def test_scores_that_are_not_finite_are_said_not_drawn() -> None:
     scores = Scores({"hidden": np.array([1.0, np.nan])}, {})
-    page = Page(importance(_run(ScoresFile("bad", Path("bad.safetensors"), scores, {}))))
-    assert "not finite" in page.text
-    assert "svg" not in page.tags
+    shown = _run(ScoresFile("bad", Path("bad.safetensors"), scores, {}))
+    assert "not finite" in shown.text
+    assert "svg" not in shown.tags
 
 
 def test_an_accuracy_curve_is_best_where_it_is_highest() -> None:
     """Every depth metric but the known losses is an accuracy: higher is better."""
     scores = Scores({"layer": np.ones(4)}, {"depth": {"winogrande.2": {"full": 0.7, "samples": 10}}})
     raw = {"depth.winogrande.2": np.array([0.5, 0.66, 0.6])}
-    page = Page(depth(_run(ScoresFile("s", Path("s.safetensors"), scores, raw))))
-    assert "Least harm: without layers 1–2 (0.66)" in page.text
+    shown = _run(ScoresFile("s", Path("s.safetensors"), scores, raw))
+    assert "Least harm: without layers 1–2 (0.66)" in shown.text

@@ -5,67 +5,47 @@ from typing import Any
 
 from minitron_cli.report import text
 from minitron_cli.report.draw.style import Style, point
-from minitron_cli.report.draw.svg import to_svg
-from minitron_cli.report.draw.theme import INK, MUTED, canvas
-from minitron_cli.report.html import Html
-from minitron_cli.report.read.values import Model, Run
+from minitron_cli.report.draw.svg import Picture, picture
+from minitron_cli.report.draw.theme import INK, MUTED
+from minitron_cli.report.read.values import Run
 
 
-def size_against_loss(run: Run, look: Mapping[str, Style], loss: Mapping[str, float]) -> Html | None:
+def size_against_loss(run: Run, look: Mapping[str, Style], loss: Mapping[str, float]) -> Picture | None:
     """`loss` is what to show of each model; None where fewer than two can be placed."""
-    placed = [m for m in run.models if m.parameters and m.name in loss]
+    placed = {m.name: (m, (float(m.parameters), loss[m.name])) for m in run.models if m.parameters and m.name in loss}
     if len(placed) < 2:
         return None
-    with canvas(640, 370) as figure:
+
+    def paint(figure: Any, narrow: bool) -> None:
         axes = figure.subplots()
-        for model in placed:
-            parent = run.model(model.parent)
-            if parent in placed and parent is not None:
-                _arrow(axes, _place(parent, loss), _place(model, loss), look[model.name], model.verb == "prune")
-        for model in placed:
-            axes.plot(*_place(model, loss), linestyle="none", zorder=3, **point(look[model.name], 10))
-            _label(axes, model, run, loss)
-        axes.set_xlim(0, 1.22 * max(m.parameters or 0 for m in placed))
-        axes.margins(y=0.16)
+        for model, place in placed.values():
+            if model.parent in placed:
+                _arrow(axes, placed[model.parent][1], place, look[model.name], model.verb == "prune")
+        for model, place in placed.values():
+            axes.plot(*place, linestyle="none", zorder=3, **point(look[model.name], 10))
+            weight = "bold" if model.verb != "prune" else "normal"
+            side = {"xytext": (0, 9), "ha": "center"} if narrow else {"xytext": (11, 0), "va": "center"}
+            axes.annotate(model.name, place, textcoords="offset points", color=INK, fontweight=weight,
+                          fontsize=11 if narrow else 12, **side)  # fmt: skip
+        axes.set_xlim(0, 1.22 * max(place[0] for _, place in placed.values()))
+        axes.margins(y=0.2)
         axes.xaxis.set_major_formatter(lambda value, _: text.count(value) if value else "0")
         axes.set_xlabel("parameters")
         axes.set_ylabel("held-out loss, nats per token")
-        summary = "; ".join(f"{m.name}: {text.count(m.parameters)} parameters, loss {loss[m.name]:.3f}" for m in placed)
-        return to_svg(figure, "family", f"Parameters against held-out loss. {summary}.")
 
-
-def _place(model: Model, loss: Mapping[str, float]) -> tuple[float, float]:
-    assert model.parameters is not None
-    return float(model.parameters), loss[model.name]
+    summary = "; ".join(f"{name}: {text.count(at[0])} parameters, loss {at[1]:.3f}" for name, (_, at) in placed.items())
+    return picture(paint, f"Parameters against held-out loss. {summary}.", "family", width=640, height=370,
+                   narrow_height=300)  # fmt: skip
 
 
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], style: Style, cut: bool) -> None:
     """Cuts are thin and dashed, training is a solid line in the model's colour."""
-    axes.annotate(
-        "",
-        xy=end,
-        xytext=start,
-        zorder=2,
-        arrowprops={
-            "arrowstyle": "-|>,head_width=0.28,head_length=0.5",
-            "color": MUTED if cut else style.colour,
-            "linestyle": (0, (4, 3)) if cut else "-",
-            "linewidth": 1.4 if cut else 2,
-            "shrinkA": 7,
-            "shrinkB": 8,
-        },
-    )
-
-
-def _label(axes: Any, model: Model, run: Run, loss: Mapping[str, float]) -> None:
-    """Beside the point; a cut and its repair stand above each other, so the names stay apart."""
-    axes.annotate(
-        model.name,
-        _place(model, loss),
-        xytext=(11, 0),
-        textcoords="offset points",
-        color=INK,
-        fontsize=12,
-        va="center",
-        fontweight="bold" if model.verb != "prune" else "normal",
-    )
+    arrow = {
+        "arrowstyle": "-|>,head_width=0.28,head_length=0.5",
+        "color": MUTED if cut else style.colour,
+        "linestyle": (0, (4, 3)) if cut else "-",
+        "linewidth": 1.4 if cut else 2,
+        "shrinkA": 7,
+        "shrinkB": 8,
+    }
+    axes.annotate("", xy=end, xytext=start, zorder=2, arrowprops=arrow)

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.report.draw.svg import to_svg
-from minitron_cli.report.draw.theme import ACCENT, INK, SERIES, SURFACE, canvas, heat_colours
-from minitron_cli.report.html import Html
+from minitron_cli.report.draw.svg import WIDE, Picture, picture
+from minitron_cli.report.draw.theme import ACCENT, INK, SERIES, SURFACE, heat_colours
 
 # More columns than these would be thinner than a pixel can show.
 _MOST_RANKS, _MOST_UNITS = 240, 640
-_WIDTH = 720
+# The colours of a ranked map go from a tenth of the row's mean to ten times as much.
+_LEAST, _MOST = 0.1, 10.0
 
 
 def ranked(scores: np.ndarray) -> np.ndarray:
@@ -32,106 +32,115 @@ def columns(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def ranked_map(
-    name: str, scores: np.ndarray, row_words: Sequence[str], unit: str, cuts: Sequence[tuple[str, int]], label: str
-) -> Html:
+    scores: np.ndarray, row_words: Sequence[str], unit: str, cuts: Sequence[tuple[str, int]], label: str, *key: object
+) -> Picture:
     """Each row's units from the most to the least important: scores (row, unit); a line for every (model, kept)."""
-    from matplotlib.colors import LogNorm
-
     values, units = ranked(scores), scores.shape[-1]
-    low, high = max(float(values.min()), 0.1), min(float(values.max()), 10.0)
-    with canvas(_WIDTH, _height(len(values), 96)) as figure:
+    low, high = max(float(values.min()), _LEAST), min(float(values.max()), _MOST)
+
+    def paint(figure: Any, narrow: bool) -> None:
+        from matplotlib.colors import LogNorm
+
         axes = figure.subplots()
         norm = LogNorm(low, max(high, 1.05 * low))
         image = _image(axes, np.clip(values, low, None), norm, (0, 100, len(values) - 0.5, -0.5))
         _rows(axes, row_words)
-        axes.set_xlabel(f"{unit} by rank, the most important first (% of {units:,})")
+        axes.set_xlabel(f"{unit} by rank (% of {units:,})" if narrow else
+                        f"{unit} by rank, the most important first (% of {units:,})")  # fmt: skip
         for _, kept in cuts:
             axes.axvline(100 * kept / units, color=ACCENT, linewidth=2)
         if cuts:
-            kept_words = "; ".join(f"{model} keeps {kept:,} of {units:,}" for model, kept in cuts)
+            kept_words = ("\n" if narrow else "; ").join(f"{model} keeps {kept:,}" for model, kept in cuts)
             axes.set_title(f"left of the line: {kept_words}", color=INK, fontsize=11)
-        _bar(figure, axes, image)
-        return to_svg(figure, name, label)
+        _colour_key(figure, axes, image, bool(values.min() < low), bool(values.max() > high))
+
+    height = _height(len(values), 96)
+    return picture(paint, label, "ranked", *key, height=height, narrow_height=height + 15 * max(0, len(cuts) - 1))
 
 
 def grid_map(
-    name: str, scores: np.ndarray, row_words: Sequence[str], unit: str, dropped: np.ndarray | None, label: str
-) -> Html:
+    scores: np.ndarray, row_words: Sequence[str], unit: str, dropped: np.ndarray | None, label: str, *key: object
+) -> Picture:
     """Every unit in its place, for axes of few units: scores (row, unit); `dropped`, of that shape, is crossed out."""
-    from matplotlib.colors import Normalize
-
     means = scores.mean(-1, keepdims=True)
     values = scores / np.where(means > 0, means, 1.0)
-    with canvas(min(_WIDTH, 190 + 40 * scores.shape[-1]), _height(len(values), 84, each=26)) as figure:
+
+    def paint(figure: Any, narrow: bool) -> None:
+        from matplotlib.colors import Normalize
+
         axes = figure.subplots()
         image = _image(axes, values, Normalize(0, float(values.max())), None)
         _rows(axes, row_words)
         axes.set_xlabel(unit)
-        axes.set_xticks(_some(scores.shape[-1], 24))
+        axes.set_xticks(_some(scores.shape[-1], 10 if narrow else 24))
         if dropped is not None and dropped.any():
             row, column = np.nonzero(dropped)
             for colour, width in ((SURFACE, 5), (ACCENT, 2)):  # a cross that shows on pale and on full cells
-                axes.plot(column, row, linestyle="none", marker="x", color=colour, markersize=8, markeredgewidth=width)
-        _bar(figure, axes, image)
-        return to_svg(figure, name, label)
+                axes.plot(column, row, linestyle="none", marker="x", color=colour, markeredgewidth=width,
+                          markersize=5 if narrow else 8)  # fmt: skip
+        _colour_key(figure, axes, image)
+
+    width = min(WIDE, 190 + 40 * scores.shape[-1])
+    return picture(paint, label, "grid", *key, width=width, height=_height(len(values), 84, each=26))
 
 
-def kept_map(name: str, kept: np.ndarray, row_words: Sequence[str], unit: str, label: str) -> Html:
-    """Where in the source the kept units stood: kept (row, unit) of 0 and 1; wide rows show shares of neighbours."""
-    from matplotlib.colors import Normalize
-    from matplotlib.ticker import MaxNLocator
-
+def kept_map(kept: np.ndarray, row_words: Sequence[str], unit: str, label: str, *key: object) -> Picture:
+    """Where in the source the kept units are: kept (row, unit) of 0 and 1; wide rows show shares of neighbours."""
     values = columns(kept.astype(np.float64), _MOST_UNITS)
-    with canvas(_WIDTH, _height(len(values), 66, least=14)) as figure:
+
+    def paint(figure: Any, narrow: bool) -> None:
+        from matplotlib.colors import Normalize
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.subplots()
         wide = kept.shape[-1] > _MOST_UNITS
         _image(axes, values, Normalize(0, 1), (0, kept.shape[-1], len(values) - 0.5, -0.5) if wide else None)
-        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6 if narrow else 12, integer=True))
         _rows(axes, row_words)
         axes.set_xlabel(f"{unit}, by index in the source")
-        return to_svg(figure, name, label)
+
+    return picture(paint, label, "kept", *key, height=_height(len(values), 66, least=14))
 
 
-def layer_bars(name: str, scores: np.ndarray, dropped: Sequence[int], words: str, label: str) -> Html:
+def layer_bars(scores: np.ndarray, dropped: Sequence[int], words: str, label: str, *key: object) -> Picture:
     """What ranks the layers, in `words`, of every layer: scores (layer,); dropped layers are hollow."""
-    with canvas(_WIDTH, 240) as figure:
+
+    def paint(figure: Any, narrow: bool) -> None:
         axes = figure.subplots()
-        gone = set(dropped)
         for layer, value in enumerate(scores.tolist()):
-            face = "none" if layer in gone else SERIES[0]
-            axes.bar(
-                layer,
-                value,
-                width=0.72,
-                facecolor=face,
-                edgecolor=ACCENT if layer in gone else SERIES[0],
-                linewidth=1.5,
-            )
-        axes.set_xticks(_some(len(scores), 32))
+            _cell(axes, layer, value, layer not in dropped, 0.72)
+        axes.set_xticks(_some(len(scores), 12 if narrow else 32))
         axes.set_xlabel("layer")
         axes.set_ylabel(words)
         axes.grid(axis="x", visible=False)
         axes.set_xlim(-0.7, len(scores) - 0.3)
-        return to_svg(figure, name, label)
+
+    return picture(paint, label, "layers", *key, height=240)
 
 
-def layer_strip(name: str, num_layers: int, kept: Sequence[int], label: str) -> Html:
+def layer_strip(num_layers: int, kept: Sequence[int], label: str, *key: object) -> Picture:
     """One cell per source layer: full where it was kept, hollow and crossed where it was dropped."""
-    with canvas(_WIDTH, 78) as figure:
+
+    def paint(figure: Any, narrow: bool) -> None:
         axes = figure.subplots()
-        stays = set(kept)
         for layer in range(num_layers):
-            face, edge = (SERIES[0], SERIES[0]) if layer in stays else ("none", ACCENT)
-            axes.bar(layer, 1, width=0.86, facecolor=face, edgecolor=edge, linewidth=1.5)
-            if layer not in stays:
-                axes.plot([layer], [0.5], marker="x", color=ACCENT, markersize=8, markeredgewidth=2)
-        axes.set_xticks(_some(num_layers, 40))
+            _cell(axes, layer, 1, layer in kept, 0.86)
+            if layer not in kept:
+                size = 4 if narrow and num_layers > 16 else 8
+                axes.plot([layer], [0.5], marker="x", color=ACCENT, markersize=size, markeredgewidth=2)
+        axes.set_xticks(_some(num_layers, 16 if narrow else 40))
         axes.set_yticks([])
         axes.set_xlim(-0.6, num_layers - 0.4)
         axes.set_xlabel("layer of the source")
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
-        return to_svg(figure, name, label)
+
+    return picture(paint, label, "strip", *key, height=78)
+
+
+def _cell(axes: Any, layer: int, value: float, stays: bool, width: float) -> None:
+    edge = SERIES[0] if stays else ACCENT
+    axes.bar(layer, value, width=width, facecolor=SERIES[0] if stays else "none", edgecolor=edge, linewidth=1.5)
 
 
 def _image(axes: Any, values: np.ndarray, norm: Any, extent: Any) -> Any:
@@ -142,13 +151,14 @@ def _image(axes: Any, values: np.ndarray, norm: Any, extent: Any) -> Any:
     return image
 
 
-def _bar(figure: Any, axes: Any, image: Any) -> None:
-    """The colours' key: multiples of the row's mean."""
+def _colour_key(figure: Any, axes: Any, image: Any, clipped_low: bool = False, clipped_high: bool = False) -> None:
+    """The colours' key: multiples of the row's mean; an end that stands for more than itself says so."""
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=12, fraction=0.05)
     bar.outline.set_visible(False)
     low, high = image.norm.vmin, image.norm.vmax
-    bar.set_ticks([low, 1.0, high] if low < 0.8 and high > 1.25 else [low, high], labels=None)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}×")
+    ends = (f"{'≤ ' * clipped_low}{low:.2g}×", f"{'≥ ' * clipped_high}{high:.2g}×")
+    middle = ([1.0], ["1×"]) if low < 0.8 and high > 1.25 else ([], [])
+    bar.set_ticks([low, *middle[0], high], labels=[ends[0], *middle[1], ends[1]])
     bar.ax.minorticks_off()
 
 

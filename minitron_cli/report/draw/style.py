@@ -21,6 +21,10 @@ class Style:
         return SURFACE if self.hollow else self.colour
 
 
+# A model that is in a results file and not in the run.
+OTHER = Style(SERIES[0], "o", "-", hollow=False)
+
+
 def styles(run: Run) -> dict[str, Style]:
     """A cut model and the one that is trained from it share a colour, for they are the same size."""
     found: dict[str, Style] = {}

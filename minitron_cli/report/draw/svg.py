@@ -1,12 +1,19 @@
-"""A matplotlib figure as inline SVG: no metadata, ids unique on the page, colours and fonts left to the page."""
+"""Matplotlib figures as inline SVG: drawn once per screen width, no metadata, ids unique on the page, colours and fonts
+left to the page."""
 
 import hashlib
 import io
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from minitron_cli.report.draw.theme import STAND_INS
-from minitron_cli.report.html import Html, escape
+from markupsafe import Markup, escape
+
+from minitron_cli.report.draw.theme import STAND_INS, canvas
+
+# Widths in CSS pixels: of a laptop's text column, of one of three pictures beside each other, and of a phone.
+WIDE, SMALL, NARROW = 720, 372, 350
 
 _STAND_IN = re.compile("|".join(STAND_INS))
 _IDS = (
@@ -15,10 +22,40 @@ _IDS = (
     (re.compile(r'xlink:href="#([^"]+)"'), r'xlink:href="#{0}-\1"'),
 )
 _FONT_FAMILY = re.compile(r"font-family: [^;\"]*;? ?|font: (?P<rest>[^;\"']*?)'DejaVu Sans'[^;\"]*(?P<end>;? ?)")
+_NOISE = re.compile(
+    r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<defs>\s*<style type=\"text/css\">\*\{[^}]*\}</style>\s*</defs>\s*",
+    re.S,
+)
 
 
-def to_svg(figure: Any, name: str, label: str) -> Html:
-    """`name` is unique on the page; `label` says what the picture shows. The same figure gives the same bytes."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture as SVG elements, and `narrow` for phones where `wide` would not fit; `note` says what is clipped."""
+
+    wide: Markup
+    narrow: Markup | None
+    note: str = ""
+
+
+def picture(
+    paint: Callable[[Any, bool], str | None], label: str, *key: object, height: float,
+    width: float = WIDE, narrow_height: float | None = None,
+) -> Picture:  # fmt: skip
+    """`paint(figure, narrow)` draws into a matplotlib figure of that size and may return a note for the caption.
+
+    `key` is what the picture is of, unique on the page; the same figure gives the same bytes.
+    """
+    note, svgs = None, []
+    sizes = [(width, height)] if width <= SMALL else [(width, height), (NARROW, narrow_height or height)]
+    for each in sizes:
+        narrow = each[0] <= SMALL < width
+        with canvas(*each) as figure:
+            note = paint(figure, narrow)
+            svgs.append(_to_svg(figure, unique(*key, "narrow") if narrow else unique(*key), label))
+    return Picture(svgs[0], svgs[1] if len(svgs) > 1 else None, note or "")
+
+
+def _to_svg(figure: Any, name: str, label: str) -> Markup:
     import matplotlib
 
     buffer = io.StringIO()
@@ -29,10 +66,7 @@ def to_svg(figure: Any, name: str, label: str) -> Html:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()  # type: ignore[union-attr]
-    body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.S)
-    body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.S)
-    body = re.sub(r"<defs>\s*<style type=\"text/css\">\*\{[^}]*\}</style>\s*</defs>\s*", "", body)
+    body = _NOISE.sub("", text[text.index(">") + 1 :])
     for pattern, form in _IDS:
         body = pattern.sub(form.format(name), body)
     body = _STAND_IN.sub(lambda found: f"var(--{STAND_INS[found[0]]})", body)
@@ -41,7 +75,7 @@ def to_svg(figure: Any, name: str, label: str) -> Html:
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'aria-label="{escape(label)}" viewBox="0 0 {width} {height}" style="--units:{float(width):g}">'
     )
-    return Html(opening + body.strip())
+    return Markup(opening + body.strip())  # matplotlib escapes the text that it draws
 
 
 def _without_family(found: re.Match[str]) -> str:

@@ -1,113 +1,88 @@
 """Training curves: the loss against tokens or FLOPs, with the teacher's line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from minitron_cli.report import text
 from minitron_cli.report.draw.style import Style
-from minitron_cli.report.draw.svg import to_svg, unique
-from minitron_cli.report.draw.theme import INK, MUTED, canvas
-from minitron_cli.report.html import Html
+from minitron_cli.report.draw.svg import SMALL, Picture, picture
+from minitron_cli.report.draw.theme import INK, MUTED
 from minitron_cli.report.read.figures import TeacherLine
-from minitron_cli.report.read.values import Curve, Model
+from minitron_cli.report.read.values import Model
 
 X_WORDS = {"tokens": "tokens", "flops": "FLOPs"}
 _MOST_POINTS = 600
+Points = tuple[np.ndarray, np.ndarray]
 
 
-def loss_curve(
-    model: Model, style: Style, x: str, teacher: TeacherLine | None, size: tuple[float, float] = (372, 290)
-) -> Html | None:
+def loss_curve(model: Model, style: Style, x: str, teacher: TeacherLine | None) -> Picture | None:
     """Cross-entropy in training (thin, and smoothed) and on held-out text (points); None where neither was written.
 
     `x` is "tokens" or "flops"; `teacher` its line, where that is known.
     """
+    return _curves(model, style, x, ("ce", "eval_ce"), "nats per token", teacher)
+
+
+def divergence_curve(model: Model, style: Style) -> Picture | None:
+    """The divergence from the teacher that distillation minimises, by tokens; None where there is none."""
     assert model.curve is not None
-    shown = _series(model.curve, x)
+    if "kd" not in model.curve.logged:
+        return None
+    return _curves(model, style, "tokens", ("kd", "eval_kd"), "divergence from the teacher, nats", None)
+
+
+def _curves(
+    model: Model, style: Style, x: str, names: tuple[str, str], y_words: str, teacher: TeacherLine | None
+) -> Picture | None:
+    assert model.curve is not None
+    tables = {"training": (model.curve.logged, names[0]), "held-out": (model.curve.evaluated, names[1])}
+    shown = {words: thin(t[x], t[name]) for words, (t, name) in tables.items() if name in t}
+    shown = {words: found for words, found in shown.items() if len(found[1])}
     if not shown:
         return None
-    with canvas(*size) as figure:
+
+    def paint(figure: Any, narrow: bool) -> str:
         axes = figure.subplots()
         if "training" in shown:
             at, values = shown["training"]
             axes.plot(at, values, color=style.colour, linewidth=1, alpha=0.3)
             axes.plot(at, smooth(values), color=style.colour, linewidth=2, label="training text, smoothed")
         if "held-out" in shown:
-            at, values = shown["held-out"]
-            axes.plot(at, values, color=INK, marker="o", markersize=4.5, linewidth=1.2, label="held-out text")
+            axes.plot(*shown["held-out"], color=INK, marker="o", markersize=4.5, linewidth=1.2, label="held-out text")
         if teacher:
-            _line(axes, teacher.words, teacher.loss)
-        _finish(axes, x, "nats per token", [v for _, v in shown.values()], teacher)
-        label = f"Cross-entropy of {model.name} against {X_WORDS[x]}. " + _words(shown, teacher)
-        return to_svg(figure, unique("loss", model.name, x), label)
-
-
-def divergence_curve(model: Model, style: Style, size: tuple[float, float] = (372, 290)) -> Html | None:
-    """The divergence from the teacher that distillation minimises, by tokens; None where there is none."""
-    assert model.curve is not None
-    logged, evaluated = model.curve.logged, model.curve.evaluated
-    if "kd" not in logged:
-        return None
-    with canvas(*size) as figure:
-        axes = figure.subplots()
-        at, values = thin(logged["tokens"], logged["kd"])
-        axes.plot(at, values, color=style.colour, linewidth=1, alpha=0.3)
-        axes.plot(at, smooth(values), color=style.colour, linewidth=2, label="training text, smoothed")
-        if "eval_kd" in evaluated:
-            axes.plot(
-                evaluated["tokens"],
-                evaluated["eval_kd"],
-                color=INK,
-                marker="o",
-                markersize=4.5,
-                linewidth=1.2,
-                label="held-out text",
-            )
-        if (values > 0).all():
+            _teacher(axes, teacher)
+        if "kd" in names and all((values > 0).all() for _, values in shown.values()):
             _log_scale(axes)
-        _finish(axes, "tokens", "divergence from the teacher, nats", [], None)
-        label = f"Distillation loss of {model.name} against tokens, from {values[0]:.4f} to {values[-1]:.4f}."
-        return to_svg(figure, unique("kd", model.name), label)
+            return _finish(axes, x, y_words, [], None)
+        return _finish(axes, x, y_words, list(shown.values()), teacher)
+
+    parts = [f"{words} text from {values[0]:.4f} to {values[-1]:.4f}" for words, (_, values) in shown.items()]
+    parts += [f"the teacher at {teacher.loss:.3f}"] if teacher else []
+    label = f"{y_words} of {model.name} against {X_WORDS[x]}: {'; '.join(parts)}."
+    return picture(paint, label, names[0], model.name, x, width=SMALL, height=290)
 
 
-def compare_curves(models: list[Model], look: Mapping[str, Style], x: str, teacher: TeacherLine | None) -> Html:
+def compare_curves(models: Sequence[Model], look: Mapping[str, Style], x: str, teacher: TeacherLine | None) -> Picture:
     """Held-out loss of several models over what they have spent, on one scale."""
-    with canvas(540, 330) as figure:
+    curves = {m.name: (m.curve.evaluated[x], m.curve.evaluated["eval_ce"]) for m in models if m.curve}
+
+    def paint(figure: Any, narrow: bool) -> str:
         axes = figure.subplots()
-        words, everything = [], []
-        for model in models:
-            assert model.curve is not None
-            evaluated = model.curve.evaluated
-            style = look[model.name]
-            axes.plot(
-                evaluated[x],
-                evaluated["eval_ce"],
-                color=style.colour,
-                marker=style.marker,
-                markersize=5,
-                linestyle=style.dash,
-                label=model.name,
-            )
-            everything.append(evaluated["eval_ce"])
-            words.append(f"{model.name} ends at {evaluated['eval_ce'][-1]:.3f}")
+        for name, points in curves.items():
+            style = look[name]
+            axes.plot(*points, color=style.colour, marker=style.marker, markersize=5, linestyle=style.dash, label=name)
         if teacher:
-            _line(axes, teacher.words, teacher.loss)
-        _finish(axes, x, "held-out loss, nats per token", everything, teacher)
-        return to_svg(figure, unique("compare", x), f"Held-out loss against {X_WORDS[x]}: {', '.join(words)}.")
+            _teacher(axes, teacher)
+        return _finish(axes, x, "held-out loss, nats per token", list(curves.values()), teacher)
+
+    words = ", ".join(f"{name} ends at {values[-1]:.3f}" for name, (_, values) in curves.items())
+    return picture(paint, f"Held-out loss against {X_WORDS[x]}: {words}.", "compare", x, width=540, height=330,
+                   narrow_height=280)  # fmt: skip
 
 
-def _series(curve: Curve, x: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    found = {}
-    if "ce" in curve.logged:
-        found["training"] = thin(curve.logged[x], curve.logged["ce"])
-    if "eval_ce" in curve.evaluated:
-        found["held-out"] = (curve.evaluated[x], curve.evaluated["eval_ce"])
-    return found
-
-
-def thin(at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thin(at: np.ndarray, values: np.ndarray) -> Points:
     """At most some hundred points: neighbours become their mean, so that no trend is lost. (n,) -> (<= 600,) each."""
     keep = np.isfinite(values)
     at, values = at[keep], values[keep]
@@ -118,7 +93,7 @@ def thin(at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray, share: float = 0.015) -> np.ndarray:
-    """A Gaussian mean, `share` of the run wide, that neither lags behind nor bends at the ends: (n,) -> (n,)."""
+    """A Gaussian mean, `share` of the run wide, without a lag and without a bend at the ends: (n,) -> (n,)."""
     width = max(1.0, share * len(values))
     reach = min(int(np.ceil(3 * width)), len(values) - 1)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
@@ -126,8 +101,8 @@ def smooth(values: np.ndarray, share: float = 0.015) -> np.ndarray:
     return np.convolve(values, kernel)[reach : reach + len(values)] / weight
 
 
-def _line(axes: Any, label: str, value: float) -> None:
-    axes.axhline(value, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.6, label=label)
+def _teacher(axes: Any, teacher: TeacherLine) -> None:
+    axes.axhline(teacher.loss, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.6, label=teacher.words)
 
 
 def _log_scale(axes: Any) -> None:
@@ -139,22 +114,36 @@ def _log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: Any, x: str, y_label: str, values: list[np.ndarray], teacher: TeacherLine | None) -> None:
-    """The first steps of a training from scratch would flatten all that follows: the scale leaves them out."""
-    if values:
-        everything = np.concatenate([v[np.isfinite(v)] for v in values])
-        low = min(everything.min(), teacher.loss if teacher else np.inf)
-        high = max(np.quantile(everything, 0.97), max(float(v[-1]) for v in values))
-        room = 0.06 * max(high - low, 1e-3)
-        axes.set_ylim(low - room, high + 2 * room)
+def _finish(axes: Any, x: str, y_words: str, curves: Sequence[Points], teacher: TeacherLine | None) -> str:
+    """Limits, labels and legend. The first steps of a training from scratch would flatten all that follows: the scale
+    ends below them, with a mark; returns the words for it.
+    """
+    note = _limit(axes, curves, teacher) if curves else ""
     axes.set_xlim(left=-0.015 * axes.get_xlim()[1])  # so that the points at 0 are whole
     _x_axis(axes, x)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(y_words)
     axes.legend(loc="upper right")
+    return note
+
+
+def _limit(axes: Any, curves: Sequence[Points], teacher: TeacherLine | None) -> str:
+    everything = np.concatenate([values for _, values in curves])
+    everything = everything[np.isfinite(everything)]
+    low = min(everything.min(), teacher.loss if teacher else np.inf)
+    high = max(np.quantile(everything, 0.97), max(float(values[-1]) for _, values in curves))
+    room = 0.06 * max(high - low, 1e-3)
+    top = high + 2 * room
+    axes.set_ylim(low - room, top)
+    above = [(at[values > top], values[values > top]) for at, values in curves if (values > top).any()]
+    if not above:
+        return ""
+    for at, _ in above:
+        axes.plot(at[:1], [top], marker=6, markersize=9, color=INK, clip_on=False, linestyle="none", zorder=5)
+    return f"▲: the curve goes on above the scale, up to {text.three(max(float(v.max()) for _, v in above))}."
 
 
 def _x_axis(axes: Any, x: str) -> None:
-    """Tokens as people count them; FLOPs as multiples of a power of ten that stands in the axis' name."""
+    """Tokens as people count them; FLOPs as multiples of a power of ten that is in the axis' name."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -165,8 +154,3 @@ def _x_axis(axes: Any, x: str) -> None:
     exponent = text.magnitude(axes.get_xlim()[1])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:g}")
     axes.set_xlabel(f"FLOPs, × {text.power_of_ten(exponent)}")
-
-
-def _words(shown: Mapping[str, tuple[np.ndarray, np.ndarray]], teacher: TeacherLine | None) -> str:
-    parts = [f"{name} text from {values[0]:.3f} to {values[-1]:.3f}" for name, (_, values) in shown.items()]
-    return "; ".join(parts) + (f"; the teacher stands at {teacher.loss:.3f}." if teacher else ".")

@@ -18,7 +18,7 @@ from minitron_cli.report.read.documents import (
     read_steps,
     steps_to_come,
 )
-from minitron_cli.report.read.models import make_model, place, recorded_digest, single_model
+from minitron_cli.report.read.models import bare_model, place, read_into, recorded_digest, single_model
 from minitron_cli.report.read.values import MAKES_MODELS, Model, Results, Run, ScoresFile, Step
 from minitron_cli.spec.recipe import VERBS
 
@@ -59,22 +59,17 @@ def _collect_chain(directory: Path) -> Run:
     recipe = _attempt(problems, read_recipe, directory) or {}
     coming = steps_to_come(directory, recipe, steps)
     outputs = {_typed_output(step): step.name for step in steps}
-    models = []
-    for step in steps:
-        if step.verb in MAKES_MODELS:
-            known = _known(family, step)
-            whole = _attempt(problems, make_model, step, outputs, known)
-            models.append(whole or make_model(step, outputs, known, light=True))
+    models = [bare_model(s, outputs, _known(family, s)) for s in steps if s.verb in MAKES_MODELS]
+    models = [replace(model, **(_attempt(problems, read_into, model) or {})) for model in models]
     evaluations = _results(steps, "eval", read_evaluation, problems)
     models = [_with_evaluation(model, evaluations, outputs, problems) for model in models]
-    models = [_with_size(model, models) for model in models]
     return Run(
         title=family.get("recipe") or recipe.get("recipe") or directory.resolve().name,
         about=family.get("about") or recipe.get("about", ""),
         directory=directory,
         finished=bool(family) and not coming and all(step.state == "done" for step in steps),
         steps=steps,
-        models=tuple(models),
+        models=tuple(_with_size(model, models) for model in models),
         scores=_scores(steps, problems),
         evaluations=evaluations,
         benchmarks=_results(steps, "bench", read_bench, problems),
@@ -164,12 +159,9 @@ def _with_evaluation(
 def _versions(family: Mapping[str, Any], models: Sequence[Model]) -> dict[str, dict[str, str]]:
     """package -> version -> who says so: normally one version each."""
     found: dict[str, dict[str, str]] = {}
-    for name, versions in [("this run", family.get("versions", {})), *((m.name, _own_versions(m)) for m in models)]:
+    said = [("this run", family.get("versions", {})), *((m.name, m.manifest.get("versions", {})) for m in models)]
+    for name, versions in said:
         for package, version in versions.items():
             known = found.setdefault(package, {})
             known[version] = f"{known[version]}, {name}" if version in known else name
     return found
-
-
-def _own_versions(model: Model) -> Mapping[str, str]:
-    return model.manifest.get("versions", {})

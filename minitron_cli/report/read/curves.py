@@ -8,21 +8,28 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.report.read.documents import read_json
 from minitron_cli.report.read.values import Curve
 
 
 def read_curve(run: Path) -> Curve | None:
     """The curve of OUT/run, None where no line has been written yet."""
     file = run / "metrics.jsonl"
-    if not file.is_file():
-        return None
-    lines = _lines(file)
+    lines = _lines(file) if file.is_file() else []
     if not lines:
         return None
-    logged = [line for line in lines if "loss" in line]
-    evaluated = [line for line in lines if any(name.startswith("eval_") for name in line)]
-    columns = _columns(logged)
-    return Curve(columns, _with_flops(_columns(evaluated), columns), _total_steps(run))
+    logged = _columns([line for line in lines if "loss" in line])
+    evaluated = _columns([line for line in lines if any(name.startswith("eval_") for name in line)])
+    steps, machine = training_options(run).get("steps"), read_json(run / "options.json").get("machine")
+    return Curve(logged, _with_flops(evaluated, logged), steps, machine)
+
+
+def training_options(run: Path) -> dict[str, Any]:
+    """The resolved options of a training run; empty before they are written."""
+    options = read_json(run / "options.json").get("options", {})
+    if not isinstance(options, dict):
+        raise MinitronError(f"{run / 'options.json'} is damaged: options is no object", "train again")
+    return options
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -39,34 +46,18 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """name -> (line,), NaN where a line lacks the name; `tokens` and `flops` are there even without a line."""
     names = dict.fromkeys(name for line in lines for name, value in line.items() if not isinstance(value, str))
-    return {name: np.array([_number(line.get(name)) for line in lines], np.float64) for name in names}
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+    nan = float("nan")
+    return {
+        name: np.array([nan if line.get(name) is None else line[name] for line in lines], np.float64)
+        for name in (names or ("tokens", "flops"))
+    }
 
 
 def _with_flops(evaluated: dict[str, np.ndarray], logged: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Evaluations are written with their tokens only; the FLOPs at that point follow from the logged steps."""
-    if not evaluated or "flops" in evaluated:
+    if "flops" in evaluated:
         return evaluated
-    tokens, flops = logged.get("tokens", np.zeros(0)), logged.get("flops", np.zeros(0))
-    at = evaluated["tokens"]
-    return {**evaluated, "flops": np.interp(at, np.append(0.0, tokens), np.append(0.0, flops))}
-
-
-def _total_steps(run: Path) -> int | None:
-    options = training_options(run)
-    return options.get("steps")
-
-
-def training_options(run: Path) -> dict[str, Any]:
-    """The settled options that a training run was begun with; empty before they are written."""
-    file = run / "options.json"
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text())["options"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MinitronError(f"{file} is damaged: {error}") from error
+    tokens, flops = (np.append(0.0, logged[name]) for name in ("tokens", "flops"))
+    return {**evaluated, "flops": np.interp(evaluated["tokens"], tokens, flops)}

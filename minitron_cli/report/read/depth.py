@@ -31,6 +31,11 @@ class DepthCurve:
     order: tuple[int, ...]
 
     @property
+    def words(self) -> str:
+        """The metric with its unit."""
+        return METRIC_WORDS.get(self.metric, f"accuracy on {self.metric}")
+
+    @property
     def higher_is_better(self) -> bool:
         """Losses and distances are better low; everything else that is measured is an accuracy."""
         return self.metric not in METRIC_WORDS

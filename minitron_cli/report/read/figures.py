@@ -1,9 +1,11 @@
 """Figures about models that several sections show, each taken from one place only."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from minitron_cli.evaluate.compare import kept_share
 from minitron_cli.report.read.curves import training_options
 from minitron_cli.report.read.values import Model, Run
 
@@ -12,11 +14,20 @@ _SAME_WINDOWS = ("eval_data", "eval_windows", "seq_len", "separator", "text_fiel
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """A held-out loss, nats per token, and where it comes from: "evaluation" or "training"."""
+class Losses:
+    """Held-out losses in nats per token that may be compared: `source` is "evaluation" or "training"."""
 
-    value: float
+    values: dict[str, float]
     source: str
+
+
+def comparable_losses(run: Run) -> Losses:
+    """All from the evaluation, or without one all from trainings."""
+    evaluated = {m.name: m.loss for m in run.models if m.loss is not None}
+    if evaluated:
+        return Losses(evaluated, "evaluation")
+    found = {m.name: _loss_in_training(m, run) for m in run.models}
+    return Losses({name: value for name, value in found.items() if value is not None}, "training")
 
 
 def _loss_in_training(model: Model, run: Run) -> float | None:
@@ -30,20 +41,11 @@ def _loss_in_training(model: Model, run: Run) -> float | None:
     return None
 
 
-def last_evaluated(model: Model, name: str = "eval_ce") -> float | None:
-    """The last finite value of a column that training evaluated."""
-    values = model.curve.evaluated.get(name, np.zeros(0)) if model.curve else np.zeros(0)
+def last_evaluated(model: Model) -> float | None:
+    """The last finite held-out loss that training measured."""
+    values = model.curve.evaluated.get("eval_ce", np.zeros(0)) if model.curve else np.zeros(0)
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
-
-
-def comparable_losses(run: Run) -> dict[str, Loss]:
-    """Held-out losses that may stand on one scale: all from the evaluation, or without one all from trainings."""
-    evaluated = {m.name: Loss(m.loss, "evaluation") for m in run.models if m.loss is not None}
-    if evaluated:
-        return evaluated
-    found = {m.name: _loss_in_training(m, run) for m in run.models}
-    return {name: Loss(value, "training") for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +64,51 @@ class TeacherLine:
 def teacher_line(model: Model, run: Run) -> TeacherLine | None:
     """The teacher's loss on the held-out windows of `model`'s own training, None where it is not known.
 
-    A teacher that was trained in this run has been measured on them if its options say so; for one that was not, the
-    evaluation's loss stands in, and says so.
+    A teacher that was trained in this run was measured on them if its options say so; for another one the loss of the
+    evaluation is shown under that name.
     """
-    for name in model.teachers:
-        teacher = run.model(name)
-        if teacher is None:
-            continue
+    for teacher in filter(None, map(run.model, model.teachers)):
         last = last_evaluated(teacher)
         if last is not None and _windows(teacher) == _windows(model):
-            return TeacherLine(name, last, same_windows=True)
+            return TeacherLine(teacher.name, last, same_windows=True)
         if teacher.loss is not None:
-            return TeacherLine(name, teacher.loss, same_windows=False)
+            return TeacherLine(teacher.name, teacher.loss, same_windows=False)
     return None
 
 
+def options_of(model: Model) -> Any:
+    """The options of a model's training, from its manifest or, before there is one, from its run directory."""
+    return model.options or training_options(model.path / "run")
+
+
 def _windows(model: Model) -> list[object]:
-    options = model.manifest.get("options") or training_options(model.path / "run")
-    return [options.get(key) for key in _SAME_WINDOWS]
+    return [options_of(model).get(key) for key in _SAME_WINDOWS]
 
 
-def tokens_to_make(model: Model, run: Run) -> int | None:
-    """Training tokens along the line of descent inside this run, the model's own included."""
-    total, found, seen = 0, False, set()
+def descent(model: Model, run: Run) -> list[Model]:
+    """The model and its ancestors in this run, youngest first."""
+    found: list[Model] = []
     at: Model | None = model
-    while at is not None and at.name not in seen:
-        seen.add(at.name)
-        if at.tokens is not None:
-            total, found = total + at.tokens, True
+    while at is not None and at not in found:
+        found.append(at)
         at = run.model(at.parent)
-    return total if found else None
+    return found
+
+
+def spent(models: list[Model], what: str) -> float | None:
+    """The `tokens` or `flops` of these models' trainings together; None where none was trained."""
+    known = [value for m in models if (value := getattr(m, what)) is not None]
+    return sum(known) if known else None
+
+
+def kept_accuracy(model: Model, reference: Model | None) -> float | None:
+    """How much of the reference's mean accuracy above chance a model has."""
+    base = reference.evaluation.get("accuracy") if reference and reference is not model else None
+    own = model.evaluation.get("accuracy")
+    return None if own is None or base is None else kept_share(own, base, model.evaluation.get("chance"))
+
+
+def loss_interval(model: Model) -> tuple[float, float] | None:
+    """The loss above the evaluation's reference with half its 95% interval, both nats per token (paired)."""
+    found = model.evaluation.get("losses", {}).get("all", {}).get("difference")
+    return (found["difference"], 1.96 * found["stderr"]) if found else None

@@ -1,6 +1,7 @@
 """The models of a run: sizes from their headers, descent from the command lines, training from their metrics."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -16,48 +17,44 @@ from minitron_cli.report.read.values import Model, Step
 _FACTS = ("parameters", "non_embedding_parameters", "kv_bytes_per_token", "shape")
 
 
-def make_model(step: Step, outputs: Mapping[str, str], known: Mapping[str, Any], light: bool = False) -> Model:
-    """The model that a step makes. `outputs` maps output paths, as typed, to step names; `known` is what family.json
-    says, for artefacts that are no longer here. `light` reads nothing but the command line.
+def bare_model(step: Step, outputs: Mapping[str, str], known: Mapping[str, Any]) -> Model:
+    """The model that a step makes as its command line and family.json (`known`) tell it, no file read. `outputs` maps
+    output paths, as typed, to step names.
     """
-    manifest = {} if light else read_manifest(step.output) or {}
-    facts: Mapping[str, Any] = {key: known[key] for key in _FACTS if key in known}
-    if manifest:
-        facts = describe(open_checkpoint(step.output), context=0)
     return Model(
         name=step.name,
         verb=step.verb,
         path=step.output,
         state=step.state,
         parent=place(step.command[1], outputs),
-        teachers=tuple(place(word, outputs) for word in values_of(step.command, "--teacher")),
-        facts=facts,
-        manifest=manifest
-        or _manifest_of(known)
-        or ({} if light else {"options": training_options(step.output / "run")}),
-        plan=read_plan(step.output) if manifest and step.verb == "prune" else None,
-        curve=None if light or step.verb == "prune" else read_curve(step.output / "run"),
-        evaluation={} if manifest else known.get("evaluation") or {},
+        teachers=tuple(place(value, outputs) for word, value in pairwise(step.command) if word == "--teacher"),
+        facts={key: known[key] for key in _FACTS if key in known},
+        manifest={"training": known["training"]} if known.get("training") else {},
+        plan=None,
+        curve=None,
+        evaluation=known.get("evaluation") or {},
     )
 
 
-def values_of(command: tuple[str, ...], flag: str) -> list[str]:
-    """Every value that a flag is given on a command line."""
-    return [value for word, value in pairwise(command) if word == flag]
+def read_into(model: Model) -> dict[str, Any]:
+    """What the files at a model's path say in place of what is known already."""
+    trained = model.verb != "prune"
+    manifest = read_manifest(model.path)
+    found: dict[str, Any] = {"curve": read_curve(model.path / "run") if trained else None}
+    if manifest is None:
+        options = training_options(model.path / "run") if trained else {}
+        return found if model.manifest else {**found, "manifest": {"options": options}}
+    plan = None if trained else read_plan(model.path)
+    facts = describe(open_checkpoint(model.path), context=0)
+    return {**found, "manifest": manifest, "facts": facts, "plan": plan, "evaluation": {}}
 
 
 def place(word: str, outputs: Mapping[str, str]) -> str:
     """The step whose output a word on a command line names (`large`, `world/teacher-init`), else the word itself."""
     for output, name in outputs.items():
-        if word == output:
-            return name
-        if word.startswith(output + "/"):
+        if word == output or word.startswith(output + "/"):
             return name + word[len(output) :]
     return word
-
-
-def _manifest_of(known: Mapping[str, Any]) -> dict[str, Any]:
-    return {"training": known["training"]} if known.get("training") else {}
 
 
 def recorded_digest(manifest: Mapping[str, Any]) -> str | None:
@@ -74,22 +71,14 @@ def single_model(directory: Path) -> tuple[Model, tuple[Model, ...]]:
     verb = manifest.get("verb") or options.get("verb")
     if verb is None:
         raise MinitronError(f"{directory} does not say what made it", "give the output of `minitron distill` or `run`")
-    facts = describe(open_checkpoint(directory), context=0) if manifest else {}
     ancestors = _ancestors(manifest, options)
-    model = Model(
-        name=directory.resolve().name,
-        verb=verb,
-        path=directory,
-        state="done" if manifest else "begun",
-        parent=ancestors[-1].name if ancestors else None,
-        teachers=tuple(Path(text).name for text in options.get("teacher", ())),
-        facts=facts,
-        manifest=manifest or {"options": options},
-        plan=read_plan(directory) if manifest and verb == "prune" else None,
-        curve=read_curve(directory / "run"),
-        evaluation={},
-    )
-    return model, ancestors
+    command = (verb, ancestors[-1].name if ancestors else "")
+    state = "done" if manifest else "begun"
+    step = Step(directory.resolve().name, verb, command, directory, state, None, {}, {})
+    model = bare_model(step, {}, {})
+    teachers = tuple(Path(text).name for text in options.get("teacher", ()))
+    found = {"parent": command[1] or None, "teachers": teachers, **read_into(model)}
+    return replace(model, **found), ancestors
 
 
 def _ancestors(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Model, ...]:
@@ -100,21 +89,7 @@ def _ancestors(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> tuple
         lineage = [{"model": Path(student).name, "verb": None}] if student and not options.get("from_scratch") else []
     found: list[Model] = []
     for entry in lineage:
-        parent = found[-1].name if found else None
-        about = {"options": entry.get("options", {})}
-        found.append(
-            Model(
-                entry["model"],
-                entry["verb"] or "root",
-                Path(entry["model"]),
-                "elsewhere",
-                parent,
-                (),
-                {},
-                about,
-                None,
-                None,
-                {},
-            )
-        )
+        name, verb, parent = entry["model"], entry["verb"] or "root", found[-1].name if found else ""
+        model = bare_model(Step(name, verb, (verb, parent), Path(name), "elsewhere", None, {}, {}), {}, {})
+        found.append(replace(model, parent=parent or None, manifest={"options": entry.get("options", {})}))
     return tuple(found)

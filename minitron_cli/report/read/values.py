@@ -16,7 +16,8 @@ MAKES_MODELS = ("train", "prune", "distill")
 @dataclass(frozen=True, slots=True)
 class Step:
     """One command line of the run, as it was typed. `state` is "done", "begun" or "to come"; `seconds` None where
-    unknown."""
+    unknown. `forecast` and `actual` are its cost before and after, empty where nobody counted.
+    """
 
     name: str
     verb: str
@@ -24,6 +25,8 @@ class Step:
     output: Path
     state: str
     seconds: float | None
+    forecast: Mapping[str, Any]
+    actual: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Curve:
     logged: Mapping[str, np.ndarray]
     evaluated: Mapping[str, np.ndarray]
     total_steps: int | None
+    machine: str | None = None
 
     @property
     def steps_done(self) -> int:
@@ -60,7 +64,11 @@ class Model:
     manifest: Mapping[str, Any]
     plan: Plan | None
     curve: Curve | None
-    evaluation: Mapping[str, Any]  # loss, bits_per_byte, accuracy, tokens_per_second
+    evaluation: Mapping[str, Any]  # loss, accuracy, chance, tokens_per_second, machine, losses
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.manifest.get("options") or {}
 
     @property
     def parameters(self) -> int | None:
@@ -99,7 +107,7 @@ class ScoresFile:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A results file of `eval` or `bench`, as it stands."""
+    """A results file of `eval` or `bench`."""
 
     name: str
     path: Path
@@ -120,7 +128,7 @@ class Run:
     scores: tuple[ScoresFile, ...]
     evaluations: tuple[Results, ...]
     benchmarks: tuple[Results, ...]
-    versions: Mapping[str, Mapping[str, str]]  # package -> version -> where it stands
+    versions: Mapping[str, Mapping[str, str]]  # package -> version -> what it made
     problems: tuple[str, ...]
     coming: tuple[Step, ...] = ()
 

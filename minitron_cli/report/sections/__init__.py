@@ -1,1 +1,1 @@
-"""From values and pictures to HTML: one module per section of the page."""
+"""From values to tables, pictures and sentences: one module per section of the page."""

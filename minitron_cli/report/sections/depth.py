@@ -5,54 +5,35 @@ from itertools import groupby
 
 from minitron_cli.report import text
 from minitron_cli.report.draw import depth as draw
-from minitron_cli.report.draw.svg import unique
-from minitron_cli.report.html import Html, figure, missing, section, table, tag
-from minitron_cli.report.read.depth import METRIC_WORDS, DepthCurve, depth_curves
-from minitron_cli.report.read.values import Run, ScoresFile
+from minitron_cli.report.draw.svg import Picture
+from minitron_cli.report.read.depth import DepthCurve, depth_curves
+from minitron_cli.report.read.values import ScoresFile
+from minitron_cli.report.table import Table
+
+Figure = tuple[Picture, str, Table]  # picture, caption, numbers
 
 
-def depth(run: Run) -> Html:
-    """One picture per scores file and metric."""
-    blocks = [block for file in run.scores if (block := _file(file))]
-    if not blocks:
-        blocks = [
-            missing(
-                "No depth curves were measured in this run. `minitron importance MODEL --data D --depth-block N` "
-                "drops every contiguous block of N layers in turn."
-            )
-        ]
-    return section("depth", "Depth curves", blocks)
+def depth_figures(file: ScoresFile) -> list[Figure]:
+    """One figure per metric with all its block sizes, and one per greedy search."""
+    found = []
+    for _, group in groupby(depth_curves(file), key=lambda c: c.metric):
+        curves = list(group)
+        sized = [c for c in curves if c.size is not None]
+        found += [_blocks(file, sized)] if sized else []
+        found += [_greedy(file, c) for c in curves if c.size is None]
+    return found
 
 
-def _file(file: ScoresFile) -> Html | None:
-    curves = depth_curves(file)
-    if not curves:
-        return None
-    pictures = []
-    for metric, group in groupby(curves, key=lambda c: c.metric):
-        own = list(group)
-        if sized := [c for c in own if c.size is not None]:
-            pictures.append(_blocks(file, metric, sized))
-        pictures += [_greedy(file, c) for c in own if c.size is None]
-    return tag("article", tag("h3", file.name), pictures)
-
-
-def _blocks(file: ScoresFile, metric: str, curves: Sequence[DepthCurve]) -> Html:
-    words = METRIC_WORDS.get(metric, f"accuracy on {metric}")
-    best = [_best_words(c) for c in curves]
-    label = f"{words} of {file.name} against the first layer of the dropped block. {' '.join(best)}"
-    columns = ("first layer left out", *(f"block of {c.size}" for c in curves))
+def _blocks(file: ScoresFile, curves: Sequence[DepthCurve]) -> Figure:
+    words, best = curves[0].words, " ".join(map(_best_words, curves))
     rows = [
-        [str(i), *(text.number(float(c.values[i]), ".4f") if i < len(c.values) else "–" for c in curves)]
+        [str(i), *(text.number(float(c.values[i]), ".4f") if i < len(c.values) else text.NOTHING for c in curves)]
         for i in range(max(len(c.values) for c in curves))
     ]
-    picture = draw.blocks(unique("depth", file.name, metric), curves, label)
-    return figure(
-        picture,
-        f"What is left without each block of neighbouring layers ({words}). {' '.join(best)}",
-        table(columns, rows, caption=f"{words} without each block"),
-        wide=True,
-    )
+    columns = ("first layer dropped", *(f"block of {c.size}" for c in curves))
+    picture = draw.blocks(file.name, curves, f"{words} of {file.name} by the first layer of the dropped block. {best}")
+    caption = f"What is left without each block of neighbouring layers ({words}). {best}"
+    return picture, caption, Table(f"{words} without each block", columns, rows)
 
 
 def _best_words(curve: DepthCurve) -> str:
@@ -62,14 +43,9 @@ def _best_words(curve: DepthCurve) -> str:
     return f"Least harm: without {which} ({text.three(value)})."
 
 
-def _greedy(file: ScoresFile, curve: DepthCurve) -> Html:
+def _greedy(file: ScoresFile, curve: DepthCurve) -> Figure:
     order = ", ".join(map(str, curve.order))
-    label = f"Greedy search over {file.name}: layers left out in the order {order}."
     rows = [[str(i + 1), str(layer), f"{value:.4f}"] for i, (layer, value) in enumerate(zip(curve.order, curve.values))]
-    picture = draw.greedy(unique("greedy", file.name, curve.metric), curve, label)
-    return figure(
-        picture,
-        f"The least harmful layer is left out, again and again: {order}.",
-        table(("step", "layer", curve.metric), rows, caption="Greedy search"),
-        wide=True,
-    )
+    picture = draw.greedy(file.name, curve, f"Greedy search over {file.name}: layers dropped in the order {order}.")
+    caption = f"The least harmful layer is dropped, again and again: {order}."
+    return picture, caption, Table("Greedy search", ("step", "layer", curve.metric), rows)

@@ -1,156 +1,134 @@
-"""The family at a glance: what a reader who sees nothing else should have seen."""
+"""The family at a glance: headline figures and the table of all models."""
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from minitron_cli.report import text
-from minitron_cli.report.draw.family import size_against_loss
-from minitron_cli.report.draw.style import Style
-from minitron_cli.report.html import Html, figure, join, missing, section, table, tag
-from minitron_cli.report.read.figures import Loss, comparable_losses
+from minitron_cli.report.read.figures import Losses, descent, kept_accuracy, loss_interval, spent
 from minitron_cli.report.read.values import Model, Run
-
-COLUMNS = (
-    "model",
-    "parameters",
-    "without embeddings",
-    "KV bytes a token",
-    "held-out loss",
-    "task accuracy",
-    "tokens/s",
-    "tokens spent",
-)
-
+from minitron_cli.report.table import Cell, Table
 
 VERB_WORDS = {"train": "trained", "prune": "cut", "distill": "distilled"}
 
 
-def overview(run: Run, look: Mapping[str, Style]) -> Html:
-    """Headline figures, the table, the picture."""
-    if not run.models:
-        return section("family", "The family at a glance", missing("No step has begun to make a model yet."))
-    losses = comparable_losses(run)
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A headline figure in large type, what it is, and what it is made of."""
+
+    big: str
+    words: str
+    detail: str
+
+
+def family_table(run: Run, losses: Losses) -> Table:
+    """Every model of the run; columns that nothing is known for are left out."""
+    columns = ("model", "parameters", "without embeddings", "KV bytes a token", f"held-out loss ({losses.source})",
+               "task accuracy", "tokens/s", "training tokens, ancestors' included")  # fmt: skip
     rows = [_row(model, run, losses) for model in run.models if model.state != "elsewhere"]
-    picture = size_against_loss(run, look, {name: loss.value for name, loss in losses.items()})
-    return section(
-        "family",
-        "The family at a glance",
-        _cards(run, losses),
-        table(COLUMNS, rows, caption="Size, quality, speed and cost of every model; shares are of the largest"),
-        _notes(losses),
-        figure(
-            picture,
-            "Down is better, left is smaller. Dashed arrows are cuts, solid ones training; a hollow point is a "
-            "cut model that has not been trained since.",
-            wide=True,
-        )
-        if picture
-        else None,
-    )
+    caption = "Size, quality, speed and cost of every model; shares are of the largest, for accuracy above chance"
+    return Table(caption, columns, rows).without_empty_columns()
 
 
-def _row(model: Model, run: Run, losses: Mapping[str, Loss]) -> list[object]:
-    largest = run.reference
-    base: Mapping[str, Any] = largest.evaluation if largest else {}
-    own, loss = model.evaluation, losses.get(model.name)
-    speed = _ratio(own.get("tokens_per_second"), base.get("tokens_per_second"))
-    going = tag("span", "in progress", class_="badge going") if model.state == "begun" else None
+def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
+    reference, own = run.reference, model.evaluation
+    parameters = _ratio(model.parameters, reference.parameters if reference else None)
+    speed = _ratio(own.get("tokens_per_second"), reference.evaluation.get("tokens_per_second") if reference else None)
+    kept, line = kept_accuracy(model, reference), descent(model, run)
+    going = ("in progress",) if model.state == "begun" else ()
+    tokens = [f"{text.count(model.tokens)} its own"] if model.tokens and len(line) > 1 else []
+    tokens += [f"{text.flops(spent(line, 'flops'))} FLOPs"] if spent(line, "flops") else []
     return [
-        tag("span", model.name, " ", going, _under(VERB_WORDS[model.verb])),
-        _with_share(_exact(model.parameters), _ratio(model.parameters, largest.parameters if largest else None)),
-        _exact(model.facts.get("non_embedding_parameters")),
-        _exact(model.facts.get("kv_bytes_per_token")),
-        text.number(loss.value if loss else None),
-        _with_share(text.share(own.get("accuracy")), _ratio(own.get("accuracy"), base.get("accuracy"))),
-        tag("span", text.number(own.get("tokens_per_second"), ",.0f"), _under(f"{speed:.2f}×") if speed else None),
-        tag(
-            "span",
-            text.count(model.tokens) if model.tokens else "–",
-            _under(f"{text.flops(model.flops)} FLOPs") if model.flops else None,
-        ),
+        Cell(model.name, (VERB_WORDS[model.verb], *going)),
+        Cell(text.exact(model.parameters), (text.share(parameters),) if parameters else (), share=parameters),
+        text.exact(model.facts.get("non_embedding_parameters")),
+        text.exact(model.facts.get("kv_bytes_per_token")),
+        Cell(text.number(losses.values.get(model.name)), tuple(_interval_words(model))),
+        Cell(text.share(own.get("accuracy")), () if kept is None else (text.kept(kept),), share=kept),
+        Cell(text.exact(own.get("tokens_per_second")), (f"{speed:.2f}×",) if speed else ()),
+        Cell(text.count(spent(line, "tokens")), tuple(tokens)),
     ]
+
+
+def _interval_words(model: Model) -> list[str]:
+    found = loss_interval(model)
+    return [f"{found[0]:+.3f} ± {found[1]:.3f}"] if found else []
+
+
+def cards(run: Run, losses: Losses) -> list[Card]:
+    """What the smallest finished model comes to against the largest, and what the whole chain has cost."""
+    largest, small = run.reference, smallest(run)
+    found = []
+    if largest is not None and small is not None:
+        assert small.parameters
+        assert largest.parameters
+        share = text.share(small.parameters / largest.parameters)
+        words = f"{text.count(small.parameters)} of {text.count(largest.parameters)}"
+        found = [Card(share, "of the parameters", words), *_quality(small, largest, losses), *_speed(small, largest)]
+    return found + _cost(run)
+
+
+def smallest(run: Run) -> Model | None:
+    """The smallest model that is trained and finished, None where that is the largest."""
+    trained = [m for m in run.models if m.verb != "prune" and m.state == "done" and m.parameters]
+    small = min(trained, key=lambda m: m.parameters or 0, default=None)
+    return None if small is run.reference else small
+
+
+def _quality(small: Model, largest: Model, losses: Losses) -> list[Card]:
+    found = []
+    if (kept := kept_accuracy(small, largest)) is not None:
+        own, base, chance = small.evaluation["accuracy"], largest.evaluation["accuracy"], small.evaluation.get("chance")
+        words = "of the task accuracy" + (" above chance" if chance is not None else "")
+        detail = f"{text.share(own)} against {text.share(base)}" + (f", chance {chance:.0%}" if chance else "")
+        found.append(Card(text.share(kept) if kept > 0 else "below chance", words, detail))
+    if small.name in losses.values and largest.name in losses.values:
+        own, base = losses.values[small.name], losses.values[largest.name]
+        interval = loss_interval(small)
+        error = f" ± {interval[1]:.3f} (95%)" if interval else ""
+        found.append(Card(f"{own - base:+.3f}", "nats per token of loss", f"{own:.3f} against {base:.3f}{error}"))
+    return found
+
+
+def _speed(small: Model, largest: Model) -> list[Card]:
+    own, base = (m.evaluation.get("tokens_per_second") for m in (small, largest))
+    if not own or not base:
+        return []
+    machine = small.evaluation.get("machine")
+    words = f"{own:,.0f} against {base:,.0f} tokens/s" + (f" on {machine}" if machine else "")
+    return [Card(f"{own / base:.2f}×", "the speed of plain forward passes", words)]
+
+
+def _cost(run: Run) -> list[Card]:
+    """Training tokens, time and FLOPs of all steps together, not of the last one."""
+    trained = [m for m in run.models if m.tokens and m.state != "elsewhere"]
+    found = []
+    if len(trained) > 1:
+        parts = ", ".join(f"{m.name} {text.count(m.tokens)}" for m in trained)
+        found.append(Card(text.count(spent(trained, "tokens")), "training tokens in all", parts))
+    seconds = sum(step.seconds or 0.0 for step in run.steps)
+    if seconds:
+        flops = sum(step.actual.get("flops") or 0.0 for step in run.steps) or spent(trained, "flops")
+        detail = f"{len(run.steps)} steps" + (f", {text.flops(flops)} FLOPs" if flops else "")
+        found.append(Card(text.duration(seconds), "for the whole chain", detail))
+    return found
+
+
+def loss_note(run: Run, losses: Losses) -> str:
+    """What the family's figures are, and why training shows other ones."""
+    if not losses.values:
+        return ""
+    if losses.source == "training":
+        return "No evaluation has run yet: losses are those that training measured last on its own held-out windows."
+    tokens = {m.evaluation.get("losses", {}).get("all", {}).get("tokens") for m in run.models} - {None}
+    counted = f" of {max(tokens):,} tokens" if tokens else ""
+    machines = sorted({m.evaluation["machine"] for m in run.models if m.evaluation.get("machine")})
+    return (
+        f"Loss is in nats per token on the evaluation's held-out text{counted}; ± is half a 95% interval of the "
+        "difference from the reference on the same windows. Accuracy is the mean of the tasks' main metrics. "
+        "Speed is that of plain forward passes" + (f" on {'; '.join(machines)}." if machines else ".")
+    )
 
 
 def _ratio(value: Any, base: Any) -> float | None:
     """value / base, None where either is unknown."""
     return value / base if value is not None and base else None
-
-
-def _exact(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
-def _under(words: str) -> Html:
-    return tag("span", words, class_="under")
-
-
-def _with_share(figure_text: str, value: float | None) -> Html | str:
-    """A figure, and below it its share of the largest model's with a bar behind it."""
-    if value is None:
-        return figure_text
-    width = f"--share:{min(1.0, max(0.0, value)) * 100:.1f}%"
-    return tag("span", figure_text, tag("span", text.share(value), class_="under share", style=width))
-
-
-def _cards(run: Run, losses: Mapping[str, Loss]) -> Html | None:
-    """What the smallest finished model comes to, against the largest."""
-    largest = run.reference
-    trained = [m for m in run.models if m.verb != "prune" and m.state == "done" and m.parameters and m is not largest]
-    if largest is None or not trained:
-        return None
-    small = min(trained, key=lambda m: m.parameters or 0)
-    loss = losses.get(small.name), losses.get(largest.name)
-    cards = [
-        _share_card(small.parameters, largest.parameters, "of the parameters", text.count, "of"),
-        _share_card(*_both("accuracy", small, largest), "of the task accuracy", text.share, "against"),
-        _difference_card(loss[0].value, loss[1].value) if loss[0] and loss[1] else None,
-        _speed_card(*_both("tokens_per_second", small, largest)),
-        _share_card(small.tokens, largest.tokens, "of the training tokens", text.count, "of its own against"),
-    ]
-    heading = tag("p", tag("strong", small.name), " against ", tag("strong", largest.name), class_="versus")
-    return join(heading, tag("ul", cards, class_="cards"))
-
-
-def _both(figure_name: str, small: Model, largest: Model) -> tuple[float | None, float | None]:
-    return small.evaluation.get(figure_name), largest.evaluation.get(figure_name)
-
-
-def _share_card(
-    mine: float | None, base: float | None, words: str, form: Callable[[float], str], between: str
-) -> Html | None:
-    ratio = _ratio(mine, base)
-    if mine is None or base is None or ratio is None:
-        return None
-    return _card(text.share(ratio), words, f"{form(mine)} {between} {form(base)}")
-
-
-def _difference_card(mine: float, base: float) -> Html:
-    return _card(f"{mine - base:+.3f}", "nats per token of loss", f"{mine:.3f} against {base:.3f}")
-
-
-def _speed_card(mine: float | None, base: float | None) -> Html | None:
-    if not mine or not base:
-        return None
-    return _card(f"{mine / base:.2f}×", "the speed", f"{mine:,.0f} against {base:,.0f} tokens/s")
-
-
-def _card(figure_text: str, words: str, detail: str) -> Html:
-    return tag("li", tag("span", figure_text, class_="big"), tag("span", words), tag("span", detail, class_="quiet"))
-
-
-def _notes(losses: Mapping[str, Loss]) -> Html | None:
-    sources = {loss.source for loss in losses.values()}
-    if "training" in sources:
-        return tag(
-            "p",
-            "No evaluation has run yet: losses are those that training measured last on its own held-out windows.",
-            class_="quiet",
-        )
-    if "evaluation" in sources:
-        return tag(
-            "p",
-            "Loss is in nats per token, accuracy the mean of the tasks' main metrics, speed that of plain forward "
-            "passes; all from the run's own evaluation. Tokens are those of the model's own training.",
-            class_="quiet",
-        )
-    return None

@@ -1,75 +1,49 @@
-"""Training: the loss by tokens and by FLOPs, with the teacher's line."""
-
-from collections.abc import Mapping
+"""Training: one line of figures and the table of evaluations of a run, and which windows they were measured on."""
 
 import numpy as np
 
 from minitron_cli.report import text
-from minitron_cli.report.draw import training as draw
-from minitron_cli.report.draw.style import Style
-from minitron_cli.report.html import Html, figure, missing, section, table, tag
-from minitron_cli.report.read.curves import training_options
-from minitron_cli.report.read.figures import last_evaluated, teacher_line
+from minitron_cli.report.read.figures import last_evaluated, options_of, teacher_line
 from minitron_cli.report.read.values import Model, Run
+from minitron_cli.report.table import Table
+
+_EVALUATED = {"eval_ce": "nats per token", "eval_kd": "divergence", "eval_agreement": "agrees with teacher"}
 
 
-def training(run: Run, look: Mapping[str, Style]) -> Html:
-    """All held-out curves on one scale, then each run by itself."""
-    trained = [m for m in run.models if m.curve is not None]
-    waiting = [
-        m.name for m in run.models if m.verb in ("train", "distill") and m.curve is None and m.state != "elsewhere"
-    ]
-    words = missing(f"No metrics yet of {', '.join(waiting)}.") if waiting else None
-    if not trained:
-        return section("training", "Training", words or missing("Nothing was trained in this run."))
-    return section(
-        "training", "Training", words, _together(trained, run, look), [_one(m, run, look[m.name]) for m in trained]
+def compared(run: Run) -> list[Model]:
+    """The models that were distilled, where there are several to compare."""
+    students = [m for m in run.models if m.teachers and m.curve is not None and last_evaluated(m) is not None]
+    return students if len(students) > 1 else []
+
+
+def common_teacher(models: list[Model], run: Run) -> object:
+    """The teacher's line that all of these share, None where they have different ones."""
+    lines = {teacher_line(m, run) for m in models}
+    return lines.pop() if len(lines) == 1 else None
+
+
+def waiting(run: Run) -> list[str]:
+    """The models whose training has begun and has written nothing yet."""
+    trained = [m for m in run.models if m.verb in ("train", "distill") and m.state != "elsewhere"]
+    return [m.name for m in trained if m.curve is None and m.state == "begun"]
+
+
+def windows_note(run: Run) -> str:
+    """Why a held-out loss in training is another figure than the evaluation's."""
+    both = [m for m in run.models if m.loss is not None and last_evaluated(m) is not None]
+    if not both:
+        return ""
+    model = min(both, key=lambda m: m.loss or 0.0)
+    options, inside = options_of(model), last_evaluated(model)
+    windows = options.get("eval_windows")
+    first = f"the first {windows:,} windows of {options.get('seq_len'):,} tokens" if windows else "windows of its own"
+    return (
+        f"Held-out losses here are measured during training, on {first} of the held-out text; the evaluation "
+        f"reads other windows. So {model.name} has {inside:.3f} here and {model.loss:.3f} in the evaluation."
     )
 
 
-def _together(trained: list[Model], run: Run, look: Mapping[str, Style]) -> Html | None:
-    """The students of one teacher, whose line they try to reach."""
-    students = [m for m in trained if m.teachers and last_evaluated(m) is not None]
-    if len(students) < 2:
-        return None
-    lines = {teacher_line(m, run) for m in students}
-    line = lines.pop() if len(lines) == 1 else None
-    pair = [
-        figure(draw.compare_curves(students, look, x, line), f"Held-out loss of the distilled models by {words}")
-        for x, words in draw.X_WORDS.items()
-    ]
-    return tag("div", pair, class_="pair")
-
-
-def _one(model: Model, run: Run, style: Style) -> Html:
-    assert model.curve is not None
-    teacher = teacher_line(model, run)
-    pictures = []
-    for x, words in draw.X_WORDS.items():
-        if picture := draw.loss_curve(model, style, x, teacher):
-            pictures.append(figure(picture, f"Loss by {words}"))
-    if picture := draw.divergence_curve(model, style):
-        pictures.append(figure(picture, "Divergence from the teacher, the loss that is trained on"))
-    going = tag("span", "in progress", class_="badge going") if model.state == "begun" else None
-    unknown = None
-    if model.teachers and teacher is None:
-        unknown = tag(
-            "p",
-            f"The loss of the teacher ({', '.join(model.teachers)}) on these windows is not known to this run, so "
-            "there is no line for it.",
-            class_="quiet",
-        )
-    return tag(
-        "article",
-        tag("h3", model.name, " ", going),
-        tag("p", _summary(model), class_="quiet"),
-        unknown,
-        tag("div", pictures, class_="triple"),
-        _numbers(model),
-    )
-
-
-def _summary(model: Model) -> str:
+def summary(model: Model) -> str:
     """Progress, cost and speed in one line."""
     assert model.curve is not None
     curve, logged = model.curve, model.curve.logged
@@ -80,25 +54,25 @@ def _summary(model: Model) -> str:
     if model.flops:
         parts.append(f"{text.flops(model.flops)} FLOPs")
     if "tokens_per_second" in logged:
-        parts.append(f"{np.nanmedian(logged['tokens_per_second']):,.0f} tokens/s")
+        speed = f"{np.nanmedian(logged['tokens_per_second']):,.0f} tokens/s"
+        parts.append(f"{speed} on {curve.machine or 'a machine that was not recorded'}")
     if "peak_memory" in logged:
-        parts.append(f"{np.nanmax(logged['peak_memory']) / 1e9:.2f} GB at most")
+        parts.append(f"{text.size(float(np.nanmax(logged['peak_memory'])))} at most")
     if "skipped" in logged:
         parts.append(f"{int(np.nanmax(logged['skipped']))} steps skipped by the spike guard")
-    options = model.manifest.get("options") or training_options(model.path / "run")
+    options = options_of(model)
     if options.get("lr"):
         parts.append(f"{options.get('schedule', '')} schedule from {options['lr']:g}")
     return " · ".join(parts)
 
 
-def _numbers(model: Model) -> Html | None:
-    """Every evaluation on held-out text."""
+def evaluations(model: Model) -> Table | None:
+    """Every evaluation on held-out text during the training."""
     assert model.curve is not None
     evaluated = model.curve.evaluated
-    names = [n for n in ("eval_ce", "eval_kd", "eval_agreement") if n in evaluated]
+    names = [name for name in _EVALUATED if name in evaluated]
     if not names:
         return None
-    titles = {"eval_ce": "nats per token", "eval_kd": "divergence", "eval_agreement": "agrees with teacher"}
     rows = [
         [
             f"{evaluated['step'][i]:,.0f}",
@@ -108,15 +82,11 @@ def _numbers(model: Model) -> Html | None:
         ]
         for i in range(len(evaluated["step"]))
     ]
-    grid = table(
-        ("step", "tokens", "FLOPs", *(titles[n] for n in names)),
-        rows,
-        caption=f"Held-out text during the training of {model.name}",
-    )
-    return tag("details", tag("summary", "The numbers"), grid)
+    columns = ("step", "tokens", "FLOPs", *(_EVALUATED[name] for name in names))
+    return Table(f"Held-out text during the training of {model.name}", columns, rows)
 
 
 def _cell(name: str, value: float) -> str:
     if not np.isfinite(value):
-        return "–"
+        return text.NOTHING
     return text.share(value) if name == "eval_agreement" else f"{value:.4f}"

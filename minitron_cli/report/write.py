@@ -7,7 +7,7 @@ from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import GENERATOR, page
 from minitron_cli.report.read.collect import collect
-from minitron_cli.report.read.figures import comparable_losses, tokens_to_make
+from minitron_cli.report.read.figures import Losses, comparable_losses, descent, spent
 from minitron_cli.report.read.values import Model, Run
 
 NAME = "report.html"
@@ -62,8 +62,8 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _model(model: Model, run: Run, losses: Any) -> dict[str, Any]:
-    loss = losses.get(model.name)
+def _model(model: Model, run: Run, losses: Losses) -> dict[str, Any]:
+    loss = losses.values.get(model.name)
     return {
         "name": model.name,
         "verb": model.verb,
@@ -71,11 +71,12 @@ def _model(model: Model, run: Run, losses: Any) -> dict[str, Any]:
         "parent": model.parent,
         "teachers": list(model.teachers),
         "parameters": model.parameters,
-        "loss": loss.value if loss else None,
-        "loss_source": loss.source if loss else None,
+        "loss": loss,
+        "loss_source": None if loss is None else losses.source,
         "accuracy": model.evaluation.get("accuracy"),
+        "chance": model.evaluation.get("chance"),
         "tokens_per_second": model.evaluation.get("tokens_per_second"),
         "tokens": model.tokens,
-        "tokens_with_ancestors": tokens_to_make(model, run),
+        "tokens_with_ancestors": spent(descent(model, run), "tokens"),
         "flops": model.flops,
     }
