@@ -1,4 +1,6 @@
-"""Read one tensor from its bytes: a memory map of the whole file would count in full against a memory limit."""
+"""Read tensors from their bytes: a memory map of the whole file would count in full against a memory limit."""
+
+from pathlib import Path
 
 import torch
 
@@ -10,16 +12,27 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool,
 }  # fmt: skip
+STORAGE_TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """The tensor as it is stored, on the CPU, in memory of its own."""
     data = torch.empty(info.num_bytes, dtype=torch.uint8)
-    with info.file.open("rb", buffering=0) as stream:
-        stream.seek(info.begin)
-        view, filled = memoryview(data.numpy().data), 0
-        while filled < info.num_bytes:
-            count = stream.readinto(view[filled:])
-            assert count, f"{info.file} ends inside {info.name}"  # headers were checked against the file's size
-            filled += count
+    read_bytes(info.file, info.begin, memoryview(data.numpy().data))
     return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+def read_bytes(file: Path, begin: int, into: memoryview) -> None:
+    """Fill `into` with the bytes of `file` from `begin` on; the file must hold them."""
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(begin)
+        filled = 0
+        while filled < len(into):
+            count = stream.readinto(into[filled:])
+            assert count, f"{file} ends at byte {begin + filled}"  # headers were checked against the file's size
+            filled += count
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, without a copy."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)

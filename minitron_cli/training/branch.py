@@ -5,7 +5,8 @@ from pathlib import Path
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import rundir
 from minitron_cli.training.options import Options, flag
-from minitron_cli.training.state import read_progress
+from minitron_cli.training.state import naming_others, read_progress
+from minitron_cli.training.step_files import STATE
 
 # What decides which rows come next, and the optimizer's memory: a branch goes on with both.
 _SHARED = ("verb", "batch", "seq_len", "seed", "phases", "loss", "layer_map", "betas")
@@ -15,10 +16,11 @@ def check_branch(options: Options) -> int:
     """The step at which `options` branch off; refuses a checkpoint whose rate was falling already, or of other data."""
     assert options.branch_from is not None
     path = Path(options.branch_from)
-    if not (path / "state.json").is_file():
+    if not (path / STATE).is_file():
         raise MinitronError(f"--branch-from {path} is no checkpoint", "give a directory such as OUT/run/step-0001000")
     before, _ = rundir.read(path.parent)
-    step = read_progress(path).step
+    with naming_others(path):
+        step = read_progress(path).step
     other = [
         f"{flag(n)} {getattr(before, n)} there, {getattr(options, n)} here"
         for n in _SHARED

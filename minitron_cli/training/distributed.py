@@ -24,6 +24,9 @@ class World:
     device: torch.device
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
 def choose_device(name: str) -> torch.device:
     """`auto` is this rank's GPU where there is one, else the CPU."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -79,6 +82,16 @@ def total(world: World, values: Tensor) -> Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def gather_bytes(world: World, values: bytes) -> list[bytes]:
+    """The bytes of every rank, in the order of the ranks; all give as many."""
+    if world.size == 1:
+        return [values]
+    mine = torch.frombuffer(bytearray(values), dtype=torch.uint8)
+    found = [torch.empty_like(mine) for _ in range(world.size)]
+    dist.all_gather(found, mine)
+    return [bytes(one.tolist()) for one in found]
 
 
 def barrier(world: World) -> None:

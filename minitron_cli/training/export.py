@@ -18,7 +18,7 @@ from minitron_cli.checkpoint.provenance import write_manifest
 from minitron_cli.checkpoint.reader import list_tensors, load_config
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.load import quiet_transformers
-from minitron_cli.training.state import load_weights, model_tensors, stored_names
+from minitron_cli.training.state import load_weights, model_tensors
 
 STUDENT = "student."
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -67,8 +67,7 @@ def gather(step: nn.Module, dtype: torch.dtype, rank: int) -> dict[str, Tensor]:
 def from_checkpoint(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The student's tensors at a saved step, read without building anything."""
     prefix = f"model.{STUDENT}"
-    names = [n for n in stored_names(path) if n.startswith(prefix)]
-    return {n.removeprefix(prefix): _cast(t, dtype) for n, t in load_weights(path, names).items()}
+    return {name.removeprefix(prefix): _cast(tensor, dtype) for name, tensor in load_weights(path, prefix)}
 
 
 def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:

@@ -39,9 +39,11 @@ class Recorder:
     progress: Progress
     bare_seconds: float | None = None
     _since: tuple[float, int] = field(init=False)
+    _saved: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._since = (time.perf_counter(), self.progress.tokens)
+        self._saved = self.progress.step
 
     def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
         """After a step: log, evaluate, save."""
@@ -70,9 +72,12 @@ class Recorder:
         self._skip_time(time.perf_counter() - started)
 
     def save(self) -> None:
-        """Write a checkpoint of the latest step (a collective)."""
+        """Write a checkpoint of the latest step, unless there is one (a collective)."""
+        if self._saved == self.progress.step:
+            return
         started = time.perf_counter()
         state.save(self.run, self.job.step, self.job.optimizer, self.progress, self.job.world, self.cadence.keep)
+        self._saved = self.progress.step
         self._skip_time(time.perf_counter() - started)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.distributed import World, agree, barrier, join
 from minitron_cli.training.inputs import Models, digests, find_models, paths_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
+from minitron_cli.training.loop import Job
 from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.options import Options, to_json
 from minitron_cli.training.prepare import Prepared, prepare, world_of
@@ -77,7 +78,7 @@ def train(
         barrier(world)
         with stop_on_signal() as stop, rows_for(ready, output / "run", world) as rows:
             assembly = assemble(ready, rows, world)
-            progress = follow(ready, assembly, output / "run", stop)
+            progress = follow(ready, assembly, output / "run", stop, say)
         if progress.step < ready.schedule.steps:
             return _outcome(output, options, progress, stopped_by=stop.exit_code)
         tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
@@ -85,6 +86,21 @@ def train(
             facts = manifest(options, models, progress, inputs)
             export.export(output, origin_of(options, models), tensors, ready.export_dtype, facts)
         return _outcome(output, options, progress)
+
+
+def start(options: Options, job: Job, run: Path, say: Say) -> tuple[Progress, bool]:
+    """Load the latest checkpoint (or the branch's, or nothing); whether an earlier part of this run is continued."""
+    own = state.load_latest(run, job.step, job.optimizer, job.world, say)
+    if own is not None:
+        say(f"continuing from step {own.step} of {options.steps}")
+        return own, True
+    if options.branch_from is None:
+        return Progress(), False
+    origin = Path(options.branch_from)
+    with state.naming_others(origin):
+        progress = state.load(origin, job.step, job.optimizer, job.world)
+    say(f"branching from step {progress.step} of {options.branch_from}")
+    return progress, False
 
 
 def rehearse(
@@ -109,25 +125,23 @@ def rehearse(
     return facts(ready, world), check
 
 
-def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag) -> Progress:
-    """Train from the latest checkpoint (or the branch's, or the start) to the end, recording on the way."""
+def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, say: Say = lambda text: None) -> Progress:
+    """Train from where the run is to the end, recording on the way."""
     options, job, world = ready.options, assembly.job, assembly.job.world
-    own = state.checkpoints(run)
-    origin = own[-1] if own else Path(options.branch_from) if options.branch_from else None
-    progress = state.load(origin, job.step, job.optimizer, world) if origin else Progress()
     first = world.rank == 0
+    progress, continued = start(options, job, run, say if first else lambda text: None)
     recorder = Recorder(
         run=run,
         job=job,
         cadence=_cadence(options),
         display=Display(job.schedule.steps, progress.step, quiet=not first),
-        log=MetricsLog(run, progress.step if own else -1, options.tensorboard) if first else None,
+        log=MetricsLog(run, progress.step if continued else -1, options.tensorboard) if first else None,
         evaluate=_evaluator(ready, assembly),
         progress=progress,
         bare_seconds=bare_seconds(job, assembly.cast_to) if options.bare_limit else None,
     )
     try:
-        if not own:
+        if not continued:
             recorder.measure()
         progress = loop.run(job, progress, stop, recorder)
     except loop.StepRefused:
@@ -150,7 +164,7 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
     dtype = export.export_dtype(models.student, options.export_dtype)
     target = output.with_name(f"{output.name}-step-{step}")
     check_apart(target, paths_read(options, models))
-    with atomic_dir(target, overwrite) as directory:
+    with state.naming_others(saved), atomic_dir(target, overwrite) as directory:
         tensors = export.from_checkpoint(saved, dtype)
         export.write_model(directory, origin_of(options, models), tensors, dtype)
         export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))

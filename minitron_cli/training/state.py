@@ -1,32 +1,35 @@
 """Checkpoints of a run: model, optimizer and progress, written under a temporary name and renamed.
 
 There is no sampler state (rows are a function of the step) and no generator state (every step seeds its own, see
-`seed_step`), so a checkpoint is tensors and one small JSON file. Tensors go through torch.distributed.checkpoint: a
-sharded tensor is stored by its global shape and loads on any number of processes.
+`seed_step`), so a checkpoint is tensors and one small JSON file; `step_files` says how they are stored.
 """
 
-import json
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor, Shard
 
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.distributed import World, barrier
+from minitron_cli.training.distributed import ALONE, World, barrier, gather_bytes
+from minitron_cli.training.step_files import (
+    Damaged,
+    Stored,
+    open_tensors,
+    read_state,
+    shard_name,
+    write_shard,
+    write_state,
+)
 
 _NAME = re.compile(r"^step-(\d{7,})$")
-_STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,12 @@ def tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def save(
     run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World, keep: int
 ) -> Path:
-    """Write `run/step-NNNNNNN` (a collective: every rank calls it) and drop all but the last `keep`."""
+    """Write `run/step-NNNNNNN` (a collective: every rank calls it).
+
+    What remains are the latest `keep` checkpoints up to this one: one of a later step is a damaged one that the run has
+    gone back behind.
+    """
     final = run / f"step-{progress.step:07d}"
-    if final.exists():
-        return final
     temporary = run / f".{final.name}.tmp"
     contents = tensors(module, optimizer)
     if world.rank == 0:
@@ -95,80 +100,125 @@ def save(
         need_space(final, sum(t.numel() * t.element_size() for t in contents.values()))
         temporary.mkdir(parents=True)
     barrier(world)
-    _write(contents, temporary, world)
+    mine = {name: own_part(t)[0] for name, t in contents.items() if world.rank == 0 or isinstance(t, DTensor)}
+    try:
+        with write_errors(final):
+            digest = write_shard(temporary / shard_name(world.rank, world.size), mine)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    digests = gather_bytes(world, bytes.fromhex(digest))
     if world.rank == 0:
-        (temporary / _STATE).write_text(json.dumps(asdict(progress)))
-        _sync(temporary / _STATE)
+        files = {shard_name(rank, world.size): found.hex() for rank, found in enumerate(digests)}
+        write_state(temporary, asdict(progress), {name: tuple(t.shape) for name, t in contents.items()}, files)
+        sync_directory(temporary)
+        shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
-        _sync(run)
-        for old in checkpoints(run)[:-keep]:
+        sync_directory(run)
+        remaining = [p for p in checkpoints(run) if p.name <= final.name][-keep:]
+        for old in set(checkpoints(run)) - set(remaining):
             shutil.rmtree(old)
     barrier(world)
     return final
 
 
-def _write(contents: dict[str, Tensor], directory: Path, world: World) -> None:
-    """Write the tensors; a disk that fills up meanwhile is the user's to know, and leaves nothing behind."""
-    try:
-        with _quietly():
-            dcp.save(contents, storage_writer=dcp.FileSystemWriter(directory), no_dist=world.size == 1)
-    except CheckpointException as failure:
-        shutil.rmtree(directory, ignore_errors=True)
-        errors = [error for error, _ in failure.failures.values()]
-        with write_errors(directory):
-            for error in errors:
-                if isinstance(error, OSError):
-                    raise error from failure
-        raise
+def own_part(tensor: Tensor) -> tuple[Tensor, int]:
+    """This rank's part of a tensor, and the flat index of its first element; all of one that is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0
+    assert tuple(tensor.placements) == (Shard(0),), f"placed as {tensor.placements}"
+    local, mesh = tensor.to_local().detach(), tensor.device_mesh
+    rows = -(-tensor.shape[0] // mesh.size())  # every rank but the last ones has as many
+    first = min(rows * mesh.get_local_rank(), tensor.shape[0])
+    return local, first * (tensor.numel() // max(1, tensor.shape[0]))
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
-    """Fill the model and a primed optimizer in place from a checkpoint, on any number of processes."""
+    """Fill the model and a primed optimizer in place from a checkpoint, on any number of processes (a collective).
+
+    Every file is checked against its digest before anything is changed. Raises Damaged where one differs.
+    """
+    progress, stored = read_progress(path), open_tensors(path, world)
     contents = tensors(module, optimizer)
-    check_names(path, contents)
-    with _quietly():
-        dcp.load(contents, storage_reader=dcp.FileSystemReader(path), no_dist=world.size == 1)
-    return read_progress(path)
+    check_same_model(path, stored, contents)
+    for name, tensor in contents.items():
+        part, start = own_part(tensor)
+        buffer = (
+            part if part.device.type == "cpu" and part.is_contiguous() else torch.empty(part.shape, dtype=part.dtype)
+        )
+        stored[name].read(start, buffer)
+        if buffer is not part:
+            part.copy_(buffer)
+    return progress
 
 
-def check_names(path: Path, contents: dict[str, Tensor]) -> None:
-    """Refuse a checkpoint of another model: names and global shapes must be the same."""
-    stored = stored_names(path)
-    sizes = {name: tuple(getattr(meta, "size", ())) for name, meta in stored.items()}
-    wanted = {name: tuple(t.shape) for name, t in contents.items()}
-    wrong = sorted(name for name in sizes.keys() | wanted.keys() if sizes.get(name) != wanted.get(name))
+def check_same_model(path: Path, stored: Mapping[str, Stored], contents: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of another model: names, global shapes and types must be the same."""
+    there = {name: (one.shape, one.dtype) for name, one in stored.items()}
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in contents.items()}
+    wrong = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
     if wrong:
-        shown = ", ".join(f"{n}: {sizes.get(n, 'absent')} stored, {wanted.get(n, 'absent')} here" for n in wrong[:4])
+        shown = ", ".join(f"{n}: {_shown(there.get(n))} stored, {_shown(wanted.get(n))} here" for n in wrong[:4])
         raise MinitronError(
             f"{path} is a checkpoint of another model ({len(wrong)} tensors differ: {shown})",
             "resume with the student and the losses that the run was started with",
         )
 
 
-def stored_names(path: Path) -> dict[str, Any]:
-    """Name -> metadata (size, type) of the tensors of a checkpoint."""
-    return dict(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+def _shown(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "absent" if found is None else f"{list(found[0])} {str(found[1]).removeprefix('torch.')}"
 
 
-def load_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """Read some of a checkpoint's tensors whole, on the CPU, without a model: `names` as `tensors` gives them."""
-    stored = stored_names(path)
-    contents: dict[str, Any] = {n: torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
-    with _quietly():
-        dcp.load(contents, storage_reader=dcp.FileSystemReader(path), no_dist=True)
-    return contents
+def load_weights(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint whose names (see `tensors`) begin with `prefix`: whole, on the CPU, one at a time."""
+    for name, stored in open_tensors(path, ALONE).items():
+        if name.startswith(prefix):
+            whole = torch.empty(stored.shape, dtype=stored.dtype)
+            stored.read(0, whole)
+            yield name, whole
 
 
 def read_progress(path: Path) -> Progress:
-    """The progress at a checkpoint."""
-    values = json.loads((path / _STATE).read_text())
-    return Progress(**{**values, "norms": tuple(values["norms"])})
+    """The progress at a checkpoint. Raises Damaged."""
+    content = read_state(path)
+    try:
+        return Progress(**{**content["progress"], "norms": tuple(content["progress"]["norms"])})
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"{path} is damaged: its progress cannot be read ({error})") from error
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run directory, oldest first."""
     found = [(int(m.group(1)), p) for p in run.glob("step-*") if (m := _NAME.match(p.name))]
     return [p for _, p in sorted(found)]
+
+
+def load_latest(
+    run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, world: World, warn: Callable[[str], None]
+) -> Progress | None:
+    """Load the latest checkpoint of a run that is whole (a collective); None where the run has none yet."""
+    found = checkpoints(run)
+    for path in reversed(found):
+        try:
+            return load(path, module, optimizer, world)
+        except Damaged as damage:
+            warn(f"warning: {damage.message}")
+    if found:
+        raise MinitronError(
+            f"{run} holds no checkpoint that is whole (damaged: {', '.join(p.name for p in found)})",
+            "start again with --overwrite",
+        )
+    return None
+
+
+@contextmanager
+def naming_others(path: Path) -> Iterator[None]:
+    """Where `path` proves to be damaged, say which other checkpoints its run has."""
+    try:
+        yield
+    except Damaged as damage:
+        others = ", ".join(p.name for p in checkpoints(path.parent) if p != path) or "none"
+        raise MinitronError(damage.message, f"other checkpoints of that run: {others}") from damage
 
 
 def find(run: Path, step: int) -> Path:
@@ -183,16 +233,8 @@ def find(run: Path, step: int) -> Path:
     return by_step[step]
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the warning that a single process is a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a directory's entries to disk."""
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

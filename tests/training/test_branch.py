@@ -61,4 +61,4 @@ def test_a_checkpoint_inside_a_decay_is_refused(toy: Toy, text: Path, tmp_path: 
     with pytest.raises(MinitronError, match="was falling at step 8"):
         train(options(toy("llama"), text, tmp_path / "b", steps=12, branch_from=origin, **WSD))
     with pytest.raises(MinitronError, match="is no checkpoint"):
-        train(options(toy("llama"), text, tmp_path / "b", steps=12, branch_from=str(tmp_path), **WSD))
+        train(options(toy("llama"), text, tmp_path / "b", steps=12, branch_from=str(tmp_path / "run"), **WSD))
