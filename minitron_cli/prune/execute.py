@@ -11,9 +11,9 @@ from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.resolve import ResolvedPrune, resolve
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.select import by_residual
 from minitron_cli.prune.target import make_plan
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from minitron_cli.checkpoint.direct import PAGE, Buffers, create, open_reader, write
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
-from minitron_cli.prune.cuts import Cut, Read, reads
+from minitron_cli.prune.gather_plan import Cut, Read, reads
 
 BLOCK_BYTES = 4 << 20
 AHEAD = 3  # blocks that a stage may run ahead of the next

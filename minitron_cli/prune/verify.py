@@ -11,7 +11,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, load_config, open_checkpo
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.prune.compensate import from_record
-from minitron_cli.prune.cuts import cuts
+from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.trim import write_model
 
 

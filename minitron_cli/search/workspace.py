@@ -12,7 +12,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.model import load_model
 from minitron_cli.evaluate.perplexity import token_losses
-from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.spec.plan import from_scores
 from minitron_cli.spec.scores import Scores

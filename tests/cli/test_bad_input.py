@@ -177,7 +177,7 @@ def test_a_disk_that_fills_up(
     small_disk: Path, place: Path, minitron: Minitron, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The space was there when the run began, and is gone before it ends."""
-    monkeypatch.setattr("minitron_cli.prune.run.need_space", lambda path, num_bytes: None)
+    monkeypatch.setattr("minitron_cli.prune.write.need_space", lambda path, num_bytes: None)
     result = minitron("prune", place / "model", "--drop-layers", 0, "-o", small_disk / "out")
     assert result.code == 1
     assert "error: no space left for" in result.err
@@ -215,7 +215,7 @@ def test_interrupted_leaves_nothing(toy: Toy, tmp_path: Path, monkeypatch: pytes
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitron_cli.prune.run.carry", interrupt)
+    monkeypatch.setattr("minitron_cli.prune.write.carry", interrupt)
     with pytest.raises(SystemExit) as stopped:
         sys.exit(run(["prune", str(toy("llama")), "--drop-layers", "0", "-o", str(tmp_path / "out")]))
     assert stopped.value.code == 130

@@ -11,8 +11,8 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.importance import depth
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.options import DEPTH_METRICS
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.prune.write import write_pruned
 from tests.toys import toy_ids
 
 FAMILIES = ["llama", "qwen3", "granite", "smollm3", "gemma2", "gpt_neox", "mixtral"]

@@ -12,8 +12,8 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.prune.write import write_pruned
 
 TARGET = {"hidden": 48, "ffn": 128}
 WINDOWS, SEQ_LEN = 128, 128

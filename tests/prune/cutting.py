@@ -8,8 +8,8 @@ import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.families import family_of
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import Shape, shape_of

@@ -17,9 +17,9 @@ from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.record import Recorder
 from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
 from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, regression, residual
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.select import by_residual, eliminate
 from minitron_cli.prune.verify import verify
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan, keep_all
 from tests.prune.cutting import difference, load, logits_of, plan_for, sizes_for
 from tests.prune.reading import fuse_experts, inputs_of, matrices

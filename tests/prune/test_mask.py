@@ -10,7 +10,7 @@ import torch
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.prune.mask import masked_source
-from minitron_cli.prune.run import write_pruned
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.family import match
 from minitron_cli.spec.plan import Plan
 from tests.prune.cutting import ALL_CASES, difference, load, logits_of, plan_for, prune_to, sizes_for

@@ -9,8 +9,8 @@ import torch
 
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.family import match
 from minitron_cli.spec.plan import Plan

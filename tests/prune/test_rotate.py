@@ -14,10 +14,10 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
 from minitron_cli.prune.compensate import open_compensation, regression
 from minitron_cli.prune.directions import by_directions, foretell, leading, normalised, norms_of, readers_of
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.tied import tied_head
 from minitron_cli.prune.verify import verify
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan, hidden_origin, keep_all
 from minitron_cli.training.student import projection
 from tests.prune.cutting import difference, load, logits_of, plan_for, random_scores, sizes_for

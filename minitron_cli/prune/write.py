@@ -15,7 +15,7 @@ from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.check import check_pruned
 from minitron_cli.prune.compensate import Compensation, check_moments, record
-from minitron_cli.prune.cuts import cuts
+from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
 from minitron_cli.spec.plan import Plan
