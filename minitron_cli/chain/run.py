@@ -68,7 +68,9 @@ def run(
 
 
 def check_outputs(recipe: Recipe, directory: Path) -> None:
-    """Refuse steps whose outputs overlap what the user gave."""
+    """Refuse a run directory that is a file, and steps whose outputs overlap what the user gave."""
+    if directory.exists() and not directory.is_dir():
+        raise MinitronError(f"{directory} cannot be a run directory: it is a file", "choose another one with -o")
     for step in recipe.steps:
         check_apart(directory / step.output, recipe.given.values())
 

@@ -10,7 +10,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.families import family_of
 from minitron_cli.spec.axes import Weight
 from minitron_cli.spec.family import Family
-from minitron_cli.spec.shape import Shape, shape_of
+from minitron_cli.spec.shape import Shape, copies, num_elements, num_parameters, shape_of
 
 _ITEM_BYTES = {"float64": 8, "float32": 4}  # of a config's dtype; everything else that models are stored in has two
 
@@ -22,6 +22,20 @@ class Architecture:
     config: Mapping[str, Any]
     family: Family
     shape: Shape
+
+    @property
+    def parameters(self) -> int:
+        return num_parameters(self.family.expected(self.config), self.shape)
+
+    @property
+    def non_embedding(self) -> int:
+        """Parameters without the input embedding and the head."""
+        return num_parameters(self.family.expected(self.config), self.shape, embedding=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights on disk."""
+        return sum(num_elements(w, self.shape) * copies(w, self.shape) * n for w, n in stored_weights(self).items())
 
     def resized(self, shape: Shape) -> "Architecture":
         """The same model with the sizes of `shape`."""

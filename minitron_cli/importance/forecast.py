@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.options import Options, sample_length
 from minitron_cli.spec.shape import flops_per_token
@@ -9,19 +10,26 @@ from minitron_cli.spec.shape import flops_per_token
 
 def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """Samples, tokens, FLOPs and weights of the pass, and the depth sweeps behind it."""
-    seq_len = sample_length(checkpoint, options)
-    weights = {m.weight.name: m.weight for m in checkpoint.matches.values() if not m.weight.junk}.values()
-    tokens = options.samples * seq_len
+    tokens, flops = pass_cost(checkpoint, options, str(checkpoint.path))
     layers = checkpoint.shape["layer"]
     passes = sum(1 + (layers - size) * (layers - size + 1) / 2 / layers for _, size in options.curves)
     return {
         "model": str(checkpoint.path),
         "metric": options.metric,
         "samples": options.samples,
-        "seq_len": seq_len,
-        "tokens": tokens if options.needs_data else 0,
-        "flops": tokens * flops_per_token(weights, checkpoint.shape, seq_len) if options.needs_data else 0,
+        "seq_len": sample_length(checkpoint.config, options, str(checkpoint.path)),
+        "tokens": tokens,
+        "flops": flops,
         "weight_bytes": checkpoint.num_bytes,
         "depth_passes": round(passes, 2),
         "depth_samples": min(options.depth_samples, options.samples) if options.wants_depth else 0,
     }
+
+
+def pass_cost(model: Checkpoint | Architecture, options: Options, name: str) -> tuple[int, int]:
+    """Tokens of the pass over calibration samples, and their forward FLOPs; `name` is the model's in errors."""
+    if not options.needs_data:
+        return 0, 0
+    seq_len = sample_length(model.config, options, name)
+    tokens = options.samples * seq_len
+    return tokens, tokens * flops_per_token(stored_weights(model), model.shape, seq_len)

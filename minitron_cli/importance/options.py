@@ -1,8 +1,9 @@
 """What a measurement is asked to do, checked before anything is read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.importance.aggregate import Aggregation
@@ -107,7 +108,6 @@ class Options:
         return Aggregation(self.batch_agg, self.seq_agg)
 
 
-def sample_length(checkpoint: Checkpoint, options: Options) -> int:
-    """Tokens per sample; a length beyond the model's context is refused."""
-    contexts = {str(checkpoint.path): context_length(checkpoint.config)}
-    return sequence_length(options.seq_len, DEFAULT_SEQ_LEN, contexts)
+def sample_length(config: Mapping[str, Any], options: Options, name: str) -> int:
+    """Tokens per sample; a length beyond the context of the model `name` is refused."""
+    return sequence_length(options.seq_len, DEFAULT_SEQ_LEN, {name: context_length(config)})

@@ -16,7 +16,7 @@ from minitron_cli.importance.options import Options, sample_length
 
 def draw(checkpoint: Checkpoint, options: Options) -> tuple[Samples, dict[str, Any]]:
     """The samples, and what identifies them."""
-    seq_len = sample_length(checkpoint, options)
+    seq_len = sample_length(checkpoint.config, options, str(checkpoint.path))
     sources = parse_sources(options.data)
     files = token_files(sources, checkpoint.path, separator=options.separator, text_field=options.text_field)
     weights = mixture_weights(tuple(source.weight for source in sources), files, seq_len)

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.spec.counts import parse_count
+from minitron_cli.spec.flags import typed_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,21 +96,10 @@ class PruneRequest:
 
 def request_from_options(model: str, options: Mapping[str, object]) -> PruneRequest:
     """A request from flags as a recipe writes them: {"kv-heads": 8, "params": "4B", "rotate": True}."""
-    kinds = {field.name.replace("_", "-"): field.type for field in fields(PruneRequest) if field.name != "model"}
-    if unknown := [flag for flag in options if flag not in kinds]:
-        raise MinitronError(f"prune has no option --{unknown[0]}", near_matches(unknown[0], tuple(kinds)))
-    values = {flag.replace("-", "_"): _typed(kinds[flag], value) for flag, value in options.items()}
-    return PruneRequest(model=model, **values)
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    """A value as a recipe holds it, as the field's type: a count is parsed, one of several is a tuple of one."""
-    if kind is bool:
-        return bool(value)
-    if get_origin(kind) is tuple:
-        return tuple(map(str, value)) if isinstance(value, tuple) else (str(value),)
-    types = get_args(kind) or (kind,)
-    return parse_count(value) if int in types else Path(value) if Path in types else str(value)
+    flags = [field.name.replace("_", "-") for field in fields(PruneRequest) if field.name != "model"]
+    if unknown := [flag for flag in options if flag not in flags]:
+        raise MinitronError(f"prune has no option --{unknown[0]}", near_matches(unknown[0], flags))
+    return PruneRequest(model=model, **typed_fields(PruneRequest, options))
 
 
 @dataclass(frozen=True, slots=True)
