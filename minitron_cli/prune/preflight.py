@@ -9,6 +9,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.fold_cost import FLOPS_PER_SECOND, fold_cost
 from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
+from minitron_cli.spec.search import CLOSE
 from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements, num_parameters
 
 START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
@@ -35,11 +36,15 @@ class PruneFacts:
 
 
 def prune_facts(
-    source: Checkpoint | Architecture, target: Shape, output: Path, fold: Mapping[str, bool] | None = None
+    source: Checkpoint | Architecture,
+    target: Shape,
+    output: Path,
+    fold: Mapping[str, bool] | None = None,
+    budget: int | None = None,
 ) -> PruneFacts:
     """Source and target side by side, warnings, and what the streaming takes.
 
-    With `fold`, the options of `fold_cost`, that includes compensation.
+    With `fold`, the options of `fold_cost`, that includes compensation; `budget` are the parameters asked for.
     """
     items = stored_weights(source)
 
@@ -49,11 +54,12 @@ def prune_facts(
     flops, held = fold_cost(items, source.shape, target, **fold) if fold else (0.0, 0)
     changed = [a for a in source.shape if source.shape[a] != target[a]]
     num_bytes = pair(lambda s: sum(num_elements(w, s) * copies(w, s) * item for w, item in items.items()))
+    parameters = pair(lambda s: num_parameters(items, s))
     return PruneFacts(
         source=str(source.path) if isinstance(source, Checkpoint) else source.family.name,
         shape={axis: (source.shape[axis], target[axis]) for axis in source.shape},
         change=", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed),
-        parameters=pair(lambda s: num_parameters(items, s)),
+        parameters=parameters,
         non_embedding_parameters=pair(lambda s: num_parameters(items, s, embedding=False)),
         bytes=num_bytes,
         kv_bytes_per_token=pair(kv_bytes_per_token),
@@ -61,7 +67,7 @@ def prune_facts(
         peak_memory=PEAK_BYTES + START_BYTES + held,
         seconds=round(sum(num_bytes) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
         fold_flops=flops,
-        warnings=tuple(_warnings(source, target)),
+        warnings=(*_warnings(source, target), *_miss(parameters[1], budget)),
         output=str(output),
     )
 
@@ -73,3 +79,9 @@ def _warnings(source: Checkpoint | Architecture, target: Shape) -> list[str]:
         if target[axis.name] % axis.multiple and not source.shape[axis.name] % axis.multiple:
             found.append(f"--{axis.flag} {target[axis.name]} is not a multiple of {axis.multiple}; GPUs run it slower")
     return found
+
+
+def _miss(parameters: int, budget: int | None) -> list[str]:
+    if budget is None or abs(parameters / budget - 1) <= CLOSE:
+        return []
+    return [f"--params {budget:,}: the nearest shape has {parameters:,} parameters, {parameters / budget - 1:+.1%}"]

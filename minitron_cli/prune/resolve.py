@@ -61,7 +61,7 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     scores, target = None, Target(request.sizes)
     if request.params is not None:
         scores = _read_scores(request, source)
-        target = target_for_budget(source, request.params, scores)
+        target = target_for_budget(source, request.params, request.multiple_of, scores)
     elif request.drop_layers is not None:
         target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
     target = rounded(source.shape, target, request.multiple_of)
@@ -84,7 +84,7 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
-    facts = prune_facts(source, shape, output, request.fold_options)
+    facts = prune_facts(source, shape, output, request.fold_options, request.params)
     return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts)
 
 

@@ -13,11 +13,12 @@ from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, SCORED_AXES
 from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
 from minitron_cli.spec.scores import Scores, score_shape
-from minitron_cli.spec.search import around, candidates, default_grid
+from minitron_cli.spec.search import near
 from minitron_cli.spec.shape import Shape, check_target, shape_name
 
 WIDTH_AXES = tuple(axis for axis in FLAG_OF_AXIS if axis != "layer")
 ROUNDED = tuple(axis.name for axis in AXES if axis.multiple)  # by --multiple-of
+FARTHEST = 0.1  # relative distance from --params beyond which no shape is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +97,26 @@ def rounded(source: Shape, target: Target, multiple: int) -> Target:
     return replace(target, sizes=sizes)
 
 
-def target_for_budget(model: Checkpoint | Architecture, parameters: int, scores: Scores | None) -> Target:
-    """The shape of about this many parameters that keeps the most importance (within 2 percent of the budget).
+def target_for_budget(
+    model: Checkpoint | Architecture, parameters: int, multiple: int, scores: Scores | None
+) -> Target:
+    """Of the shapes near this many parameters, with widths in multiples, the one that keeps the most importance.
 
     A forecast from the scores alone; `minitron search` measures candidates and is the better guide. Without scores
     all units count the same, which gives a shape of the right size.
     """
-    source, grid = model.shape, default_grid(model.shape)
-    found = candidates(model.family, model.config, source, grid, around(parameters, 0.02))
-    if not found:
+    source = model.shape
+    found = near(model.family, model.config, source, parameters, multiple)
+    if not found or abs(found[0].parameters / parameters - 1) > FARTHEST:
         raise MinitronError(
             f"no shape of about {parameters:,} parameters can be cut from this {model.family.name} model",
             "below half the width and two thirds of the depth, go down in steps: prune, distill, prune again; "
             "or give --hidden, --ffn and --layers yourself",
         )
-    ranked = scores or Scores({axis: np.ones(score_shape(axis, source)) for axis in (*grid, "layer")})
+    axes = [axis for axis in SCORED_AXES if axis in source]
+    ranked = scores or Scores({axis: np.ones(score_shape(axis, source)) for axis in axes})
     best = min(found, key=lambda c: forecast(features(ranked, source, c.shape), {})).shape
-    return Target({axis: best[axis] for axis in grid if best[axis] != source[axis]})
+    return Target({axis: best[axis] for axis in axes if best[axis] != source[axis]})
 
 
 def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:

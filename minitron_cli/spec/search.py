@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import lcm
 from typing import Any
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters
+
+CLOSE = 0.02  # relative distance from a budget that counts as meeting it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +39,53 @@ def around(parameters: float, tolerance: float) -> Window:
     return Window(parameters * (1 - tolerance), parameters * (1 + tolerance))
 
 
-def default_grid(source: Shape, steps: int = 8) -> dict[str, list[int]]:
-    """Values per axis, from half the source's size (two thirds of its layers) upwards, on hardware-friendly steps.
+def default_grid(source: Shape, steps: int = 8, multiple: int = 1) -> dict[str, list[int]]:
+    """About `steps` values per axis, from half the source's size (two thirds of its layers) upwards.
 
     Heads stay: the authors found models that keep their heads stronger at equal size (arXiv 2408.11796, insights).
-    Hidden sizes are multiples of their number, as some model classes demand.
+    Hidden sizes are multiples of their number, as some model classes demand. Widths below the source's are multiples of
+    `multiple`; where that is 1, of the largest power of two that divides the source's and gives enough values.
     """
     grid = {}
     for axis, share in (("hidden", 0.5), ("ffn", 0.5), ("expert_ffn", 0.5), ("layer", 2 / 3)):
         if axis in source:
             heads = source.get("head", 1) if axis == "hidden" else 1
-            grid[axis] = _values(source[axis], round(source[axis] * share), steps, heads)
+            unit = heads if source[axis] % heads == 0 else 1
+            bottom = round(source[axis] * share)
+            rounded = axis != "layer" and multiple > 1
+            grid[axis] = (_multiples(source[axis], bottom, steps, lcm(unit, multiple)) if rounded
+                          else _divisions(source[axis], bottom, steps, unit))  # fmt: skip
     return grid
 
 
-def _values(top: int, bottom: int, steps: int, multiple: int) -> list[int]:
-    """About `steps` values from `bottom` to `top`, on the largest power of two that gives that many and divides top.
-
-    Where `multiple` divides the top, it divides every value.
-    """
-    unit = multiple if top % multiple == 0 else 1
+def _divisions(top: int, bottom: int, steps: int, unit: int) -> list[int]:
+    """Values from `bottom` to `top`, at equal distances from the top."""
     while (top - bottom) // (unit * 2) >= steps and top % (unit * 2) == 0:
         unit *= 2
     stride = max(unit, (top - bottom) // steps // unit * unit)
     return sorted(range(top, bottom - 1, -stride))
+
+
+def _multiples(top: int, bottom: int, steps: int, unit: int) -> list[int]:
+    """The multiples of `unit` (or twice it, four times ...) from `bottom` to `top`, and `top` itself."""
+    while (top - bottom) // (unit * 2) >= steps:
+        unit *= 2
+    return sorted({*range(-(-bottom // unit) * unit, top, unit), top})
+
+
+def near(
+    family: Family, config: Mapping[str, Any], source: Shape, parameters: int, multiple: int = 1
+) -> list[Candidate]:
+    """Shapes within 2 percent of a number of parameters, on the coarsest default grid that has some.
+
+    Where none has, the nearest shape of the finest grid; empty where no shape can be cut.
+    """
+    for steps in (8, 16, 32):
+        grid = default_grid(source, steps, multiple)
+        if found := candidates(family, config, source, grid, around(parameters, CLOSE)):
+            return found
+    every = candidates(family, config, source, grid, Window(0, float("inf")))
+    return sorted(every, key=lambda found: abs(found.parameters - parameters))[:1]
 
 
 def candidates(

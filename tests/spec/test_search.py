@@ -4,7 +4,7 @@ import pytest
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
-from minitron_cli.spec.search import Window, around, candidates, default_grid
+from minitron_cli.spec.search import Window, around, candidates, default_grid, near
 from minitron_cli.spec.shape import num_parameters, shape_of
 
 NEMOTRON_15B = {
@@ -65,3 +65,34 @@ def test_the_default_grid_ends_at_the_source_and_an_unknown_axis_is_named() -> N
         assert len(values) <= 16
     with pytest.raises(MinitronError, match="no axis expert"):
         candidates(family, NEMOTRON_15B, source, {"expert": [2]}, Window(0, 1e12))
+
+
+STORIES = {
+    "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def _parameters(hidden: int, ffn: int, layers: int) -> int:
+    """Llama's parameters by hand: tied embedding, norms, attention of 8 heads over 4 groups, gated MLP."""
+    return 512 * hidden + hidden + layers * (2 * hidden + 2 * hidden * 64 + 2 * hidden * 32 + 3 * hidden * ffn)
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 16])
+@pytest.mark.parametrize("wanted", [120_000, 150_000, 177_777, 233_000])
+def test_a_number_of_parameters_is_met_as_closely_as_multiples_allow(wanted: int, multiple: int) -> None:
+    family = family_of("llama")
+    found = near(family, STORIES, shape_of(family, STORIES), wanted, multiple)
+    unit = max(8, multiple)  # hidden is a multiple of the heads too
+    hidden_sizes = [h for h in range(32, 65) if h % unit == 0]
+    ffn_sizes = [f for f in range(86, 173) if f % multiple == 0 or f == 172]
+    best = min(
+        abs(_parameters(h, f, n) / wanted - 1) for h in hidden_sizes for f in ffn_sizes for n in range(3, 6)
+    )  # fmt: skip
+    assert found
+    for candidate in found:
+        hidden, ffn, layers = (candidate.shape[axis] for axis in ("hidden", "ffn", "layer"))
+        assert hidden in hidden_sizes
+        assert ffn in ffn_sizes
+        assert candidate.parameters == _parameters(hidden, ffn, layers)
+        assert abs(candidate.parameters / wanted - 1) <= max(0.02, best + 1e-9)
