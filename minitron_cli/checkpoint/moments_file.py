@@ -11,13 +11,14 @@ Both are symmetric: they share one array (n, n + 1), the even one in its lower t
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minitron_cli.checkpoint.provenance import file_digest
+from minitron_cli.checkpoint.seal import DIGEST, require_unaltered, sealed
 from minitron_cli.errors import MinitronError
 
 INDEX = "moments.json"
@@ -48,6 +49,7 @@ class Moments:
     identity: Mapping[str, Any]
     inputs: tuple[Input, ...]
     files: Mapping[str, str]  # sha256 by name
+    _checked: set[str] = field(default_factory=set, compare=False)
 
     def of(self, reader: str, expert: int | None = None) -> Input | None:
         """The input that a weight reads, or an expert by its part of one; None where it was not recorded."""
@@ -56,6 +58,19 @@ class Moments:
     def read(self, one: Input) -> np.ndarray:
         """E[x x^T] over each half's tokens: (half, n, n) float64; zeros for a half without tokens."""
         return unpack(self._packed(one)) / np.maximum(one.tokens, 1)[:, None, None]
+
+    def check(self, name: str) -> None:
+        """Compare a file with its digest in the index, once."""
+        if name in self._checked:
+            return
+        file = self.path / name
+        if not file.is_file():
+            raise MinitronError(f"{file} is missing", "measure again with --second-moments")
+        if name not in self.files or file_digest(file) != self.files[name]:
+            raise MinitronError(
+                f"{file} is not the file that was measured (sha256 differs)", "measure again with --second-moments"
+            )
+        self._checked.add(name)
 
     def mean(self, one: Input) -> np.ndarray:
         """E[x x^T] over all tokens: (n, n) float64."""
@@ -69,6 +84,7 @@ class Moments:
     def _packed(self, one: Input) -> np.ndarray:
         from safetensors import SafetensorError, safe_open
 
+        self.check(one.file)
         try:
             with safe_open(self.path / one.file, framework="numpy") as stream:
                 return stream.get_tensor(one.tensor)
@@ -113,7 +129,7 @@ def write_index(directory: Path, identity: Mapping[str, Any], inputs: Iterable[I
     inputs = list(inputs)
     files = {name: file_digest(directory / name) for name in sorted({one.file for one in inputs})}
     content = {"format": FORMAT, **identity, "files": files, "inputs": [asdict(one) for one in inputs]}
-    (directory / INDEX).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    (directory / INDEX).write_text(json.dumps(sealed(content), indent=1, sort_keys=True) + "\n")
 
 
 def open_moments(path: Path) -> Moments:
@@ -124,13 +140,15 @@ def open_moments(path: Path) -> Moments:
             f"there are no second moments at {path}", "measure them with `minitron importance MODEL --second-moments`"
         )
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
+        require_unaltered(content, file)
+        content.pop(DIGEST, None)
         inputs = tuple(
             Input(**{**one, "readers": tuple(one["readers"]), "tokens": tuple(one["tokens"])})
             for one in content.pop("inputs")
         )
         files = content.pop("files")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MinitronError(
             f"{file} is no index of second moments ({error})", "measure again with --second-moments"
         ) from error

@@ -17,6 +17,7 @@ import numpy as np
 from minitron_cli import __version__
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.reader import weight_files
+from minitron_cli.checkpoint.seal import require_unaltered, sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.plan import Plan, plan_problems
 from minitron_cli.spec.shape import Shape
@@ -32,11 +33,12 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def digests(files: Iterable[Path]) -> dict[str, str]:
-    """File name -> sha256, several at a time."""
+def digests(files: Iterable[Path], below: Path | None = None) -> dict[str, str]:
+    """File name, or path relative to `below`, -> sha256, several at a time."""
     files = sorted(files)
+    names = [file.relative_to(below).as_posix() if below else file.name for file in files]
     with ThreadPoolExecutor(2) as pool:
-        return {file.name: digest for file, digest in zip(files, pool.map(file_digest, files))}
+        return dict(zip(names, pool.map(file_digest, files)))
 
 
 def model_files(path: Path) -> list[Path]:
@@ -66,41 +68,61 @@ def versions() -> dict[str, str]:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """minitron.json of a directory, or None where there is none."""
+    """minitron.json of a directory, or None where there is none; one that was altered is refused.
+
+    Manifests of older versions carry no digest of themselves and are taken as they are.
+    """
+    manifest = load_manifest(path)
+    if manifest is not None:
+        require_unaltered(manifest, path / MANIFEST)
+    return manifest
+
+
+def load_manifest(path: Path) -> dict[str, Any] | None:
+    """Like `read_manifest`, without comparing the manifest with its digest."""
     file = path / MANIFEST
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise MinitronError(f"{file} is not valid JSON: {error}", "the artefact is damaged; make it again") from error
+    if not isinstance(manifest, dict):
+        raise MinitronError(f"{file} is not a JSON object", "the artefact is damaged; make it again")
+    return manifest
 
 
 def write_manifest(
     directory: Path, *, verb: str, options: Mapping[str, Any], inputs: Mapping[str, Any], parent: Path | None = None,
     known: Mapping[str, str] | None = None, **facts: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write minitron.json over everything that lies in `directory`, which must be complete but for it.
+    """Write minitron.json: sha256 of every file in and below `directory`, which is complete but for it, and of itself.
 
     `inputs` name what was read, by digest; `parent` is the model this one descends from, whose own lineage is carried
     along. Digests of files that were taken while they were written are `known`. Call it last: a directory that has the
     manifest is a finished one.
     """
-    files = [f for f in directory.iterdir() if f.is_file() and f.name not in (MANIFEST, *(known or {}))]
-    manifest = {
+    files = [f for f in content_files(directory) if f.relative_to(directory).as_posix() not in (known or {})]
+    manifest = sealed({
         "format": 1,
         "verb": verb,
         "options": dict(options),
         "inputs": dict(inputs),
         **facts,
-        "files": dict(sorted({**digests(files), **(known or {})}.items())),
+        "files": dict(sorted({**digests(files, directory), **(known or {})}.items())),
         "versions": versions(),
         "lineage": lineage(parent) if parent else [],
-    }
+    })  # fmt: skip
     temporary = directory / f".{MANIFEST}"
     temporary.write_text(json.dumps(manifest, indent=2, sort_keys=False) + "\n")
     temporary.replace(directory / MANIFEST)
     return manifest
+
+
+def content_files(directory: Path) -> list[Path]:
+    """The files of an artefact but its manifest; a training's checkpoints and curves (run/) are not part of it."""
+    files = (f for f in directory.rglob("*") if f.is_file() and f != directory / MANIFEST)
+    return sorted(f for f in files if f.relative_to(directory).parts[0] != "run")
 
 
 def lineage(parent: Path) -> list[dict[str, Any]]:

@@ -1,45 +1,80 @@
-"""`minitron verify`: an artefact against its manifest, and against the source it came from."""
+"""`minitron verify`: an artefact against the digests that it carries, and a pruned model against its source."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from minitron_cli.cli.common import argument, emit, examples, option, say
 from minitron_cli.errors import MinitronError
 
+if TYPE_CHECKING:
+    from minitron_cli.checkpoint.verify import Findings
+
 NAME = "verify"
-EXAMPLES = examples("minitron verify runs/small", "minitron verify runs/small --source meta-llama/Llama-3.1-8B --json")
+EXAMPLES = examples(
+    "minitron verify runs/small --run",
+    "minitron verify runs/small --source meta-llama/Llama-3.1-8B --json",
+    "minitron verify Llama-3.1-8B.scores.safetensors",
+)
 
 
 def command(
-    directory: Annotated[Path | None, argument("DIR", help="what a minitron command made")] = None,
+    path: Annotated[Path | None, argument("PATH", help="a model, scores, tokens, results or run directory")] = None,
     source: Annotated[str | None, option("--source", help="derive the weights again from this model")] = None,
     moments: Annotated[
         Path | None, option("--moments", help="second moments of a compensated model [default: where they were]")
     ] = None,
     load: Annotated[bool, option("--load/--no-load", help="load the model with transformers")] = True,
+    forward: Annotated[bool, option("--run", help="run the loaded model on a few tokens")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Re-check an artefact: hashes, tensors, config, kept indices, and that transformers loads it."""
-    from minitron_cli.prune.verify import verify
+    """Check what a minitron command made: digests of all files, and of models also tensors, config and loading."""
+    if path is None:
+        raise MinitronError("`minitron verify` needs a path", "type `minitron verify DIR`")
+    found = _other_artefact(path)
+    if found is None:
+        from minitron_cli.prune.verify import verify
 
-    if directory is None:
-        raise MinitronError("`minitron verify` needs a directory", "type `minitron verify DIR`")
-    result = verify(directory, source, load, moments)
-    emit(result, as_json, lambda: _show(result))
-    if result["problems"]:
-        say(f"error: {directory} does not verify: {'; '.join(result['problems'])}")
+        found = verify(path, source, load, moments, forward)
+    elif source or moments or forward:
+        raise MinitronError(f"{path} is not a model", "leave out --source, --moments and --run")
+    emit(asdict(found), as_json, lambda: _show(found))
+    if found.problems:
+        count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+        say(f"error: {path} does not verify ({count}): {'; '.join(found.problems)}")
         say("hint: make it again, or find out who changed it")
         raise typer.Exit(1)
 
 
-def _show(result: dict[str, Any]) -> None:
-    for step in result["lineage"]:
-        print(f"from     {step['model']}" + (f" (made by {step['verb']})" if step["verb"] else ""))
-    for check in result["checks"]:
-        print(f"checked  {check}")
-    for name in result["unlisted"]:
-        print(f"unlisted {name}")
-    if not result["problems"]:
-        print(f"{result['directory']} is what `minitron {result['verb']}` made")
+def _other_artefact(path: Path) -> "Findings | None":
+    """What checking `path` gives where it is not a directory with a manifest."""
+    from minitron_cli.checkpoint import verify
+    from minitron_cli.checkpoint.moments_file import INDEX
+
+    if not path.exists():
+        raise MinitronError(f"there is nothing at {path}", "give what a minitron command made")
+    if path.suffix == ".json" and path.is_file():
+        return verify.verify_results(path)
+    if path.is_file():
+        return verify.verify_scores(path)
+    if (path / INDEX).is_file():
+        return verify.verify_moments(path)
+    if (path / ".minitron" / "state.json").is_file():
+        from minitron_cli.chain.verify import verify_run
+
+        return verify_run(path)
+    return None
+
+
+def _show(found: "Findings") -> None:
+    for step in found.lineage:
+        print(f"from      {step['model']}" + (f" (made by {step['verb']})" if step["verb"] else ""))
+    for title, lines in (("checked", found.checks), ("note", found.notes), ("unlisted", found.unlisted)):
+        for line in lines:
+            print(f"{title:<9} {line}")
+    for problem in found.problems:
+        print(f"PROBLEM   {problem}")
+    if not found.problems:
+        print(f"{found.path} is what `{found.made_by}` made")

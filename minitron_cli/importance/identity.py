@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.provenance import model_digest, versions
+from minitron_cli.checkpoint.provenance import versions
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.errors import MinitronError
 
 RAW_FORMAT = 1  # raised when the meaning of the running sums changes
@@ -13,7 +14,7 @@ RAW_FORMAT = 1  # raised when the meaning of the running sums changes
 def pass_identity(model: Path, data: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """All that decides the running sums: weights, samples, arithmetic. Batch size, device and mode do not."""
     return {
-        "model": {"name": str(model), "digest": model_digest(model)},
+        "model": {"name": str(model), "digest": source_digest(model)},
         "data": dict(data),
         "tokenizer": data.get("tokenizer_hash"),
         "samples": data["samples"],
@@ -28,7 +29,7 @@ def pass_identity(model: Path, data: Mapping[str, Any], dtype: str) -> dict[str,
 def weights_identity(model: Path, metric: str, seed: int) -> dict[str, Any]:
     """All that decides scores that need no data."""
     return {
-        "model": {"name": str(model), "digest": model_digest(model)},
+        "model": {"name": str(model), "digest": source_digest(model)},
         "metric": metric,
         "seed": seed if metric == "random" else None,
         "format": RAW_FORMAT,

@@ -19,7 +19,10 @@ import numpy as np
 
 from minitron_cli.checkpoint.direct import PAGE, Buffers, create, open_reader, write
 from minitron_cli.checkpoint.headers import ITEM_BYTES
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.tensor_digests import Streamed, is_finite
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
+from minitron_cli.errors import MinitronError
 from minitron_cli.prune.gather_plan import Cut, Read, reads
 
 BLOCK_BYTES = 4 << 20
@@ -31,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """sha256 by file name, of what was read and of what was written."""
+    """sha256 of what was read, by tensor, and of what was written, by file name."""
 
     source: dict[str, str] = field(default_factory=dict)
     target: dict[str, str] = field(default_factory=dict)
@@ -49,22 +52,23 @@ class Block:
 
 def write_model(
     directory: Path | None,
-    files: Sequence[Path],
+    source: Checkpoint,
     cut: Sequence[Cut],
     max_shard_bytes: int,
     watch: Callable[[], object] = lambda: None,
+    finite: bool = True,
 ) -> Digests:
-    """Write all cuts as model.safetensors, or as shards with their index; every byte of `files` is read once.
+    """Write all cuts as model.safetensors, or as shards with their index; every byte of the source is read once.
 
     Without a directory nothing is written: the digests say what would have been. `watch` is called at every block and
-    may raise, to end it early.
+    may raise, to end it early. With `finite`, a kept tensor that holds NaN or infinity raises MinitronError.
     """
     digests = Digests()
     buffers = Buffers(BLOCK_BYTES + 2 * PAGE)
-    sizes = {file: file.stat().st_size for file in files}
+    sizes = {file: file.stat().st_size for file in source.files}
     parts = shards([c.out for c in cut], max_shard_bytes)
-    source = _hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), digests.source)
-    target = _hashed(ahead(_assembled(parts, ahead(source), buffers)), digests.target)
+    read = _source_hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), source, digests.source, finite)
+    target = _hashed(ahead(_assembled(parts, ahead(read), buffers)), digests.target)
     lengths = {name: _file_bytes(part) for name, part in zip(shard_names(len(parts)), parts)}
     for file, blocks in groupby(ahead(target), key=lambda block: block.file):
         _write_file(directory / file if directory else None, lengths[file], blocks, buffers, watch)
@@ -89,6 +93,23 @@ def _read_all(program: Iterable[Read], buffers: Buffers) -> Iterator[Block]:
             for read in run:
                 buffer = buffers.take(read.num_bytes + 2 * PAGE)
                 yield Block(file.name, reader.read(read.begin, read.num_bytes, buffer), buffer, read)
+
+
+def _source_hashed(
+    blocks: Iterable[Block], source: Checkpoint, digests: dict[str, str], finite: bool
+) -> Iterator[Block]:
+    """Pass the blocks on; at the end `digests` has the sha256 of every tensor."""
+    streamed = Streamed(source.tensors)
+    for block in blocks:
+        assert block.read is not None
+        streamed.update(block.read.file, block.read.begin, block.data.data)
+        if finite and block.read.cut is not None and not is_finite(block.read.cut.source.dtype, block.data):
+            raise MinitronError(
+                f"{block.read.cut.source.name} of {source.path} holds values that are not finite (NaN or infinity)",
+                "is the file damaged, or did its training diverge? --force prunes it all the same",
+            )
+        yield block
+    digests.update(streamed.digests())
 
 
 def _hashed(blocks: Iterable[Block], digests: dict[str, str]) -> Iterator[Block]:

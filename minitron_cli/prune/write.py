@@ -9,8 +9,9 @@ from typing import Any
 from minitron_cli.checkpoint.atomic import atomic_dir
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
-from minitron_cli.checkpoint.provenance import combined_digest, digests, write_manifest, write_plan
-from minitron_cli.checkpoint.reader import Checkpoint, weight_files
+from minitron_cli.checkpoint.provenance import write_manifest, write_plan
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.tensor_digests import combined
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.check import check_pruned
@@ -45,7 +46,6 @@ def write_pruned(
     takes its name, so nothing is left of it. With `check`, so is a result whose logits are not the masked source's.
     `compensation` folds what the dropped inputs of a linear map carried into those that stay.
     """
-    files = weight_files(checkpoint.path)
     config = pruned_config(checkpoint.config, checkpoint.family, plan)
     cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))
@@ -54,11 +54,15 @@ def write_pruned(
     with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
         validation = pool.submit(validate_config, config)
         streamed = write_model(
-            temporary, files, cut, max_shard_bytes, lambda: validation.done() and validation.result()
+            temporary,
+            checkpoint,
+            cut,
+            max_shard_bytes,
+            lambda: validation.done() and validation.result(),
+            finite=not force,
         )
         validation.result()
-        source_files = {**streamed.source, **digests([checkpoint.path / "config.json"])}
-        digest = combined_digest(source_files)
+        digest = combined(checkpoint.tensors, streamed.source, checkpoint.config)
         if scores is not None and not force:
             check_scores(scores, digest)
         if compensation is not None and not force:
@@ -72,7 +76,7 @@ def write_pruned(
             verb="prune",
             options=options or {},
             inputs={
-                "model": {"name": str(checkpoint.path), "digest": digest, "files": source_files},
+                "model": {"name": str(checkpoint.path), "digest": digest},
                 "scores": dict(scores.provenance) if scores else None,
             },
             parent=checkpoint.path,

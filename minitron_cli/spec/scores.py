@@ -10,10 +10,14 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import FLAG_OF_AXIS, SCOPE
 from minitron_cli.spec.shape import Shape
 
+_AGAIN = "measure again with `minitron importance`"
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Higher is more important. Arrays have their axis last, after its scope: "ffn" is (layer, ffn).
+
+    Only layers can have negative scores: dropping one can lower the loss.
 
     `provenance` says what they were measured on: model digest, data, samples, sequence length, aggregation, dtype.
     """
@@ -22,7 +26,7 @@ class Scores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def require(self, axis: str, shape: Shape) -> np.ndarray:
-        """The array of `axis`, checked against the model's shape; NaN and infinities are refused."""
+        """The array of `axis`, checked: its shape is the model's, its values are finite and rank something."""
         if axis not in self.values:
             raise MinitronError(
                 f"the scores hold no {axis!r} axis (they hold {', '.join(self.values) or 'nothing'})",
@@ -34,12 +38,19 @@ class Scores:
                 f"scores of axis {axis!r} have shape {array.shape}, this model needs {expected}",
                 "these scores were measured on another model; run `minitron importance` on this one",
             )
+        if array.dtype.kind != "f":
+            raise MinitronError(f"scores of axis {axis!r} are {array.dtype}, not floating-point numbers", _AGAIN)
         if not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
             raise MinitronError(
                 f"scores of axis {axis!r} are not finite, first at index {where}",
                 "the model overflowed on the calibration data; measure again with --dtype float32",
             )
+        if axis != "layer" and (array < 0).any():
+            where = np.argwhere(array < 0)[0].tolist()
+            raise MinitronError(f"scores of axis {axis!r} are negative, first at index {where}", _AGAIN)
+        if not array.any():
+            raise MinitronError(f"scores of axis {axis!r} are all zero: they rank nothing", _AGAIN)
         return array
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir
-from minitron_cli.checkpoint.provenance import file_digest, write_manifest
+from minitron_cli.checkpoint.provenance import write_manifest
 from minitron_cli.toy import domains, teacher, tokenizer
 from minitron_cli.toy.corpus import documents, write_jsonl
 from minitron_cli.toy.tasks import write_tasks
@@ -32,11 +32,7 @@ def make_toy(directory: Path, seed: int, size: Size | None = None, overwrite: bo
     size = size or Size()
     with atomic_dir(directory, overwrite) as temporary:
         made = _write(temporary, seed, size)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        contents = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
-        write_manifest(
-            temporary, verb="toy", options={"seed": seed, **asdict(size)}, inputs={}, contents=contents, made=made
-        )
+        write_manifest(temporary, verb="toy", options={"seed": seed, **asdict(size)}, inputs={}, made=made)
     return {"directory": str(directory), "seed": seed, **made}
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitron_cli.checkpoint.provenance import model_digest, read_manifest, read_plan
+from minitron_cli.checkpoint.provenance import read_manifest, read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.spec.scores import Scores
 from tests.cli.conftest import Result
 from tests.prune.cutting import random_scores
@@ -27,7 +28,7 @@ def scores(toy: Toy, tmp_path: Path) -> Path:
 
 
 def scores_for(model: Path, file: Path) -> Path:
-    provenance = {"model": {"name": model.name, "digest": model_digest(model)}}
+    provenance = {"model": {"name": model.name, "digest": source_digest(model)}}
     write_scores(file, Scores(random_scores(open_checkpoint(model).shape).values, provenance))
     return file
 

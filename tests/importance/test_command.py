@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance import depth, resident
@@ -47,7 +47,7 @@ def test_the_file_carries_its_identity(toy, options, tmp_path):
     result = measure(toy("llama"), options, tmp_path / "s")
     scores, raw = read_scores(tmp_path / "s")
     assert result.made == "measured"
-    assert scores.provenance["model"] == {"name": str(toy("llama")), "digest": model_digest(toy("llama"))}
+    assert scores.provenance["model"] == {"name": str(toy("llama")), "digest": source_digest(toy("llama"))}
     expected = {"samples": 6, "seq_len": 16, "seed": 0, "dtype": "float32", "metric": "activation"}
     assert {key: scores.provenance[key] for key in expected} == expected
     assert scores.provenance["aggregation"] == {"batch": "l2", "seq": "mean"}

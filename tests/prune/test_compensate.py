@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint.moments_file import moments_path, open_moments, pack, unpack
-from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.process_group import World
@@ -32,7 +32,7 @@ def measure(path: Path, output: Path, rows: np.ndarray, batch_size: int = 3, spa
     """Second moments of a model on these rows, as the verb takes them; returns their directory."""
     checkpoint, model = open_checkpoint(path), load(path)
     sites = find_sites(checkpoint, model, CPU)
-    identity = {"model": {"name": str(path), "digest": model_digest(path)}}
+    identity = {"model": {"name": str(path), "digest": source_digest(path)}}
     moments = SecondMoments(checkpoint, output, identity, World())
     recorder = Recorder(sites, moments=moments)
     estimate.run(model, sites, Samples(rows, spans).batches(batch_size, CPU), recorder)
@@ -228,14 +228,14 @@ def test_verify_derives_a_compensated_model_again(toy, tmp_path):
     source = toy("llama")
     moments = measure(source, tmp_path / "s.safetensors", random_rows(4, 9))
     folded, _ = prune_both(source, plan_for(open_checkpoint(source), {"hidden": 36}), moments, tmp_path, None)
-    assert verify(folded, str(source))["problems"] == []
+    assert verify(folded, str(source)).problems == []
     other = measure(source, tmp_path / "t.safetensors", random_rows(4, 9, seed=1))
     with pytest.raises(MinitronError, match="does not hold the second moments"):
         verify(folded, str(source), moments=other)
     moments.rename(tmp_path / "away")
     with pytest.raises(MinitronError, match="no second moments at"):
         verify(folded, str(source))
-    assert verify(folded, str(source), moments=tmp_path / "away")["problems"] == []
+    assert verify(folded, str(source), moments=tmp_path / "away").problems == []
 
 
 def test_moments_of_another_model_are_refused(toy, tmp_path):

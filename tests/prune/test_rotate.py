@@ -170,7 +170,7 @@ def test_the_plan_travels_and_is_checked(tmp_path):
     read = read_plan(tmp_path / "out")
     assert read is not None
     np.testing.assert_array_equal(read.basis, plan.basis)
-    assert verify(tmp_path / "out", str(source))["problems"] == []
+    assert verify(tmp_path / "out", str(source)).problems == []
     layer = projection(36, 48, hidden_origin(read))
     assert layer is not None
     np.testing.assert_array_equal(layer.weight.detach().numpy(), plan.basis)

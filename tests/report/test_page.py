@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli.__main__ import run as minitron
+from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import SECTIONS
 from minitron_cli.report.write import report
@@ -150,7 +151,7 @@ def test_figures_of_an_earlier_model_are_not_shown_as_its_own(fake_run: Path, tm
     directory = shutil.copytree(fake_run, tmp_path / "fake")
     manifest = json.loads((directory / "small" / "minitron.json").read_text())
     manifest["files"]["model.safetensors"] = "0" * 64
-    (directory / "small" / "minitron.json").write_text(json.dumps(manifest))
+    (directory / "small" / "minitron.json").write_text(json.dumps(sealed(manifest)))
     facts = report(directory, dry_run=True)
     assert facts["problems"] == ["figures.json was measured on an earlier small: evaluate again"]
     assert [m["loss"] for m in facts["models"] if m["name"] == "small"] == [None]
