@@ -75,7 +75,7 @@ def _entry(file: Path, name: str, entry: Any, data: int, size: int) -> TensorInf
         raise MinitronError(f"{file}: the header entry of {name!r} is malformed", _HINT)
     if dtype not in ITEM_BYTES:
         raise MinitronError(
-            f"{file}: {name!r} is stored as {dtype}, which can not be sliced",
+            f"{file}: {name!r} is stored as {dtype}, which cannot be sliced",
             f"convert the checkpoint to one of {', '.join(ITEM_BYTES)}",
         )
     begin, end = offsets

@@ -90,7 +90,7 @@ class Moments:
                 return stream.get_tensor(one.tensor)
         except (SafetensorError, OSError) as error:
             raise MinitronError(
-                f"{self.path / one.file} can not be read: {error}", "measure again with --second-moments"
+                f"{self.path / one.file} cannot be read: {error}", "measure again with --second-moments"
             ) from error
 
 

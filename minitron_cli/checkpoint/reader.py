@@ -46,14 +46,14 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     family = family_of(str(config.get("model_type")))
     if unmet := family.unmet(config):
         raise MinitronError(
-            f"{path} is a {family.name} variant that can not be pruned yet: {'; '.join(unmet)}",
+            f"{path} is a {family.name} variant that cannot be pruned yet: {'; '.join(unmet)}",
             "its layers have weights that the table does not describe",
         )
     shape = shape_of(family, config)
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
         raise MinitronError(
-            f"{path} is quantised with {method}: packed weights and their scales can not be sliced",
+            f"{path} is quantised with {method}: packed weights and their scales cannot be sliced",
             "give the unquantised checkpoint (or dequantise it: from_pretrained, model.dequantize(), save_pretrained)",
         )
     tensors = list_tensors(path)

@@ -55,5 +55,5 @@ def _understood_here(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python marks what can not be imported
+    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python marks what cannot be imported
     print(json.dumps(_answer(json.load(sys.stdin)), default=str))

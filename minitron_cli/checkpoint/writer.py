@@ -82,7 +82,7 @@ def reserve(descriptor: int, num_bytes: int) -> None:
     """Have the disk set space aside for a file that will be written front to back: a full disk shows at once.
 
     It also spares the file system from finding blocks write by write, which costs several times the copying. Where the
-    system or the file system can not do it, nothing happens: not posix_fallocate, which writes zeros then.
+    system or the file system cannot do it, nothing happens: not posix_fallocate, which writes zeros then.
     """
     allocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if allocate is None or num_bytes == 0:

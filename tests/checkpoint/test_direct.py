@@ -122,7 +122,7 @@ def test_a_file_that_shrinks_is_refused(file: Path, circumstance: Callable[[], N
 def test_blocks_are_written_one_behind_the_other(
     lengths: list[int], tmp_path: Path, circumstance: Callable[[], None]
 ) -> None:
-    """Also those that direct writing can not take: it is only quicker where they are whole pages."""
+    """Also those that direct writing cannot take: it is only quicker where they are whole pages."""
     circumstance()
     blocks = list(noise(lengths))
     with create(tmp_path / "made", sum(lengths)) as descriptor:

@@ -91,7 +91,7 @@ ERRORS = [
     (["--teacher", "{place}/swapped"], "different tokenizers"),
     (["--teacher", "{place}/wide"], "is not the llama model of its config"),
     (["--schedule", "step"], "--schedule must be one of"),
-    (["--phase", "soon"], "--phase 'soon' can not be read"),
+    (["--phase", "soon"], "--phase 'soon' cannot be read"),
     (["--layer-map", "1:9", "--loss", "logits+hidden"], "not a pair of blocks: 1:9"),
     (["--layer-map", "1:1"], "compares no layers"),
     (["--teacher-device", "tpu-9"], "is no device"),
