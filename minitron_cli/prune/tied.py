@@ -11,7 +11,6 @@ Its eigenvectors are the basis, its eigenvalues the norm's weights. With all dir
 """
 
 import numpy as np
-import torch
 
 _RIDGE = 1e-9  # of the mean diagonal of G and M: embeddings and streams may leave directions out
 
@@ -30,6 +29,8 @@ def tied_head(basis: np.ndarray, embedding: np.ndarray, weight: np.ndarray, mome
 
 def _diagonalised(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(v (n,), W (n, n)) with W^T one W = I and W^T other W = diag(v), both positive definite (n, n)."""
+    import torch
+
     root = torch.linalg.cholesky(torch.from_numpy(one))
     half = torch.linalg.solve_triangular(root, torch.from_numpy(other), upper=False)
     whitened = torch.linalg.solve_triangular(root, half.T, upper=False)
