@@ -41,6 +41,13 @@ def digests(files: Iterable[Path], below: Path | None = None) -> dict[str, str]:
         return dict(zip(names, pool.map(file_digest, files)))
 
 
+def changed_files(directory: Path, listed: Mapping[str, str]) -> list[str]:
+    """What is wrong with the files of a directory by their recorded sha256, one line each; empty where nothing is."""
+    missing = sorted(name for name in listed if not (directory / name).is_file())
+    changed = [n for n in sorted(listed.keys() - set(missing)) if file_digest(directory / n) != listed[n]]
+    return [f"{name} is missing" for name in missing] + [f"{name} has changed (its sha256 differs)" for name in changed]
+
+
 def model_files(path: Path) -> list[Path]:
     """What makes a model the model it is: its weights and its config."""
     return [*weight_files(path), path / "config.json"]

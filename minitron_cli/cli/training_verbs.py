@@ -20,6 +20,8 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
     """Carry out a training command from its parameters by name; returns the exit code."""
     control = {name: given[name] for name in CONTROL}
     options = _options(verb, control, {k: v for k, v in given.items() if k not in CONTROL})
+    if control["nproc"] < 1:
+        raise MinitronError(f"--nproc must be at least 1; got {control['nproc']}", "give the number of GPUs to use")
     if control["dry_run"]:
         from minitron_cli.training.run import rehearse
 
@@ -81,12 +83,12 @@ def _run(options: Any, control: Mapping[str, Any]) -> int:
 
     outcome = train(options, overwrite=control["overwrite"], preflight=control["preflight"], say=say)
     if os.environ.get("RANK", "0") == "0":
-        emit(facts_of(outcome), control["as_json"], lambda: _show(outcome))
+        emit(facts_of(outcome), control["as_json"], lambda: _show(outcome, control["overwrite"]))
     return outcome.stopped_by
 
 
 def _export(options: Any, control: Mapping[str, Any]) -> int:
-    from minitron_cli.training.run import export_step
+    from minitron_cli.training.export_run import export_step
 
     step = control["export_step"]
     directory = export_step(options, step, overwrite=control["overwrite"])
@@ -120,11 +122,13 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
     }
 
 
-def _show(outcome: "Outcome") -> None:
+def _show(outcome: "Outcome", overwrite: bool) -> None:
     progress, options = outcome.progress, outcome.options
     if outcome.stopped_by:
         print(f"stopped after step {progress.step} of {options.steps}; checkpoint in {outcome.output / 'run'}")
-        print("next: type the same line again, it goes on from there")
+        # With --overwrite, a run that replaces nothing would be replaced itself.
+        again = "the same line without --overwrite" if overwrite and outcome.output == Path(options.output) else ""
+        print(f"next: type {again or 'the same line again'}, it goes on from there")
         return
     if outcome.was_done:
         print(f"{outcome.output} is finished already; nothing to do (--overwrite starts again)")

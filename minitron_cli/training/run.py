@@ -1,23 +1,25 @@
 """One training run, from options to the exported checkpoint."""
 
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_dir, check_apart
+from minitron_cli.checkpoint.disk import write_errors
 from minitron_cli.data.order import Order
-from minitron_cli.training import export, loop, rundir, state
+from minitron_cli.errors import MinitronError
+from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import announce, check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.distributed import World, agree, barrier, join
-from minitron_cli.training.inputs import Models, digests, find_models, paths_read
+from minitron_cli.training.inputs import digests
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
 from minitron_cli.training.metrics import MetricsLog, read_metrics
-from minitron_cli.training.options import Options, to_json
+from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare, world_of
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
@@ -59,33 +61,93 @@ def rows_for(ready: Prepared, run: Path, world: World) -> Iterator[Rows]:
 def train(
     options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None
 ) -> Outcome:
-    """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal."""
+    """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal.
+
+    All inputs are opened and checked before anything is written. With `overwrite`, a result that is in the way stays
+    until the new one is complete (see `rundir`).
+    """
     output = Path(options.output)
     with join(options.device) as world:
         ready = prepare(options, world)
-        options, models = ready.options, ready.models
-        inputs = digests(models, ready.order, options.from_scratch) if world.rank == 0 else {}
-        if world.rank == 0 and overwrite:
-            rundir.remove(output)
-        done = world.rank == 0 and rundir.examine(output, options, inputs)
+        place = rundir.place_of(output, overwrite)
+        inputs = digests(ready.models, ready.order, options.from_scratch) if world.rank == 0 else {}
+        done = world.rank == 0 and _is_done(ready, place, output, inputs, say)
         if agree(world, 0, done)[1]:
-            return _outcome(output, options, _latest(output / "run"), was_done=True)
-        if world.rank == 0:
-            announce(ready, world, say)
-            if preflight:
-                check_room(ready, world)
-            rundir.create(output, options, inputs)
+            return _outcome(output, ready.options, _latest(output / "run"), was_done=True)
+        with _begun(ready, place, inputs, world, preflight, say):
+            progress, stopped_by = _train_and_export(ready, place, inputs, world, say)
+            if stopped_by:
+                return _outcome(place, ready.options, progress, stopped_by=stopped_by)
+            if world.rank == 0:
+                rundir.publish(place, output)
+        return _outcome(output, ready.options, progress)
+
+
+def _is_done(ready: Prepared, place: Path, output: Path, inputs: dict[str, str], say: Say) -> bool:
+    """Whether the result is there and whole; a run of other options in `output` is refused, in OUT.new discarded."""
+    if place != output:
+        if changed := rundir.changes(place, ready.options, inputs):
+            say(f"{place} is discarded: it was started with different options ({'; '.join(changed)})")
+            shutil.rmtree(place)
+        done = rundir.examine(place, ready.options, inputs) and not rundir.damage(place)
+        if done:
+            rundir.publish(place, output)
+        return done
+    if not rundir.examine(output, ready.options, inputs):
+        return False
+    if problems := rundir.damage(output):
+        if not state.checkpoints(output / "run"):
+            raise MinitronError(
+                f"{output} is damaged ({'; '.join(problems)}) and has no checkpoint to export again",
+                "train again with --overwrite",
+            )
+        say(f"warning: {output} is damaged ({'; '.join(problems)}); it is exported again")
+        return False
+    return True
+
+
+@contextmanager
+def _begun(
+    ready: Prepared, place: Path, inputs: dict[str, str], world: World, preflight: bool, say: Say
+) -> Iterator[None]:
+    """Announce the run and hold its directory; one that fails before its first checkpoint leaves none behind."""
+    if world.rank != 0:
         barrier(world)
-        with stop_on_signal() as stop, rows_for(ready, output / "run", world) as rows:
-            assembly = assemble(ready, rows, world)
-            progress = follow(ready, assembly, output / "run", stop, say)
-        if progress.step < ready.schedule.steps:
-            return _outcome(output, options, progress, stopped_by=stop.exit_code)
-        tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
-        if world.rank == 0:
-            facts = manifest(options, models, progress, inputs)
-            export.export(output, origin_of(options, models), tensors, ready.export_dtype, facts)
-        return _outcome(output, options, progress)
+        yield
+        return
+    announce(ready, world, say)
+    if preflight:
+        check_room(ready, world)
+    if place != Path(ready.options.output):
+        say(f"{ready.options.output} stays as it is until the new run, in {place}, is complete")
+    with write_errors(place):
+        created = rundir.create(place, ready.options, inputs)
+        try:
+            with rundir.locked(place):
+                barrier(world)
+                yield
+        except BaseException:
+            if created and not state.checkpoints(place / "run"):
+                shutil.rmtree(place / "run", ignore_errors=True)
+                with suppress(OSError):
+                    place.rmdir()
+            raise
+
+
+def _train_and_export(
+    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say
+) -> tuple[Progress, int]:
+    """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
+    with stop_on_signal() as stop, rows_for(ready, place / "run", world) as rows:
+        assembly = assemble(ready, rows, world)
+        progress = follow(ready, assembly, place / "run", stop, say)
+    if progress.step < ready.schedule.steps:
+        return progress, stop.exit_code
+    tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
+    if world.rank == 0:
+        facts = export_run.manifest(ready.options, ready.models, progress, inputs)
+        export.export(place, export_run.origin_of(ready.options, ready.models), tensors, ready.export_dtype, facts)
+    return progress, 0
 
 
 def start(options: Options, job: Job, run: Path, say: Say) -> tuple[Progress, bool]:
@@ -115,7 +177,7 @@ def rehearse(
     output = Path(options.output)
 
     def check() -> None:
-        if not overwrite:
+        if rundir.place_of(output, overwrite) == output:
             begun = (output / "run" / rundir.OPTIONS).is_file()
             inputs = digests(ready.models, ready.order, options.from_scratch) if begun else {}
             rundir.examine(output, ready.options, inputs)
@@ -152,45 +214,6 @@ def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, say: 
     finally:
         recorder.close()
     return progress
-
-
-def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path:
-    """Export a saved step of the run in `options.output` to a directory beside it."""
-    output = Path(options.output)
-    run = output / "run"
-    settled, inputs = rundir.read(run)
-    models = find_models(options)
-    saved = state.find(run, step)
-    dtype = export.export_dtype(models.student, options.export_dtype)
-    target = output.with_name(f"{output.name}-step-{step}")
-    check_apart(target, paths_read(options, models))
-    with state.naming_others(saved), atomic_dir(target, overwrite) as directory:
-        tensors = export.from_checkpoint(saved, dtype)
-        export.write_model(directory, origin_of(options, models), tensors, dtype)
-        export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))
-    return target
-
-
-def origin_of(options: Options, models: Models) -> export.Origin:
-    """Where the exported model's config, tokenizer and generation settings come from."""
-    return export.Origin(models.student, models.tokenizer, options.trust_remote_code)
-
-
-def manifest(options: Options, models: Models, progress: Progress, inputs: dict[str, str]) -> dict:
-    """What minitron.json says of a trained model."""
-    return {
-        "verb": options.verb,
-        "options": to_json(options),
-        "inputs": inputs,
-        "parent": None if options.from_scratch else models.student,
-        "training": {
-            "steps": progress.step,
-            "tokens": progress.tokens,
-            "flops": progress.flops,
-            "first": progress.first,
-            "last": progress.last,
-        },
-    }
 
 
 def _cadence(options: Options) -> Cadence:

@@ -4,52 +4,124 @@ OUT/config.json, model.safetensors, tokenizer ..., minitron.json     appear at t
 OUT/run/options.json      what was asked for and the inputs' digests: the same line again must match it
 OUT/run/metrics.jsonl     one line per logged step
 OUT/run/step-NNNNNNN/     the last checkpoints
+
+With --overwrite a run that replaces something is made in OUT.new, and takes OUT's place when it is finished: until then
+a line that fails, is stopped or killed has cost nothing, and typed again it goes on in OUT.new.
 """
 
+import fcntl
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file
+from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file, replacing
+from minitron_cli.checkpoint.provenance import changed_files, read_manifest
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.options import Options, differences, from_json, to_json
 
 OPTIONS = "options.json"
 
 
-def examine(output: Path, options: Options, inputs: Mapping[str, str]) -> bool:
-    """Whether the run that `options` describe is finished in `output`; refuses an output that holds anything else.
+def place_of(output: Path, overwrite: bool) -> Path:
+    """The directory that a run is made in: `output`, or OUT.new beside it where there is something to replace."""
+    if not overwrite or not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return output
+    if not is_ours(output):
+        raise MinitronError(
+            f"{output} was not made by minitron, so --overwrite leaves it alone", "choose another output with -o"
+        )
+    real = Path(os.path.realpath(output))
+    place = real.with_name(real.name + ".new")
+    if place.exists() and not is_ours(place):
+        raise MinitronError(
+            f"{place}, where the run would be made that replaces {output}, was not made by minitron",
+            "move it away, or choose another output with -o",
+        )
+    return place
 
-    `options` are settled: every "decide for me" has become a number. A run of other options is refused by name of each
-    difference, a directory that is not ours altogether.
+
+def is_ours(directory: Path) -> bool:
+    """Whether a run or another result of minitron is in `directory`."""
+    return (directory / MANIFEST).is_file() or (directory / "run" / OPTIONS).is_file()
+
+
+def changes(place: Path, options: Options, inputs: Mapping[str, str]) -> list[str]:
+    """In what the run in `place` differs from the one that `options` describe; empty where there is none.
+
+    `options` are those that `prepare` has completed: every "decide for me" has become a number.
     """
-    if not (output / "run" / OPTIONS).is_file():
-        if output.exists() and (not output.is_dir() or any(p.name != "run" for p in output.iterdir())):
-            raise MinitronError(f"{output} exists and holds no run of minitron", "choose another output with -o")
-        return False
-    before, inputs_before = read(output / "run")
+    if not (place / "run" / OPTIONS).is_file():
+        return []
+    before, inputs_before = read(place / "run")
     changed = differences(before, options)
     for name in sorted(inputs_before.keys() | inputs.keys()):
         if inputs_before.get(name) != inputs.get(name):
             changed.append(f"{name}: {_short(inputs_before.get(name))} -> {_short(inputs.get(name))}")
-    if changed:
+    return changed
+
+
+def examine(output: Path, options: Options, inputs: Mapping[str, str]) -> bool:
+    """Whether the run that `options` describe has been exported to `output`; refuses an output of anything else."""
+    if not (output / "run" / OPTIONS).is_file():
+        if output.exists() and (not output.is_dir() or any(p.name != "run" for p in output.iterdir())):
+            raise MinitronError(f"{output} exists and holds no run of minitron", "choose another output with -o")
+        return False
+    if changed := changes(output, options, inputs):
         raise MinitronError(
-            f"{output} holds a run of other options: {'; '.join(changed)}",
+            f"{output} was started with different options: {'; '.join(changed)}",
             "type the line it was started with, choose another output with -o, or add --overwrite to start again",
         )
     return (output / MANIFEST).is_file()
 
 
-def create(output: Path, options: Options, inputs: Mapping[str, str]) -> None:
-    """Make the run directory, unless an earlier part of the same run did."""
-    run = output / "run"
+def damage(output: Path) -> list[str]:
+    """What is wrong with the finished model in `output`, by the sha256 in its manifest."""
+    try:
+        listed = (read_manifest(output) or {}).get("files")
+    except MinitronError as error:
+        return [error.message]
+    if not isinstance(listed, dict) or not any(str(name).endswith(".safetensors") for name in listed):
+        return [f"{MANIFEST} lists no weights"]
+    return changed_files(output, listed)
+
+
+def create(place: Path, options: Options, inputs: Mapping[str, str]) -> bool:
+    """Make the run directory; False where an earlier part of the same run did."""
+    run = place / "run"
     if (run / OPTIONS).is_file():
-        return
+        return False
     run.mkdir(parents=True, exist_ok=True)
     with atomic_file(run / OPTIONS) as file:
         file.write_text(json.dumps({"options": to_json(options), "inputs": dict(inputs)}, indent=1) + "\n")
+    return True
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Hold the run in `place`; another process that holds it is an error. Where there are no locks, nothing is held."""
+    descriptor = os.open(place / "run", os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MinitronError(
+                f"another process is training in {place}", "wait until it has ended, or stop it"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def publish(place: Path, output: Path) -> None:
+    """Put a finished run that was made in OUT.new in the place of what it replaces."""
+    if place != output:
+        with replacing(output) as old:
+            place.rename(old.path)
 
 
 def read(run: Path) -> tuple[Options, dict[str, str]]:
@@ -62,19 +134,8 @@ def read(run: Path) -> tuple[Options, dict[str, str]]:
     try:
         found: dict[str, Any] = json.loads(file.read_text())
         return from_json(found["options"]), found["inputs"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MinitronError(f"{file} is damaged: {error}", "start again with --overwrite") from error
-
-
-def remove(output: Path) -> None:
-    """Start again: remove an output that is ours, finished or not."""
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if not (output / MANIFEST).is_file() and not (output / "run" / OPTIONS).is_file():
-        raise MinitronError(
-            f"{output} was not made by minitron, so --overwrite leaves it alone", "choose another output with -o"
-        )
-    shutil.rmtree(output)
 
 
 def _short(digest: str | None) -> str:

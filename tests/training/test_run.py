@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import state
+from minitron_cli.training.export_run import export_step
 from minitron_cli.training.metrics import read_metrics
-from minitron_cli.training.run import export_step, train
+from minitron_cli.training.run import train
 from tests.toys import make_toy
 from tests.training.runs import options, signal_after, write_text
 

@@ -16,7 +16,8 @@ from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import state
 from minitron_cli.training.distributed import ALONE
-from minitron_cli.training.run import export_step, train
+from minitron_cli.training.export_run import export_step
+from minitron_cli.training.run import train
 from minitron_cli.training.step_files import STATE, open_tensors, shard_name, write_shard, write_state
 from tests.training.runs import options, signal_after, write_text
 

@@ -1,0 +1,48 @@
+"""What a run hands to the exporter: where its config comes from, what its manifest says; and the export of one step."""
+
+from pathlib import Path
+
+from minitron_cli.checkpoint.atomic import atomic_dir, check_apart
+from minitron_cli.training import export, rundir, state
+from minitron_cli.training.inputs import Models, find_models, paths_read
+from minitron_cli.training.options import Options, to_json
+from minitron_cli.training.state import Progress
+
+
+def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path:
+    """Export a saved step of the run in `options.output` to a directory beside it."""
+    output = Path(options.output)
+    run = output / "run"
+    settled, inputs = rundir.read(run)
+    models = find_models(options)
+    saved = state.find(run, step)
+    dtype = export.export_dtype(models.student, options.export_dtype)
+    target = output.with_name(f"{output.name}-step-{step}")
+    check_apart(target, paths_read(options, models))
+    with state.naming_others(saved), atomic_dir(target, overwrite) as directory:
+        tensors = export.from_checkpoint(saved, dtype)
+        export.write_model(directory, origin_of(options, models), tensors, dtype)
+        export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))
+    return target
+
+
+def origin_of(options: Options, models: Models) -> export.Origin:
+    """Where the exported model's config, tokenizer and generation settings come from."""
+    return export.Origin(models.student, models.tokenizer, options.trust_remote_code)
+
+
+def manifest(options: Options, models: Models, progress: Progress, inputs: dict[str, str]) -> dict:
+    """What minitron.json says of a trained model."""
+    return {
+        "verb": options.verb,
+        "options": to_json(options),
+        "inputs": inputs,
+        "parent": None if options.from_scratch else models.student,
+        "training": {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "flops": progress.flops,
+            "first": progress.first,
+            "last": progress.last,
+        },
+    }
