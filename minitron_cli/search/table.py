@@ -9,14 +9,13 @@ from typing import Any
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.result import Entry, SearchResult, standard_error
-from minitron_cli.spec.axes import FLAG_OF_AXIS
-from minitron_cli.spec.shape import shape_name
+from minitron_cli.spec.shape import cut_flags, shape_name
 
 
 def facts(result: SearchResult, request: SearchRequest) -> dict[str, Any]:
     """Everything found, best first, and the best shape as a recipe step and as a command line."""
     best = result.entries[0].candidate.shape
-    cut = {FLAG_OF_AXIS[a]: best[a] for a in FLAG_OF_AXIS if a in result.source and best[a] != result.source[a]}
+    cut = cut_flags(result.source, best)
     line = ["minitron", "prune", request.model, "--scores", str(request.scores)]
     return {
         "output": str(request.output),

@@ -12,11 +12,11 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.model import load_model
 from minitron_cli.evaluate.perplexity import token_losses
-from minitron_cli.prune.write import write_pruned
+from minitron_cli.prune.execute import prune
+from minitron_cli.prune.request import Measurement, request_from_options
 from minitron_cli.search.request import SearchRequest
-from minitron_cli.spec.plan import from_scores
 from minitron_cli.spec.scores import Scores
-from minitron_cli.spec.shape import Shape, shape_name
+from minitron_cli.spec.shape import Shape, cut_flags, shape_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ class Workspace:
             return self.loss_of(self.source.path, "source")
         name = shape_name(shape)
         place = self.request.output / "candidates" / name
-        return self.loss_of(cut_candidate(self.source, self.scores, shape, place), name)
+        if read_manifest(place) is None:
+            cut = {**cut_flags(self.source.shape, shape), "scores": self.request.scores, "output": place}
+            prune(request_from_options(str(self.source.path), cut), _no_measuring)
+        return self.loss_of(place, name)
 
     def loss_of(self, model: Path, name: str) -> np.ndarray:
         return held_out_losses(
@@ -48,12 +51,8 @@ class Workspace:
         )
 
 
-def cut_candidate(source: Checkpoint, scores: Scores, shape: Shape, output: Path) -> Path:
-    """Prune `source` to `shape` at `output`, unless it is there already."""
-    if read_manifest(output) is None:
-        plan = from_scores(scores, source.shape, shape)
-        write_pruned(source, plan, output, scores=scores, options={"target": dict(shape.sizes)})
-    return output
+def _no_measuring(measurement: Measurement) -> None:
+    raise AssertionError("a search has scores")
 
 
 def held_out_losses(

@@ -85,6 +85,11 @@ def shape_name(shape: Shape, source: Shape | None = None) -> str:
     )
 
 
+def cut_flags(source: Shape, shape: Shape) -> dict[str, int]:
+    """The options that cut `source` to `shape`: {"hidden": 3072, "kv-heads": 4}."""
+    return {flag: shape[a] for a, flag in FLAG_OF_AXIS.items() if a in source and shape[a] != source[a]}
+
+
 def copies(weight: Weight, shape: Shape) -> int:
     """How many tensors a line describes: one per layer and expert that its name ranges over."""
     return prod(shape[axis] for axis in weight.name_axes)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from minitron_cli.__main__ import run
 from minitron_cli.search.picture import pareto
@@ -14,6 +17,7 @@ from minitron_cli.search.refine import hopeless
 from minitron_cli.search.result import Entry, mark_ties
 from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import Shape
+from tests.prune.cutting import load
 
 
 def _entry(losses: np.ndarray | None, refined: np.ndarray | None = None) -> Entry:
@@ -59,16 +63,54 @@ def searched(tmp_path_factory: pytest.TempPathFactory, toy) -> tuple[list[str], 
     return line, directory / "out"
 
 
-def test_refined_before_measured_before_forecast(searched: tuple[list[str], Path]) -> None:
-    found = json.loads((searched[1] / "search.json").read_text())["candidates"]
-    stages = [2 if c["refined"] is not None else 1 if c["loss"] is not None else 0 for c in found]
-    assert stages == sorted(stages, reverse=True)
-    assert stages[0] == 2
-    assert sum(stage > 0 for stage in stages) == 3
-    for stage, key in ((2, "refined"), (1, "loss"), (0, "forecast")):
-        values = [c[key] for c, s in zip(found, stages) if s == stage]
-        assert values == sorted(values)
-    assert (searched[1] / "pareto.svg").read_text().startswith("<?xml")
+def test_each_stage_takes_the_best_of_the_one_before(searched: tuple[list[str], Path]) -> None:
+    """Forecasts by hand, from the scores and the weights that were found: -log of the share that each cut keeps."""
+    line, output = searched
+    found = json.loads((output / "search.json").read_text())
+    scores = load_file(line[line.index("--scores") + 1])
+    shapes = found["candidates"]
+    for candidate in shapes:
+        layers, ffn = candidate["shape"]["layer"], candidate["shape"]["ffn"]
+        influence, energy = scores["layer"], np.square(scores["ffn"])
+        kept = np.sort(np.argsort(-influence, kind="stable")[:layers])
+        shares = np.sort(energy[kept])[:, ::-1][:, :ffn].sum(1) / energy[kept].sum(1)
+        lost = {"layer": -np.log(influence[kept].sum() / influence.sum()), "ffn": -np.log(shares.mean())}
+        forecast = sum(found["forecast_weights"][axis] * value for axis, value in lost.items())
+        assert candidate["forecast"] == pytest.approx(forecast, abs=1e-9)
+    by_forecast = sorted(shapes, key=lambda c: c["forecast"])
+    measured = [c for c in shapes if c["loss"] is not None]
+    assert {c["name"] for c in measured} == {c["name"] for c in by_forecast[:3]}
+    by_loss = sorted(measured, key=lambda c: c["loss"])
+    refined = [c for c in shapes if c["refined"] is not None]
+    assert refined
+    assert {c["name"] for c in refined} <= {c["name"] for c in by_loss[:2]}
+    after = sorted(refined, key=lambda c: c["refined"]) + [c for c in by_loss if c["refined"] is None]
+    assert shapes == after + by_forecast[3:]
+    assert (output / "pareto.svg").read_text().startswith("<?xml")
+
+
+def test_losses_are_the_models_own(searched: tuple[list[str], Path]) -> None:
+    """Of the source, a cut and a distilled candidate, as transformers computes them on the text's first windows."""
+    line, output = searched
+    found = json.loads((output / "search.json").read_text())
+    best = found["candidates"][0]
+    model = line[1]
+    encoder = AutoTokenizer.from_pretrained(model)
+    text = [json.loads(row)["text"] for row in Path(line[line.index("--data") + 1]).read_text().splitlines()]
+    stream = [token for row in text for token in (*encoder(row, add_special_tokens=False)["input_ids"], 2)]
+    windows = torch.tensor(stream[: 16 * 32]).view(16, 32)
+    tokens = max(
+        (output / "refined").glob(f"{best['name']}-*/config.json"), key=lambda f: int(f.parent.name.split("-")[-1])
+    )
+    for place, loss in (
+        (model, found["source_loss"]),
+        (output / "candidates" / best["name"], best["loss"]),
+        (tokens.parent, best["refined"]),
+    ):
+        loaded = load(Path(place))
+        with torch.no_grad():
+            expected = loaded(windows, labels=windows).loss
+        assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_same_line_finds_everything_again(
