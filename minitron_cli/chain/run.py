@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_cli.chain.actual_cost import Ended, actual_cost, estimate_facts
 from minitron_cli.chain.estimate import estimate
-from minitron_cli.chain.family import known_configs
 from minitron_cli.chain.fingerprint import combine, file_digests, input_digests, signature, step_fingerprint
 from minitron_cli.chain.state import Record, load, lock, save, save_recipe
-from minitron_cli.chain.took import Ended, forecast_facts, took
+from minitron_cli.chain.summary import known_configs
 from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step, command_line
@@ -89,7 +89,7 @@ def _execute(
     cost = next(c for c in estimate(recipe, known_configs(recipe, directory)) if c.step.name == step.name)
     record.begun, record.digest, record.signature = decision.fingerprint, "", {}
     record.command = command_line(recipe, step, directory)
-    record.forecast, record.took = forecast_facts(cost), {}
+    record.forecast, record.took = estimate_facts(cost), {}
     save(directory, records)
     start = time.monotonic()
     ended = execute(record.command)
@@ -99,7 +99,7 @@ def _execute(
         raise StepFailed(step.name, ended.code)
     record.files, record.signature = file_digests(output), signature(output)
     record.digest = combine(output, record.files)
-    record.took = took(step, output, cost, ended.peak_bytes)
+    record.took = actual_cost(step, output, cost, ended.peak_bytes)
     save(directory, records)
 
 

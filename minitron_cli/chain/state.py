@@ -21,7 +21,7 @@ class Record:
 
     `digest` is of the whole output, `files` of each file in it; an equal `signature` saves hashing them again.
     `seconds` add up over the sessions of an interrupted step, those that were killed left out; `forecast` and `took`
-    are its cost before and after (see chain/took).
+    are its cost before and after (see chain/actual_cost).
     """
 
     begun: str = ""

@@ -31,8 +31,8 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Run a chain of commands: what is done is skipped, what was interrupted goes on, what changed is made again."""
-    from minitron_cli.chain.family import summarise, write_family
     from minitron_cli.chain.run import plan_run, run
+    from minitron_cli.chain.summary import summary_table, write_summary
     from minitron_cli.cli.recipes import check_values, find_recipe, options_by_verb
     from minitron_cli.spec.recipe import command_line
     from minitron_cli.spec.recipe_file import apply_settings, load_recipe
@@ -51,12 +51,12 @@ def command(
         emit(facts, as_json, lambda: show_plan(facts))
         return
     run(chain, directory, _execute, say, begin, until)
-    family = write_family(chain, directory)
-    emit(family, as_json, lambda: _show_family(family, directory, summarise))
+    family = write_summary(chain, directory)
+    emit(family, as_json, lambda: _show_family(family, directory, summary_table))
 
 
-def _show_family(family: dict[str, Any], directory: Path, summarise: Any) -> None:
-    table(*summarise(family))
+def _show_family(family: dict[str, Any], directory: Path, summary_table: Any) -> None:
+    table(*summary_table(family))
     print("what each step took (in brackets the forecast, where it was another)")
     show_took(family)
     print(f"{directory / 'family.json'}: the family, its lineage and its figures")
@@ -64,8 +64,8 @@ def _show_family(family: dict[str, Any], directory: Path, summarise: Any) -> Non
 
 def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float, mfu: float) -> dict[str, Any]:
     from minitron_cli.chain.estimate import estimate
-    from minitron_cli.chain.family import known_configs
     from minitron_cli.chain.state import Record, load
+    from minitron_cli.chain.summary import known_configs
     from minitron_cli.spec.recipe import command_line
 
     records = load(directory)
@@ -109,7 +109,7 @@ def _execute(arguments: Sequence[str]) -> Any:
     import subprocess
     import sys
 
-    from minitron_cli.chain.took import Ended
+    from minitron_cli.chain.actual_cost import Ended
 
     say("$ minitron " + shlex.join(arguments))
     with subprocess.Popen([sys.executable, "-m", "minitron_cli", *arguments], stdout=sys.stderr) as child:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from minitron_cli.chain.actual_cost import Ended
 from minitron_cli.chain.run import StepFailed, plan_run, run
 from minitron_cli.chain.state import lock
-from minitron_cli.chain.took import Ended
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.chain.family import write_family
 from minitron_cli.chain.state import Record, save, save_recipe
+from minitron_cli.chain.summary import write_summary
 from minitron_cli.checkpoint.provenance import model_digest, write_manifest, write_plan
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.spec.plan import from_scores
@@ -34,7 +34,7 @@ def write_run(directory: Path, until: str | None = None) -> Path:
         save(directory, records)
         if going:
             return directory
-    write_family(RECIPE, directory)
+    write_summary(RECIPE, directory)
     evaluated = {m["path"]: m for m in json.loads((directory / "figures.json").read_text())["models"]}
     family = json.loads((directory / "family.json").read_text())
     for model in family["models"]:

@@ -99,13 +99,11 @@ def test_losses_are_the_models_own(searched: tuple[list[str], Path]) -> None:
     text = [json.loads(row)["text"] for row in Path(line[line.index("--data") + 1]).read_text().splitlines()]
     stream = [token for row in text for token in (*encoder(row, add_special_tokens=False)["input_ids"], 2)]
     windows = torch.tensor(stream[: 16 * 32]).view(16, 32)
-    tokens = max(
-        (output / "refined").glob(f"{best['name']}-*/config.json"), key=lambda f: int(f.parent.name.split("-")[-1])
-    )
+    refined = output / "refined" / f"{best['name']}-1024"
     for place, loss in (
         (model, found["source_loss"]),
         (output / "candidates" / best["name"], best["loss"]),
-        (tokens.parent, best["refined"]),
+        (refined, best["refined"]),
     ):
         loaded = load(Path(place))
         with torch.no_grad():

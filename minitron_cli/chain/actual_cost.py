@@ -1,6 +1,7 @@
-"""What a step really took, read from what it made; beside the forecast, so that the next forecast can be trusted.
+"""The actual cost of a step, read from its output, to compare with the estimate.
 
-Kept in the run's own state and in family.json, never in an artefact: artefacts are the same to the byte between runs.
+It is kept in the run's own state and in family.json, never in an artefact: artefacts are the same to the byte between
+runs.
 """
 
 import json
@@ -25,10 +26,10 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
-    """A finished step, in the units of the forecast.
+class ActualCost:
+    """A finished step, in the units of the estimate.
 
-    `memory_bytes` is what training held at the most, on the GPU or (with interpreter and libraries) on the host;
+    `memory_bytes` is the most that training held, on the GPU or (with interpreter and libraries) on the host;
     `host_bytes` the same of any step's process. `disk_bytes` are the weights, `all_bytes` every file, saved steps too.
     """
 
@@ -40,23 +41,23 @@ class Took:
     host_bytes: int
 
 
-def forecast_facts(cost: Estimate) -> dict[str, Any]:
-    """The forecast as it is kept: what can be held against `Took`."""
+def estimate_facts(cost: Estimate) -> dict[str, Any]:
+    """The estimate as it is kept: what can be compared with `ActualCost`."""
     keys = ("tokens", "flops", "disk_bytes", "working_bytes", "memory_bytes")
     return {key: getattr(cost, key) for key in keys}
 
 
-def took(step: Step, output: Path, cost: Estimate, host_bytes: int) -> dict[str, Any]:
-    """Count what lies at `output` now that the step is finished."""
+def actual_cost(step: Step, output: Path, cost: Estimate, host_bytes: int) -> dict[str, Any]:
+    """Count what is at `output` after the step has finished."""
     tokens, flops = _work(step, output, cost)
     weights = sum(t.num_bytes for t in list_tensors(output).values()) if (output / "config.json").is_file() else 0
     files = [output] if output.is_file() else [f for f in output.rglob("*") if f.is_file()]
     whole = sum(f.stat().st_size for f in files)
-    return asdict(Took(tokens, flops, weights, whole, _trained_in(output) or 0, host_bytes))
+    return asdict(ActualCost(tokens, flops, weights, whole, _peak_memory(output) or 0, host_bytes))
 
 
 def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
-    """Tokens that were really read, and the FLOPs they cost."""
+    """Tokens that were read, and the FLOPs they cost."""
     if step.verb in ("train", "distill"):
         training = (read_manifest(output) or {}).get("training") or {}
         return int(training.get("tokens", 0)), float(training.get("flops", 0.0))
@@ -67,7 +68,7 @@ def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
     return 0, 0.0
 
 
-def _trained_in(output: Path) -> int | None:
+def _peak_memory(output: Path) -> int | None:
     """The highest `peak_memory` that a training run wrote down; None for anything else."""
     file = output / "run" / "metrics.jsonl"
     if not file.is_file():
@@ -76,5 +77,5 @@ def _trained_in(output: Path) -> int | None:
 
 
 def compare(forecast: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
-    """real / forecast of every quantity that both know."""
+    """actual / estimate of every quantity that both know."""
     return {key: real[key] / forecast[key] for key in real if forecast.get(key) and real[key]}

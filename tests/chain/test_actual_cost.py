@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from minitron_cli.__main__ import run as run_line
-from minitron_cli.chain.family import write_family
+from minitron_cli.chain.actual_cost import Ended, compare
 from minitron_cli.chain.run import StepFailed, run
 from minitron_cli.chain.state import load
-from minitron_cli.chain.took import Ended, compare
+from minitron_cli.chain.summary import write_summary
 from minitron_cli.cli.costs import memory_text
 from minitron_cli.cli.run import _execute
 from minitron_cli.spec.recipe import Recipe
@@ -94,7 +94,7 @@ def test_flops_by_hand(finished: tuple[Recipe, Path, str]) -> None:
 
 def test_time_and_memory_are_kept_beside_the_forecast(finished: tuple[Recipe, Path, str]) -> None:
     recipe, directory, _ = finished
-    steps = {step["step"]: step for step in write_family(recipe, directory)["steps"]}
+    steps = {step["step"]: step for step in write_summary(recipe, directory)["steps"]}
     assert all(step["took"]["host_bytes"] == 12345 for step in steps.values())
     ratios = compare(steps["small"]["forecast"], steps["small"]["took"])
     assert ratios["tokens"] == ratios["flops"] == ratios["disk_bytes"] == 1.0

@@ -1,4 +1,4 @@
-"""The family a run has made: its models, their lineage and what evaluation says of them, as family.json."""
+"""What a run has made: its models, their lineage and their evaluation, as family.json."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from minitron_cli.spec.recipe import VERBS, Recipe, Step, command_line, locate
 _MAKES_MODELS = ("train", "prune", "distill")
 
 
-def write_family(recipe: Recipe, directory: Path) -> dict[str, Any]:
+def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:
     """Collect what every finished step made and write DIRECTORY/family.json; returns the same object."""
     records = load(directory)
     finished = [step for step in recipe.steps if step.name in records and records[step.name].finished]
@@ -76,7 +76,7 @@ def _evaluation(path: str, results: list[Mapping[str, Any]]) -> dict[str, Any] |
     return found or None
 
 
-def summarise(family: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def summary_table(family: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The family as a table: columns and rows."""
     rows = []
     for model in family["models"]:
