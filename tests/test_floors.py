@@ -98,6 +98,12 @@ def test_no_file_imports_itself_through_others() -> None:
     TopologicalSorter(graph).prepare()  # raises a CycleError that names the files
 
 
+def test_nothing_forks() -> None:
+    """A fork of a process in which torch has started its threads waits for them forever: spawn, or run a new one."""
+    for path in [*FILES, *(Path(__file__).parent / "benchmarks").glob("*.py")]:
+        assert not [word for word in ("os.fork(", '"fork"', "'fork'", "forkserver") if word in _code(path)], path
+
+
 @pytest.mark.parametrize("package", GROUND)
 def test_the_ground_imports_nothing_heavy(package: str) -> None:
     for path in (p for p in FILES if _package(p) == package):

@@ -34,6 +34,7 @@ from minitron_cli.training import optimizer
 from minitron_cli.training.load import load_student, load_teacher
 from minitron_cli.training.schedule import Schedule, learning_rate
 from minitron_cli.training.step import KDStep
+from tests.benchmarks.measure import parse
 
 Curve = list[tuple[int, float]]  # (step, held-out nats per token)
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--targets", help="[default: those with a cut of the width]")
     parser.add_argument("--arms", default="plain,compensated,residual,rotated")
     parser.add_argument("--work", type=Path, help="where everything is kept [default: a temporary directory]")
-    args = parser.parse_args()
+    args = parse(parser, steps=8, arms="plain,compensated", targets="h48-f128")
     marks = [0, *(args.steps // part for part in (8, 4, 2, 1))]
     print(f"{'target':10}{'arm':14}" + "".join(f"{mark:9}" for mark in marks) + f"{'seeds':>9}  reached")
     with tempfile.TemporaryDirectory() as name:

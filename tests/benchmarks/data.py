@@ -23,6 +23,7 @@ from minitron_cli.data.prepare import make_job, run_job
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokenizer import load_tokenizer
 from minitron_cli.data.tokens import TokenFile
+from tests.benchmarks.measure import parse
 from tests.data.corpora import byte_level, documents, write_jsonl
 
 _REPEATS = 3
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2", help="numbers of processes to try, comma-separated")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
-    options = parser.parse_args()
+    options = parse(parser, documents=200, workers="1", seq_len=32, batch=4)
     with tempfile.TemporaryDirectory() as directory:
         rows, file = tokenising(Path(directory), options.documents, [int(n) for n in options.workers.split(",")])
         print("\n".join([*rows, *reading(file, options.seq_len, options.batch)]))

@@ -36,6 +36,7 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.search.workspace import held_out_losses
 from tests.benchmarks.family_report import Figures, show
+from tests.benchmarks.measure import parse
 
 STEPS = {"large": 700, "middle": 200, "small": 250, "short": 32}
 TRAINING = ["--batch", 16, "--seq-len", 128, "--lr", "2e-3", "--min-lr", "2e-4", "--warmup", 4]
@@ -43,6 +44,7 @@ FROM_SCRATCH = ["--batch", 16, "--seq-len", 128, "--lr", "4e-3", "--min-lr", "4e
 MIDDLE, SMALL = {"hidden": 96, "ffn": 256}, {"hidden": 72, "ffn": 176}
 BUDGET = 345_096  # parameters of the small model
 GRID = ["--tolerance", "1.8%", "--grid", "hidden=64:128:16", "--grid", "ffn=80:352:16", "--grid", "layers=2:5"]
+TINY_GRID = ["--tolerance", "20%", "--grid", "hidden=72:88:16", "--grid", "ffn=176:176:16", "--grid", "layers=4:5"]
 SELECTION_LINES = 1000
 
 
@@ -60,6 +62,7 @@ class Place:
     folder: Path
     steps: dict[str, int]
     lock: Path | None
+    grid: list[str]
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -117,7 +120,7 @@ def search(place: Place) -> list[dict[str, Any]]:
     large, tokens = place / "large", place.steps["short"] * 16 * 128
     scores = importance(place, large)
     with place.training():
-        found = minitron("search", large, "--params", BUDGET, *GRID, "--scores", scores, *place.text(),
+        found = minitron("search", large, "--params", BUDGET, *place.grid, "--scores", scores, *place.text(),
                          "--eval-data", place / "choose.jsonl", "--eval-windows", 128, "--measure", 99, "--refine", 4,
                          "--refine-tokens", tokens, "--batch", 16, "--lr", "2e-3", "-o", place / "search",
                          "--json")  # fmt: skip
@@ -169,14 +172,16 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--lock", type=Path)
     parser.add_argument("--report", action="store_true")
-    arguments = parser.parse_args()
+    parser.set_defaults(grid=GRID)
+    arguments = parse(parser, scale=0.01, seeds=2, grid=TINY_GRID)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.report:
             show(Figures.read(folder / "figures.json"))
             return
-        place = Place(folder, {n: max(8, round(s * arguments.scale)) for n, s in STEPS.items()}, arguments.lock)
+        steps = {name: max(8, round(count * arguments.scale)) for name, count in STEPS.items()}
+        place = Place(folder, steps, arguments.lock, arguments.grid)
         prepare(place)
         candidates = search(place)
         figures = Figures(candidates)

@@ -11,7 +11,6 @@ of their own (target: 1.3 x). On a busy machine: OMP_NUM_THREADS=1 and --cpu-tim
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -24,20 +23,21 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
-from minitron_cli.hf.devices import choose_device
+from minitron_cli.hf.devices import DTYPES, choose_device, dtype_name
 from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.load import load_model
-from minitron_cli.hf.parts import decoder_of
+from minitron_cli.hf.parts import decoder_of, weight_bytes
 from minitron_cli.hf.process_group import World
 from minitron_cli.importance import estimate, resident, stream
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.job import Job
 from minitron_cli.importance.record import Recorder
 from minitron_cli.importance.snapshot import Snapshot
-from tests.benchmarks.measure import Run, paired_ratio, paired_seconds, peak_bytes
+from tests.benchmarks.measure import paired_ratio, paired_seconds, parse, peak_bytes
 
 # (hidden, ffn, layers, heads, kv heads, vocab), and (samples, tokens a sample, batch)
 SHAPES = {
+    "tiny": ((64, 160, 2, 4, 2, 256), (4, 32, 2)),
     "small": ((512, 1536, 8, 8, 4, 8192), (8, 256, 4)),
     "medium": ((1024, 3072, 6, 16, 4, 16384), (8, 512, 4)),
     "large": ((1024, 4096, 24, 8, 4, 8192), (4, 256, 2)),
@@ -68,25 +68,36 @@ def samples_of(name: str) -> Samples:
     return Samples(np.random.default_rng(0).integers(0, SHAPES[name][0][5], (count, length)))
 
 
+class Passes:
+    """The two passes that are compared, over one model and the same samples; a short one has been recorded before."""
+
+    def __init__(self, path: Path, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint, self.device, self.dtype = open_checkpoint(path), device, dtype
+        self.model = load_model(path, dtype, device)
+        self.sites = find_sites(self.checkpoint, self.model, device)
+        self.batch, self.samples = SHAPES[name][1][2], samples_of(name)
+        # Libraries keep workspaces, and Python modules, that are neither's.
+        self._record(Samples(self.samples.rows[:1, :8]))
+
+    def bare(self) -> None:
+        with torch.inference_mode():
+            for one in self.samples.batches(self.batch, self.device):
+                estimate.forward(decoder_of(self.model), one)
+
+    def recorded(self) -> None:
+        self._record(self.samples)
+
+    def _record(self, samples: Samples) -> None:
+        estimate.run(self.model, self.sites, samples.batches(self.batch, self.device), Recorder(self.sites))
+
+
 def overhead(name: str, device: torch.device, dtype: torch.dtype, rounds: int, cpu_time: bool) -> dict[str, float]:
     """Ratio of seconds, and bytes that recording adds at its peak over model and bare pass."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = open_checkpoint(make(name, dtype, Path(folder)))
-        model = load_model(checkpoint.path, dtype, device)
-        sites, samples, batch = find_sites(checkpoint, model, device), samples_of(name), SHAPES[name][1][2]
-
-        def bare() -> None:
-            with torch.inference_mode():
-                for one in samples.batches(batch, device):
-                    estimate.forward(decoder_of(model), one)
-
-        def recorded() -> None:
-            estimate.run(model, sites, samples.batches(batch, device), Recorder(sites))
-
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        recorded()  # libraries keep workspaces, and Python modules, that are neither's
-        plain, ours = alone(bare, device), alone(recorded, device)
-        seconds = paired_seconds({"bare": bare, "recorded": recorded}, rounds, device, cpu_time)
+        passes = Passes(make(name, dtype, Path(folder)), name, device, dtype)
+        weights = weight_bytes(passes.model)
+        plain, ours = alone("bare", passes, name), alone("recorded", passes, name)
+        seconds = paired_seconds({"bare": passes.bare, "recorded": passes.recorded}, rounds, device, cpu_time)
         return {
             "bare_seconds": min(seconds["bare"]),
             "recorded_seconds": min(seconds["recorded"]),
@@ -95,16 +106,16 @@ def overhead(name: str, device: torch.device, dtype: torch.dtype, rounds: int, c
         }
 
 
-def alone(run: Run, device: torch.device) -> int:
-    """Peak bytes of a call; on the CPU in a process of its own, because freed memory is not given back for the next."""
-    if device.type == "cuda":
-        return peak_bytes(run, device)
-    reader, writer = os.pipe()
-    if not (pid := os.fork()):
-        os.write(writer, str(peak_bytes(run, device)).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return int(os.read(reader, 64))
+def alone(which: str, passes: Passes, name: str) -> int:
+    """Peak bytes of a pass; on the CPU in a process of its own, because freed memory is not given back for the next.
+
+    The process is a new one: a fork of one in which torch has threads would wait for them forever.
+    """
+    if passes.device.type == "cuda":
+        return peak_bytes(getattr(passes, which), passes.device)
+    line = [sys.executable, "-m", "tests.benchmarks.importance", "--child", which, "--shape", name]
+    line += ["--model", str(passes.checkpoint.path), "--dtype", dtype_name(passes.dtype)]
+    return json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def child(mode: str, model: Path, name: str, limit: int) -> None:
@@ -139,7 +150,7 @@ def streaming(name: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make(name, torch.float32, Path(folder))
         size = open_checkpoint(model).num_bytes
-        limit = size // 4
+        limit = max(size // 4, 64 << 20)  # a thread alone takes some megabytes
         found: dict[str, list[dict[str, float]]] = {"resident": [], "stream": []}
         for _ in range(rounds):
             for mode, runs in found.items():
@@ -165,18 +176,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--stream", action="store_true")
-    parser.add_argument("--child", choices=["stream", "resident"])
+    parser.add_argument("--child", choices=["stream", "resident", "bare", "recorded"], help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--limit", type=int, default=0)
-    options = parser.parse_args()
+    options = parse(parser, shape="tiny", rounds=1)
+    if options.child in ("bare", "recorded"):
+        passes = Passes(options.model, options.shape, torch.device("cpu"), DTYPES[options.dtype])
+        print(peak_bytes(getattr(passes, options.child), passes.device))
+        return
     if options.child:
         child(options.child, options.model, options.shape, options.limit)
         return
-    if options.stream:
+    if options.stream or options.tiny:
         streaming(options.shape, options.rounds)
+    if options.stream:
         return
     device = choose_device(options.device)
-    found = overhead(options.shape, device, getattr(torch, options.dtype), options.rounds, options.cpu_time)
+    found = overhead(options.shape, device, DTYPES[options.dtype], options.rounds, options.cpu_time)
     print(f"{options.shape} on {device} in {options.dtype}: bare {found['bare_seconds']:.3f} s, "
           f"recorded {found['recorded_seconds']:.3f} s, ratio {found['time_ratio']:.3f} (target 1.10), "
           f"extra peak memory {found['extra_memory']:.1%} (target 5 %)")  # fmt: skip

@@ -26,7 +26,7 @@ from torch import Tensor
 from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.head import Head
 from minitron_cli.training.losses import Teacher, fused_distillation
-from tests.benchmarks.measure import paired_ratio, paired_seconds, peak_bytes
+from tests.benchmarks.measure import paired_ratio, paired_seconds, parse, peak_bytes
 
 OURS = "minitron fused"
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="seconds of this process, not of the clock")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser, tokens=64, vocab=512, hidden=32, rounds=1)
     warnings.simplefilter("ignore")
     if args.memory_of:
         importable(args.memory_of)  # imports before the count begins

@@ -1,13 +1,23 @@
-"""Peak memory and paired times, for CPU (Linux) and CUDA."""
+"""Peak memory and paired times, for CPU (Linux) and CUDA; the command line that benchmarks share."""
 
+import argparse
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 Run = Callable[[], None]
+
+
+def parse(parser: argparse.ArgumentParser, **tiny: Any) -> argparse.Namespace:
+    """Parse the command line; with `--tiny`, the options of `tiny` are the defaults."""
+    parser.add_argument("--tiny", action="store_true", help="the smallest size: to see that it runs, not to measure")
+    if parser.parse_known_args()[0].tiny:
+        parser.set_defaults(**tiny)
+    return parser.parse_args()
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:

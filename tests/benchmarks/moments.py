@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.benchmarks.measure import parse
 from tests.benchmarks.prune import SHAPES, make_checkpoint, timed
 from tests.toys import toy_tokenizer
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--directory", type=Path, help="where to work [default: a temporary directory]")
-    options = parser.parse_args()
+    options = parse(parser, size="tiny", samples=2, seq_len=64)
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         work = Path(name)
         source, text = work / "source", work / "text.jsonl"

@@ -21,6 +21,7 @@ from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.options import Options
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.run import train
+from tests.benchmarks.measure import parse
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TEACHER = DATA / "stories260K"
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", default=",".join(ARMS))
-    args = parser.parse_args()
+    args = parse(parser, steps=2, seeds=1, only="kd,ce")
     results: dict[str, list[list[tuple[int, float]]]] = {}
     flops: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:

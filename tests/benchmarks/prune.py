@@ -34,6 +34,7 @@ from minitron_cli.prune.repairs import to_bits
 from minitron_cli.spec.axes import size
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import shape_of
+from tests.benchmarks.measure import parse
 
 # Llama-3.2-1B and Llama-3.1-8B, with the width prune of the paper and one of the same proportions.
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -170,6 +171,7 @@ def _write_once(directory: Path, sizes: Sequence[int], flag: int) -> None:
 # A process begins with the peak of the one that starts it, so a small one stands between.
 LAUNCHER = """
 import resource, subprocess, sys, time
+from tests.benchmarks.measure import parse
 started = time.perf_counter()
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
 seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -225,7 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", action="store_true", help="source in the page cache")
     parser.add_argument("--directory", type=Path, help="where to work [default: a temporary directory]")
-    options = parser.parse_args()
+    options = parse(parser, size="tiny", rounds=1)
     with tempfile.TemporaryDirectory(dir=options.directory) as work:
         found = []
         for row in rounds(Path(work), options.size, options.rounds, options.warm):

@@ -19,10 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective, build_objective
 from minitron_cli.training.step import KDStep
-from tests.benchmarks.measure import paired_ratio, paired_seconds
+from tests.benchmarks.measure import paired_ratio, paired_seconds, parse
 
 # (hidden, ffn, blocks, heads, kv heads, vocab) of teacher and student.
 SHAPES = {
+    "tiny": ((128, 256, 2, 2, 1, 512), (64, 128, 2, 2, 1, 512)),
     "small": ((512, 1536, 8, 8, 4, 32000), (384, 1152, 8, 8, 4, 32000)),
     "medium": ((768, 2304, 12, 12, 4, 32000), (576, 1536, 12, 12, 4, 32000)),
     "llama-8b-4b": ((4096, 14336, 32, 32, 8, 128256), (3072, 9216, 32, 32, 8, 128256)),
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="seconds of this process, not of the clock")
     parser.add_argument("--only", nargs="*", help="rows to run besides the bare limit")
-    args = parser.parse_args()
+    args = parse(parser, shapes="tiny", tokens=64, seq_len=16, rounds=1)
     teacher, student = (build(shape, args.device, getattr(torch, args.dtype)) for shape in SHAPES[args.shapes])
     ids = torch.randint(0, SHAPES[args.shapes][0][-1], (args.tokens // args.seq_len, args.seq_len), device=args.device)
     blocks = len(student.model.layers)

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.benchmarks.measure import parse
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TARGETS = {
     "hidden 48, ffn 128": ["--hidden", "48", "--ffn", "128"],
@@ -55,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    arguments = parser.parse_args()
+    arguments = parse(parser, steps=2)
     if not (SHARED / "stories260K").is_dir():
         print(f"skipped: no real checkpoint at {SHARED}")
         return
