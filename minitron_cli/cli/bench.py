@@ -8,11 +8,13 @@ from minitron_cli.cli.common import (
     bytes_text,
     emit,
     examples,
+    interruptible,
     option,
     parse_bytes,
     require_model,
     say,
     table,
+    write_results,
 )
 
 NAME = "bench"
@@ -56,7 +58,7 @@ def command(
         emit({"models": given, "cells": shown, "rounds": warmup + repeats}, as_json, lambda: print(text))
         return
     from minitron_cli.evaluate.engines import make_subjects
-    from minitron_cli.evaluate.side_by_side import distinct_names
+    from minitron_cli.evaluate.options import distinct_names
     from minitron_cli.evaluate.throughput import machine_words
     from minitron_cli.hf.devices import choose_device
 
@@ -66,7 +68,8 @@ def command(
     )  # fmt: skip
     check_context([(subject.name, subject.context) for subject in subjects], cells)
     say(f"{len(subjects)} models, {len(cells)} cells, {warmup} + {repeats} rounds, engine {engine}")
-    rows = measure(subjects, cells, repeats=repeats, warmup=warmup, say=say)
+    with interruptible("nothing was written; timings of the rounds that were done are not kept"):
+        rows = measure(subjects, cells, repeats=repeats, warmup=warmup, say=say)
     machine = machine_words(choose_device(device))
     settings = {
         "machine": machine,
@@ -105,13 +108,8 @@ def _results(
 
 
 def _finish(found: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    import json
-
-    from minitron_cli.checkpoint.atomic import atomic_file
-
     if output:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_results(found, output)
     emit(found, as_json, lambda: _show(found, output))
 
 

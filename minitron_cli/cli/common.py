@@ -1,15 +1,17 @@
 """What all commands share: option names with their environment variables, numbers as people write them, output."""
 
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec import counts
+from minitron_cli.spec.plain import finite, json_text
 
 _FIGURE = re.compile(r"[-+<±]?\d")
 
@@ -77,9 +79,31 @@ def require_model(model: str | None, verb: str) -> str:
 def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
     """stdout is data: one JSON object with `--json`, otherwise whatever `show` prints."""
     if as_json:
-        print(json.dumps(result, default=str))
+        print(json_text(result))
     else:
         show()
+
+
+def write_results(found: Mapping[str, Any], output: Path) -> None:
+    """Write a results object as JSON; figures that are not finite become null, and are named on stderr."""
+    from minitron_cli.checkpoint.atomic import atomic_file
+
+    plain, places = finite(found)
+    if places:
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        say(f"warning: {', '.join(places[:3])}{more} are NaN or infinite: null in {output}")
+    with atomic_file(output) as temporary:
+        temporary.write_text(json_text(plain, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def interruptible(text: str) -> Iterator[None]:
+    """On Ctrl-C, say what has become of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted: {text}")
+        raise
 
 
 def say(text: str) -> None:

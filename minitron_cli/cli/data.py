@@ -28,7 +28,8 @@ def _group() -> None:
 @app.command("tokenize", epilog=EXAMPLES)
 def tokenize(
     sources: Annotated[
-        list[str] | None, argument("SOURCE...", help="files, directories, globs or datasets names (as --data)")
+        list[str] | None,
+        argument("SOURCE...", help="files, directories, globs, datasets names (as --data), or - for a pipe"),
     ] = None,
     tokenizer: Annotated[Path | None, option("--tokenizer", help="a model directory, for its tokenizer")] = None,
     output: Annotated[Path | None, option("-o", "--output", help="the token directory to make")] = None,
@@ -45,6 +46,18 @@ def tokenize(
 
     Typed again it goes on where it was interrupted, and finds a finished file done.
     """
+    from minitron_cli.data.pipes import spooled
+    from minitron_cli.data.prepare import default_cache
+
+    where, out = _required(sources, tokenizer, output)
+    with spooled(sources or [], default_cache()) as files:
+        _tokenize(files, where, out, text_field, separator, workers, overwrite, dry_run, as_json)
+
+
+def _tokenize(
+    sources: list[str], where: Path, out: Path, text_field: str | None, separator: str, workers: int, overwrite: bool,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
     from minitron_cli.checkpoint.atomic import check_apart
     from minitron_cli.cli.progress import byte_progress
     from minitron_cli.data.prepare import check_token_output, default_cache, is_made, make_job, run_job
@@ -52,12 +65,11 @@ def tokenize(
     from minitron_cli.data.source import local_paths, parse_sources
     from minitron_cli.data.tokenizer import load_tokenizer
 
-    where, out = _required(sources, tokenizer, output)
-    parsed = parse_sources(sources or [])
+    parsed = parse_sources(sources)
     if any(source.weight is not None for source in parsed):
         raise MinitronError("a token file has no weights", "give the weights to --data, when it is used")
     job = make_job(parsed, load_tokenizer(where), separator, text_field, default_cache())
-    check_apart(out, [where, *local_paths(sources or [])])
+    check_apart(out, [where, *local_paths(sources)])
     done = is_made(job, out)
     if not done:
         check_token_output(job, out, overwrite)

@@ -3,10 +3,21 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from minitron_cli.cli.common import argument, emit, examples, option, require_model, say, table
+from minitron_cli.cli.common import (
+    argument,
+    emit,
+    examples,
+    interruptible,
+    option,
+    require_model,
+    say,
+    table,
+    write_results,
+)
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
+    from minitron_cli.evaluate.gates import Gate
     from minitron_cli.evaluate.options import LossOptions, Options, Request
 
 NAME = "eval"
@@ -53,8 +64,8 @@ def command(
     """
     from minitron_cli.checkpoint.atomic import check_file
     from minitron_cli.evaluate.cache import default_cache
-    from minitron_cli.evaluate.gates import parse_gate
-    from minitron_cli.evaluate.options import Options
+    from minitron_cli.evaluate.gates import parse_gate, refuse_models
+    from minitron_cli.evaluate.options import Options, distinct_names
 
     names = models or [require_model(None, NAME)]
     parsed = [parse_gate(gate) for gate in gates or []]
@@ -67,6 +78,10 @@ def command(
     if output:
         check_file(output, [*names, *_files(include or [], losses)])
     settings = {"suite": suite, "tasks": tasks, "shots": shots, "limit": limit, "data": data, "dtype": dtype}
+    for directory in include or []:
+        if not directory.is_dir():
+            raise MinitronError(f"--include {directory} is not a directory", "give the directory of the task YAMLs")
+    refuse_models(parsed, distinct_names(names))
     if dry_run:
         _plan(names, requests, data or [], settings, as_json)
         return
@@ -74,7 +89,10 @@ def command(
         requests=requests, losses=losses, device=device, dtype=dtype, batch_size=batch_size, unsafe_code=unsafe,
         trust_remote_code=trust_remote_code, throughput=throughput, cache=default_cache() if reuse else None,
     )  # fmt: skip
-    _finish(_measure(names, options, include or [], settings), parsed, output, form, as_json)
+    left = f"finished rows are kept in {options.cache}, and the same line goes on from there"
+    with interruptible(left if options.cache else "nothing is kept (--no-reuse)"):
+        found = _measure(names, options, parsed, include or [], settings)
+    _finish(found, parsed, output, form, as_json)
 
 
 def _files(include: list[Path], losses: "LossOptions | None") -> list[Path]:
@@ -84,13 +102,17 @@ def _files(include: list[Path], losses: "LossOptions | None") -> list[Path]:
     return tasks + [file for source in sources for file in (*source.files, *filter(None, (source.tokens,)))]
 
 
-def _measure(names: list[str], options: "Options", include: list[Path], settings: dict[str, Any]) -> dict[str, Any]:
+def _measure(
+    names: list[str], options: "Options", gates: "list[Gate]", include: list[Path], settings: dict[str, Any]
+) -> dict[str, Any]:
     """The results object; torch, transformers and lm-eval are imported from here on."""
     from dataclasses import replace
 
+    from minitron_cli.checkpoint.reader import resolve_model
+    from minitron_cli.evaluate.gates import refuse_unknown
     from minitron_cli.evaluate.harness import without_unsafe
     from minitron_cli.evaluate.results import results
-    from minitron_cli.evaluate.side_by_side import evaluate
+    from minitron_cli.evaluate.side_by_side import evaluate, measurable
     from minitron_cli.evaluate.tasks import find_tasks
 
     tasks = find_tasks([request.task for request in options.requests], include) if options.requests else None
@@ -100,6 +122,8 @@ def _measure(names: list[str], options: "Options", include: list[Path], settings
         if left_out:
             say(f"left out, for they run code that the model writes (--confirm-run-unsafe-code): {', '.join(left_out)}")
         options = replace(options, requests=safe)
+    if gates:
+        refuse_unknown(gates, measurable(options, tasks, resolve_model(names[0])))
     return results(evaluate(names, options, tasks, say), settings)
 
 
@@ -144,7 +168,7 @@ def _requests(suite: str | None, tasks: str | None, shots: int | None, limit: fl
 
 def _limit(limit: float) -> float:
     """The harness takes a count as an int and a share as a float."""
-    if limit <= 0:
+    if not 0 < limit < float("inf"):
         raise MinitronError(f"--limit {limit:g} leaves nothing", "give a count like 100, or a share like 0.1")
     return int(limit) if limit >= 1 else limit
 
@@ -163,10 +187,8 @@ def _losses(
 
 def _finish(found: dict[str, Any], gates: list[Any], output: Path | None, form: str, as_json: bool) -> None:
     """Write and show the results, then judge: the exit code says whether all models and all gates are well."""
-    import json
     from dataclasses import asdict
 
-    from minitron_cli.checkpoint.atomic import atomic_file
     from minitron_cli.evaluate.gates import check
     from minitron_cli.evaluate.results import gate_values
 
@@ -175,8 +197,7 @@ def _finish(found: dict[str, Any], gates: list[Any], output: Path | None, form: 
     verdicts = check(gates, values) if gates and found["reference"] in values else []
     found["gates"] = [asdict(verdict) for verdict in verdicts]
     if output:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_results(found, output)
     emit(found, as_json, lambda: _show(found, form, output))
     if failed:
         named = "; ".join(f"{model['name']}: {model['error']}" for model in failed)

@@ -75,7 +75,7 @@ def _draw(
     shares = exact_weights(weights)
     wanted = counts(shares, samples)
     short = [
-        f"{file.path.name} has {size:,} {unit} ({file.header.num_tokens:,} tokens), {want:,} are wanted"
+        f"{file.name} has {size:,} {unit} ({file.header.num_tokens:,} tokens), {want:,} are wanted"
         for file, size, want in zip(files, sizes, wanted)
         if size < want
     ]

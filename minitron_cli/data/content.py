@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minitron_cli.checkpoint.atomic import atomic_file
 
-# Below this a file is read again every time, so that a change within the clock's resolution can not go unseen.
+# Below this a file is read again every time, so that a change within the clock's resolution cannot go unseen.
 _REMEMBER_BYTES = 256 << 20
 
 

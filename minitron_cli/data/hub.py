@@ -34,7 +34,7 @@ def _load(hub: HubName, streaming: bool) -> Any:
     except (DatasetsError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MinitronError(
-            f"data set {hub.name} (config {hub.config or 'default'}, split {hub.split}) can not be loaded: {reason}",
+            f"data set {hub.name} (config {hub.config or 'default'}, split {hub.split}) cannot be loaded: {reason}",
             "check the name and the network, or give a local file: ./data.jsonl, ./data.parquet, ./data.txt",
         ) from error
 

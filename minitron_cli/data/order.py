@@ -107,7 +107,7 @@ def mixture_weights(given: tuple[float | None, ...], files: tuple[TokenFile, ...
 
 def require_windows(files: tuple[TokenFile, ...], seq_len: int) -> None:
     """Refuse files that are shorter than one window."""
-    short = [f"{file.path} has {file.header.num_tokens:,}" for file in files if not file.num_windows(seq_len)]
+    short = [f"{file.name} has {file.header.num_tokens:,}" for file in files if not file.num_windows(seq_len)]
     if short:
         raise MinitronError(
             f"too few tokens for one row of {seq_len:,}: {'; '.join(short)}", "give more data or a smaller --seq-len"

@@ -178,7 +178,7 @@ def _records(file: Path, start: int, stop: int) -> Iterator[tuple[str, dict[str,
 def _json_object(file: Path, position: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError):  # a UnicodeDecodeError, or brackets in brackets without end
         record = None
     if not isinstance(record, dict):
         raise MinitronError(
@@ -200,7 +200,7 @@ def _line_number(file: Path, position: int) -> int:
 def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MinitronError(
             f"{file} is not JSON: {error}", "a .json file is an array of objects, or lines of them"
         ) from error

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_cli.data.pipes import is_pipe
 from minitron_cli.data.tokens import is_token_directory
 from minitron_cli.errors import MinitronError, near_matches
 
@@ -72,6 +73,11 @@ def parse_source(spec: str) -> Source:
     where, weight = _split_weight(spec)
     if not where:
         raise MinitronError(f"--data {spec!r} names no source", _HINT)
+    if is_pipe(where):
+        raise MinitronError(
+            f"--data {spec} is a pipe, which can be read once only",
+            "make a token directory of it: ... | minitron data tokenize - --tokenizer MODEL -o tokens/",
+        )
     path = Path(where).expanduser()
     if path.exists() or _looks_local(where):
         return _local(spec, path, weight)
@@ -149,7 +155,7 @@ def _directory_files(path: Path) -> tuple[Path, ...]:
 def _hub_name(spec: str, where: str) -> HubName:
     parts = re.split(r":(?![^\[]*\])", where)  # a slice keeps its colon: train[:1%]
     if len(parts) > 3 or not parts[0] or any(not re.fullmatch(r"[\w.\-/\[\]%:+ ]*", part) for part in parts):
-        raise MinitronError(f"--data {spec!r} can not be read", _HINT)
+        raise MinitronError(f"--data {spec!r} cannot be read", _HINT)
     if len(parts) == 3:
         return HubName(parts[0], parts[1] or None, parts[2] or "train")
     if len(parts) == 2 and _SPLIT.fullmatch(parts[1]):

@@ -81,6 +81,12 @@ class TokenFile:
             )
         return cls(path, header, tokens, documents)
 
+    @property
+    def name(self) -> str:
+        """What the user knows it by: the one file that it was made from, else its directory."""
+        made_from = self.header.sources[0] if len(self.header.sources) == 1 else {}
+        return str(made_from.get("file") or made_from.get("name") or self.path)
+
     def num_windows(self, seq_len: int) -> int:
         """How many whole windows of `seq_len` tokens the file holds."""
         return self.header.num_tokens // seq_len
@@ -162,6 +168,6 @@ def require_ids_below(files: tuple[TokenFile, ...], vocab: int, model: Path) -> 
         largest = max(int(file.tokens[start : start + _SCAN].max()) for start in blocks)
         if largest >= vocab:
             raise MinitronError(
-                f"{file.path} holds token id {largest:,}, {model} has {vocab:,} embeddings",
+                f"{file.name} holds token id {largest:,}, {model} has {vocab:,} embeddings",
                 "tokenise the text with the tokenizer of this model",
             )

@@ -74,7 +74,7 @@ def parse_grid(grid: str, batches: str, flags: tuple[str, str] = ("--grid", "--b
     sizes = [re.fullmatch(r"(\d+)", part.strip()) for part in batches.split(",")]
     if not all(pairs) or not all(sizes):
         raise MinitronError(
-            f"can not read the grid {grid!r} with batch sizes {batches!r}",
+            f"cannot read the grid {grid!r} with batch sizes {batches!r}",
             f"write {flags[0]} 128x128,2048x128 {flags[1]} 1,8",
         )
     cells = tuple(Cell(int(p[1]), int(p[2]), int(b[1])) for p in pairs if p for b in sizes if b)

@@ -22,7 +22,7 @@ def default_cache() -> Path:
 def cached(directory: Path | None, identity: Mapping[str, Any], make: Callable[[], Any]) -> tuple[Any, bool]:
     """`(result, found)`: the JSON result of an equal `identity`, or that of `make()`, which is then kept.
 
-    `directory` None keeps nothing. A file that can not be read counts as absent and is written again.
+    `directory` None keeps nothing. A file that cannot be read counts as absent and is written again.
     """
     if directory is None:
         return make(), False

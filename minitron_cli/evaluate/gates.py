@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from minitron_cli.errors import MinitronError, near_matches
@@ -50,12 +50,43 @@ def parse_gate(text: str) -> Gate:
     found = _GATE.fullmatch(text)
     if not found:
         raise MinitronError(
-            f"can not read the gate {text!r}",
+            f"cannot read the gate {text!r}",
             'write it like "winogrande.acc >= 0.95 * reference" or "small:stories.bits_per_byte <= 1.2"',
         )
     relative = bool(found["times"] or found["reference"])
     factor = float(found["factor"]) if found["factor"] else 1.0
     return Gate(text.strip(), found["model"], found["quantity"], found["op"], factor, relative)
+
+
+def refuse_models(gates: Sequence[Gate], models: Sequence[str]) -> None:
+    """Refuse gates on models that are not evaluated, and those that compare the reference with itself."""
+    for gate in gates:
+        if gate.model is not None and gate.model not in models:
+            raise MinitronError(
+                f"the gate {gate.text!r} names the model {gate.model!r}, which is not evaluated",
+                near_matches(gate.model, tuple(models)),
+            )
+        if gate.relative and (gate.model or models[-1]) == models[0]:
+            raise MinitronError(
+                f"the gate {gate.text!r} compares {models[0]} with the reference, which is {models[0]} itself",
+                "give the reference first and the model to judge after it, or a bound without `reference`",
+            )
+
+
+def refuse_unknown(gates: Sequence[Gate], known: Mapping[str, Collection[str] | None]) -> None:
+    """Refuse gates on figures that will not be measured, before anything is.
+
+    `known` maps what will be measured (tasks, domains, "model") to the names of its figures, None where they are not
+    known yet.
+    """
+    for gate in gates:
+        figure = gate.quantity.rpartition(".")[2]
+        names = [f"{what}.{each}" for what, figures in known.items() for each in (figures or (figure,))]
+        if gate.quantity not in names:
+            raise MinitronError(
+                f"the gate {gate.text!r} names {gate.quantity!r}, which will not be measured",
+                near_matches(gate.quantity, names),
+            )
 
 
 def check(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float]]) -> list[Verdict]:

@@ -120,7 +120,7 @@ def _told(request: Request) -> Iterator[None]:
         raise MinitronError(f"{request.task} does not fit in memory", "give a smaller --batch-size") from error
     except (DatasetsError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MinitronError(f"the data of {request.task} can not be loaded: {reason}", "check the network") from error
+        raise MinitronError(f"the data of {request.task} cannot be loaded: {reason}", "check the network") from error
 
 
 def _named(tasks: Tasks, name: str, found: Mapping[str, Any]) -> list[str]:

@@ -22,8 +22,16 @@ from minitron_cli.hf.context import sequence_length
 from minitron_cli.hf.parts import vocabulary_of
 
 ALL = "all"
+LOSS_FIGURES = ("tokens", "nats_per_token", "perplexity", "bits_per_byte")
+REFERENCE_FIGURES = ("kl", "top1_agreement")
 USUAL_LENGTH = 2048  # tokens of a window, or the context of the model where that is shorter
 _SECONDS_PER_LINE = 5.0
+
+
+def domains(options: LossOptions, tokenizer: Path) -> tuple[str, ...]:
+    """The domains that losses are reported of, and "all"."""
+    files = token_files(options.sources, tokenizer, options.separator, options.text_field)
+    return (*dict.fromkeys(domain for file in files for domain in file.header.domains), ALL)
 
 
 def measure_losses(

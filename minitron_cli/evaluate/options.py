@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,3 +46,13 @@ class Options:
     trust_remote_code: bool = False
     throughput: bool = True
     cache: Path | None = None
+
+
+def distinct_names(models: Sequence[str]) -> list[str]:
+    """The shortest tail of each path that tells it from the others: a/x b/x -> a/x b/x, a/x a/y -> x y."""
+    parts = [Path(model).parts for model in models]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(set(map(str, map(Path, models)))):
+            return names
+    return list(models)

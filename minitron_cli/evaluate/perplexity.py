@@ -168,7 +168,7 @@ def _count(file: TokenFile, seq_len: int, max_windows: int | None) -> int:
     windows = file.num_windows(seq_len)
     if not windows:
         raise MinitronError(
-            f"{file.path} holds {file.header.num_tokens:,} tokens, less than one window of {seq_len}",
+            f"{file.name} holds {file.header.num_tokens:,} tokens, less than one window of {seq_len}",
             "give more text, or a shorter --seq-len",
         )
     return min(windows, max_windows or windows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -46,6 +47,8 @@ def _model(found: Measured, reference: Measured) -> dict[str, Any]:
         "accuracy": _mean(score.value for score in _mains(found.scores)),
         "chance": _mean(score.chance for score in _mains(found.scores)),
         "machine": found.machine,
+        "dtype": found.dtype,
+        "stored_dtype": found.stored_dtype,
         "losses": {
             domain: _loss(figures, None if found is reference else reference.losses.get(domain))
             for domain, figures in found.losses.items()
@@ -81,7 +84,8 @@ def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:
     if base is None or found is reference:
         return row
     paired = compare(score.samples, base.samples)
-    kept = kept_share(score.value, base.value, score.chance)
+    # A share of a perplexity means nothing: lower is better, and nothing is its chance level.
+    kept = kept_share(score.value, base.value, score.chance) if score.higher_is_better else None
     return row | {"kept": kept, "comparison": asdict(paired) if paired else None}
 
 
@@ -118,10 +122,15 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["model"],
         f"{row['value']:.4f}",
         "" if row["stderr"] is None else f"{row['stderr']:.4f}",
-        "" if row["kept"] is None else f"{row['kept']:.1%}" if row["kept"] > 0 else "below chance",
+        "" if row["kept"] is None or math.isnan(row["kept"]) else kept_text(row["kept"]),
         "" if paired is None else p_text(paired["p_value"]),
         "" if paired is None else paired["test"],
     ]
+
+
+def kept_text(kept: float) -> str:
+    """What is kept of the reference's score above chance."""
+    return f"{kept:.1%}" if kept > 0 else "below chance"
 
 
 def p_text(p: float) -> str:

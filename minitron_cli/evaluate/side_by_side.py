@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.provenance import model_digest
-from minitron_cli.checkpoint.reader import resolve_model
+from minitron_cli.checkpoint.reader import load_config, resolve_model
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import cached
 from minitron_cli.evaluate.harness import Score, make_lm, run_request
-from minitron_cli.evaluate.losses import measure_losses
+from minitron_cli.evaluate.losses import LOSS_FIGURES, REFERENCE_FIGURES, domains, measure_losses
 from minitron_cli.evaluate.model import LoadedModel, load_model
-from minitron_cli.evaluate.options import Options, Request
+from minitron_cli.evaluate.options import Options, Request, distinct_names
 from minitron_cli.evaluate.tasks import Tasks
 from minitron_cli.evaluate.throughput import forward_rate, machine_words
 from minitron_cli.hf.devices import choose_device, choose_dtype
 
 Say = Callable[[str], None]
+MODEL_FIGURES = ("parameters", "tokens_per_second")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,28 @@ class Measured:
     losses: Mapping[str, Any]  # domain -> figures, and "all"
     scores: tuple[Score, ...]
     error: str | None = None
+    dtype: str | None = None  # the type that it was computed in
+    stored_dtype: str | None = None  # the type of its checkpoint, which lm-eval computes in by default
+
+
+def measurable(options: Options, tasks: Tasks | None, model: Path) -> dict[str, Collection[str] | None]:
+    """What an evaluation will measure -> the names of its figures, None where they are known afterwards only.
+
+    `model` is the directory of a model by whose tokenizer the domains of the data are found.
+    """
+    known: dict[str, Collection[str] | None] = {"model": MODEL_FIGURES}
+    if options.losses is not None:
+        figures = (*LOSS_FIGURES, *(REFERENCE_FIGURES if options.losses.against_reference else ()))
+        known |= dict.fromkeys(domains(options.losses, model), figures)
+    for request in options.requests:
+        assert tasks is not None, "requests come with their tasks"
+        known |= dict.fromkeys(tasks.leaves(request.task))
+        known[request.task] = request.metrics or tasks.metrics(request.task)
+    return known
 
 
 def evaluate(models: Sequence[str], options: Options, tasks: Tasks | None, say: Say) -> list[Measured]:
-    """Measure every model in turn. One that can not be loaded or measured is noted, and the others go on."""
+    """Measure every model in turn. One that cannot be loaded or measured is noted, and the others go on."""
     choose_dtype(options.dtype, choose_device(options.device))  # no model can do with one that is not there
     names = distinct_names(models)
     found = []
@@ -57,16 +76,6 @@ def _tell(name: str, error: MinitronError, say: Say) -> None:
         say(f"hint: {error.hint}")
 
 
-def distinct_names(models: Sequence[str]) -> list[str]:
-    """The shortest tail of each path that tells it from the others: a/x b/x -> a/x b/x, a/x a/y -> x y."""
-    parts = [Path(model).parts for model in models]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(set(map(str, map(Path, models)))):
-            return names
-    return list(models)
-
-
 def _measure(model: str, name: str, reference: str, options: Options, tasks: Tasks | None, say: Say) -> Measured:
     path = resolve_model(model)
     loaded = load_model(
@@ -74,6 +83,10 @@ def _measure(model: str, name: str, reference: str, options: Options, tasks: Tas
     )
     digest = model_digest(path)
     say(f"{name}: {loaded.num_parameters:,} parameters, {loaded.dtype} on {loaded.device}")
+    config = load_config(path)
+    stored = config.get("dtype") or config.get("torch_dtype")
+    if options.requests and stored and stored != loaded.dtype:
+        say(f"note: lm-eval would compute {name} in {stored}, the type of its checkpoint (--dtype {stored})")
     losses: Mapping[str, Any] = {}
     if options.losses is not None:
         losses = measure_losses(loaded, digest, resolve_model(reference), options.losses, options.cache, say)
@@ -85,14 +98,16 @@ def _measure(model: str, name: str, reference: str, options: Options, tasks: Tas
     rate = forward_rate(loaded) if options.throughput else None
     error = "; ".join(failed) or None
     machine = f"{machine_words(loaded.device)}, {loaded.dtype}"
-    return Measured(name, model, loaded.num_parameters, rate, machine, digest, losses, tuple(scores), error)
+    return Measured(
+        name, model, loaded.num_parameters, rate, machine, digest, losses, tuple(scores), error, loaded.dtype, stored
+    )
 
 
 def _run_tasks(
     loaded: LoadedModel, digest: str, options: Options, tasks: Tasks, say: Say
 ) -> tuple[list[Score], list[str]]:
     """Every request in turn: scores, and what failed. Each is kept as it is done, so that an interrupted evaluation
-    goes on behind it.
+    goes on after it.
     """
     lm: Any = None
     scores: list[Score] = []

@@ -51,6 +51,15 @@ class Tasks:
             if isinstance(child_name, str) and child_name in self.index:
                 yield from self._leaves(child_name)
 
+    def metrics(self, name: str) -> tuple[str, ...] | None:
+        """The metrics that the YAML of a task lists, alone and with each filter; None where it lists none."""
+        config = self.index[name].cfg or {}
+        listed = [entry["metric"] for entry in config.get("metric_list") or []]
+        filters = [entry["name"] for entry in config.get("filter_list") or []]
+        if self.leaves(name) != (name,) or not listed or not all(isinstance(metric, str) for metric in listed):
+            return None
+        return (*listed, *(f"{metric},{each}" for metric in listed for each in filters))
+
     def identity(self, name: str) -> str:
         """A digest of the configs behind `name`, their code and the local data they read: it changes when a task does.
 
@@ -190,7 +199,7 @@ def _require_cached(remote: dict[str, str]) -> None:
     if absent:
         shown = ", ".join(f"{leaf} ({path})" for leaf, path in list(absent.items())[:5])
         raise MinitronError(
-            f"the hub can not be reached, and {len(absent)} task(s) need a data set from it: {shown}",
+            f"the hub cannot be reached, and {len(absent)} task(s) need a data set from it: {shown}",
             "evaluate where there is a network (or with the data sets in the cache), or use local tasks: --include DIR",
         )
 

@@ -34,7 +34,7 @@ def routed(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, listen:
     if missing:
         raise MinitronError(
             f"{type(experts).__name__} does not follow transformers' experts interface (no {', '.join(missing)})",
-            "this mixture of experts can not be measured with this transformers version",
+            "this mixture of experts cannot be measured with this transformers version",
         )
     output = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     order = index.flatten().argsort(stable=True)  # by expert; tokens ascend inside each

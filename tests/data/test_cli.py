@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,3 +256,41 @@ def test_heavy_libraries_stay_out(source: Path, tokenizer_dir: Path, tmp_path: P
     line = ["data", "tokenize", str(source), "--tokenizer", str(tokenizer_dir), "-o", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_a_pipe_gives_the_tokens_of_the_file(
+    source: Path, tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "txt":
+        source = tmp_path / "plain.txt"
+        source.write_text("\n".join(TEXTS))
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "of-file") == 0
+    of_file = (tmp_path / "of-file" / "tokens.bin").read_bytes()
+    with source.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert tokenize("-", "--tokenizer", tokenizer_dir, "-o", tmp_path / "of-stdin") == 0
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(source.read_bytes()))
+    writer.start()
+    assert tokenize(tmp_path / "fifo", "--tokenizer", tokenizer_dir, "-o", tmp_path / "of-fifo") == 0
+    writer.join()
+    for name in ("of-stdin", "of-fifo"):
+        assert (tmp_path / name / "tokens.bin").read_bytes() == of_file
+    assert not list(Path(os.environ["MINITRON_CACHE"]).glob("pipe-*"))
+
+
+def test_standard_input_is_named_once(tokenizer_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert tokenize("-", "/dev/stdin", "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 1
+    assert "standard input is named twice" in capsys.readouterr().err
+
+
+def test_a_line_of_brackets_without_end_is_named(tokenizer_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    deep = "[" * 200_000 + "]" * 200_000
+    lines = ['{"text": "a cat"}', f'{{"text": "b", "x": {deep}}}']
+    (tmp_path / "deep.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "deep.json").write_text(f"[{deep}]")
+    for name, message in (("deep.jsonl", "line 2 is not a JSON object"), ("deep.json", "is not JSON")):
+        assert tokenize(tmp_path / name, "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """What `--data` values mean, and what wrong ones say."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +85,7 @@ ERRORS: list[tuple[Callable[[Path], object] | None, str, str | None, str, str]] 
     (None, ":0.5", None, "names no source", "give a .jsonl"),
     (None, "stories.jsonl:-1", None, "the weight -1 is not a number above 0", "SOURCE:0.7"),
     (None, "stories.jsonl:nan", None, "the weight nan is not a number above 0", "SOURCE:0.7"),
-    (None, "a:b:c:d", None, "can not be read", "name:config:split"),
+    (None, "a:b:c:d", None, "cannot be read", "name:config:split"),
     (None, "odd:0.5", None, "not data that minitron reads", "known: .jsonl"),
     (lambda d: (d / "e.jsonl").touch(), "e.jsonl", None, "e.jsonl is empty", "holds text"),
     (lambda d: (d / "e.jsonl").write_text("\n\n"), "e.jsonl", None, "e.jsonl has no records", "holds text"),
@@ -214,3 +215,13 @@ def test_a_data_set_in_the_cache_of_datasets_is_read(here: Path, tokenizer_dir: 
     assert string_columns(hub) == {"text": True}
     assert [record for _, record in read_rows(hub, 0, 2, ["text", None])] == [{"text": "a mat"}] * 2
     assert hub_fingerprint(hub) == hub_fingerprint(hub)
+
+
+@pytest.mark.parametrize("spec", ["-", "/dev/stdin", "PIPE"])
+def test_pipes_are_refused_where_a_source_is_read_again(spec, tmp_path):
+    if spec == "PIPE":
+        os.mkfifo(tmp_path / "pipe.jsonl")
+        spec = str(tmp_path / "pipe.jsonl")
+    with pytest.raises(MinitronError, match="is a pipe, which can be read once only") as error:
+        parse_source(spec)
+    assert "data tokenize -" in error.value.hint

@@ -23,7 +23,7 @@ def windows_bytes(file: TokenFile, lengths: np.ndarray | None) -> np.ndarray:
 
 
 def spelled_bytes(backend: Tokenizer, text: str) -> list[int]:
-    """The oracle: what the tokenizer's own decoder makes longer, id by id, with the bytes it can not show yet."""
+    """The oracle: what the tokenizer's own decoder makes longer, id by id, with the bytes it cannot show yet."""
     ids = backend.encode(text, add_special_tokens=False).ids
     spelled = [backend.id_to_token(index) for index in ids]
     if any("\u2581" in token for token in spelled):

@@ -33,7 +33,7 @@ def test_a_single_model_is_judged_itself() -> None:
 
 @pytest.mark.parametrize("text", ["winogrande.acc", "winogrande.acc = 0.5", "acc >= reference * 2", ">= 0.5", "a >= b"])
 def test_a_gate_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(MinitronError, match="can not read the gate"):
+    with pytest.raises(MinitronError, match="cannot read the gate"):
         parse_gate(text)
 
 

@@ -1,20 +1,25 @@
 """Several models through the command line: comparison rows, failures among them, caching, gates, formats."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from minitron_cli.__main__ import run as command_line
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import side_by_side, suites
 from minitron_cli.evaluate.compare import kept_share
-from minitron_cli.evaluate.options import Request
-from minitron_cli.evaluate.results import p_text
-from minitron_cli.evaluate.side_by_side import distinct_names
+from minitron_cli.evaluate.harness import Score
+from minitron_cli.evaluate.options import Request, distinct_names
+from minitron_cli.evaluate.results import p_text, results
 from tests.evaluate.conftest import write_task
 
 
@@ -140,9 +145,81 @@ def test_gates_set_the_exit_code_and_are_told(line: list[str]) -> None:
     _, error = run(*line, "--assert", "all.nats_per_token <= 0.5 * reference")
     assert isinstance(error, MinitronError)
     assert "1 of 1 gates do not hold" in error.message
-    _, error = run(*line, "--assert", "letters_on.acc >= 0")
+
+
+@pytest.mark.parametrize(
+    ("gate", "hint"),
+    [
+        ("letters_on.acc >= 0", "letters_one.acc"),
+        ("letters_one.ac >= 0", "letters_one.acc"),
+        ("ascii.bits_per_bite <= 1", "ascii.bits_per_byte"),
+        ("all.kl <= 1", "all"),
+        ("model.params <= 1", "model.parameters"),
+        ("nobody:all.nats_per_token <= 1", "llama"),
+    ],
+)
+def test_a_mistyped_gate_is_refused_before_anything_is_evaluated(
+    line: list[str], gate: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "load_model", lambda *args, **settings: pytest.fail("a model was loaded"))
+    _, error = run(*line, "--assert", gate)
     assert isinstance(error, MinitronError)
-    assert "letters_one.acc" in error.hint
+    assert hint in error.hint
+
+
+def test_a_model_is_not_compared_with_itself(line: list[str]) -> None:
+    for arguments in (line[:1] + line[2:], [*line, "--dry-run"]):
+        gate = "all.nats_per_token <= 1.0 * reference"
+        gate = gate if len(arguments) < len(line) else f"{distinct_names(line[:2])[0]}:{gate}"
+        _, error = run(*arguments, "--assert", gate)
+        assert isinstance(error, MinitronError)
+        assert "the reference, which is" in error.message
+
+
+def test_a_model_of_nan_is_written_as_null_and_named(
+    toy, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(toy("llama"), broken)
+    tensors = load_file(broken / "model.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, broken / "model.safetensors")
+    arguments = [line[0], str(broken), *line[6:], "--tasks", "letters_one", "--include", line[5], "--json"]
+    assert command_line(["eval", *arguments, "-o", str(tmp_path / "results.json")]) == 0
+    shown = capsys.readouterr()
+    for text in (shown.out, (tmp_path / "results.json").read_text()):
+        found = json.loads(text, parse_constant=lambda word: pytest.fail(f"a bare {word}"))
+        assert found["models"][1]["loss"] is None
+    assert "are NaN or infinite: null in" in shown.err
+
+
+def test_the_type_that_was_computed_in_is_stored(toy, task_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = str(toy("llama", dtype=torch.bfloat16))
+    line = [half, "--tasks", "letters_one", "--include", str(task_dir), "--device", "cpu", "--no-throughput", "--json"]
+    assert command_line(["eval", *line]) == 0
+    shown = capsys.readouterr()
+    (model,) = json.loads(shown.out)["models"]
+    assert (model["dtype"], model["stored_dtype"]) == ("float32", "bfloat16")
+    assert "in bfloat16, the type of its checkpoint" in shown.err
+
+
+def test_a_share_is_kept_of_scores_of_which_more_is_better_only(line: list[str], task_dir: Path) -> None:
+    score = Score("wiki", "word_perplexity", "none", 123.0, None, False, 0, "1", 8, {}, None)
+    found = [
+        side_by_side.Measured(name, name, 10, None, None, None, {}, (replace(score, value=value),))
+        for name, value in (("big", 8.0), ("small", 123.4))
+    ]
+    assert results(found, {})["rows"][1]["kept"] is None
+
+
+def test_an_interruption_says_what_is_kept(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side, "load_model", interrupt)
+    assert command_line(["eval", *line]) == 130
+    assert "interrupted: finished rows are kept in" in capsys.readouterr().err
 
 
 def test_formats(line: list[str]) -> None:
@@ -179,7 +256,7 @@ def test_a_task_that_fails_leaves_the_rest(line: list[str], tmp_path: Path) -> N
     line[line.index("letters_one")] = "broken,letters_one"
     out, error = run(*line, "--include", tmp_path, "--json")
     assert isinstance(error, MinitronError)
-    assert "the data of broken can not be loaded" in error.message
+    assert "the data of broken cannot be loaded" in error.message
     found = json.loads(out)
     assert {row["task"] for row in found["rows"]} == {"letters_one"}
     assert all(model["loss"] and "broken" in model["error"] for model in found["models"])
