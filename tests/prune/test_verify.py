@@ -20,8 +20,8 @@ from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.checkpoint.tensor_digests import Streamed, combined, is_finite, source_digest
 from minitron_cli.checkpoint.verify import verify_moments, verify_scores
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.run import write_pruned
 from minitron_cli.prune.verify import verify
+from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.scores import Scores
 from tests.prune.cutting import plan_for, prune_to, random_scores
 from tests.prune.test_compensate import measure, prune_both, random_rows
