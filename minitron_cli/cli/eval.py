@@ -36,7 +36,9 @@ def command(
     shots: Annotated[int | None, option("--shots", help="few-shot examples [default: the task's own]", min=0)] = None,
     limit: Annotated[float | None, option("--limit", help="documents per task, or a share below 1")] = None,
     seq_len: Annotated[int | None, option("--seq-len", help="window for --data [default: the context]", min=2)] = None,
-    windows: Annotated[int | None, option("--windows", help="use only the first windows of --data", min=1)] = None,
+    windows: Annotated[
+        int | None, option("--windows", help="read only the first windows of each domain", min=1)
+    ] = None,
     separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
     text_field: Annotated[str | None, option("--text-field", help="the field of --data that holds the text")] = None,
     against_reference: Annotated[

@@ -101,6 +101,7 @@ MACHINE = (
 WATCHING = (
     _option("save_every", int, "--save-every", help="steps between checkpoints [default: a twentieth]"),
     _option("keep", int, "--keep", help="checkpoints to keep [default: 2]"),
+    _option("export_at", list[str], "--export-at", help="also export the student at these steps: 100,500 or 1%,5%,20%"),
     _option("log_every", int, "--log-every", help="steps between lines of metrics.jsonl [default: 1]"),
     _option("eval_every", int, "--eval-every", help="steps between evaluations [default: a tenth]"),
     _option("eval_windows", int, "--eval-windows", help="windows of each --eval-data [default: 128]"),

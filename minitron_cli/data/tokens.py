@@ -110,6 +110,11 @@ class TokenFile:
         """Index into `header.domains` of each token of the windows: (n, seq_len) int64."""
         return self.documents["domain"][self.document_numbers(indices, seq_len)].astype(np.int64)
 
+    def first_domains(self, seq_len: int) -> np.ndarray:
+        """Index into `header.domains` of the first token of every window: (num_windows,) int64."""
+        starts = np.arange(self.num_windows(seq_len), dtype=np.int64) * seq_len
+        return self.documents["domain"][np.searchsorted(self.documents["end"], starts, side="right")].astype(np.int64)
+
     def document_spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and past-the-last token of the documents of `indices`: two (n,) int64."""
         ends = self.documents["end"]

@@ -94,13 +94,16 @@ def perplexity(
     byte_lengths: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Loss]:
-    """Loss of `model` on the first `max_windows` windows of `file` (default all), by domain, absent ones at 0 tokens.
+    """Loss of `model` on `file` by domain, absent ones at 0 tokens.
+
+    With `max_windows`, only that many windows are read that begin in each domain, the first ones.
 
     With `reference`, a model of the same vocabulary on the same device, also KL(reference || model) and how often
     both prefer the same next token. `byte_lengths` (vocab,) is `data.tokenizer.token_byte_lengths` of the file's
     tokenizer.
     """
-    windows = _count(file, seq_len, max_windows)
+    chosen = _choose(file, seq_len, max_windows)
+    windows = len(chosen)
     batch_size = batch_size or max(1, 4096 // seq_len)
     domains = file.header.domains
     sums = np.zeros((5, len(domains)))  # tokens, nats, bytes, kl, agreements
@@ -108,16 +111,17 @@ def perplexity(
     blocks = np.zeros((2, num_blocks * len(domains)))  # tokens, nats
     device = next(model.parameters()).device
     for first in range(0, windows, batch_size):
-        indices = np.arange(first, min(first + batch_size, windows))
+        numbers = np.arange(first, min(first + batch_size, windows))
+        indices = chosen[numbers]
         nats, *against = token_losses(model, torch.from_numpy(file.windows(indices, seq_len)).to(device), reference)
         num_bytes = text_bytes(file, indices, seq_len, byte_lengths)[:, 1:]
         of = file.domain_numbers(indices, seq_len)[:, 1:].ravel()
         for i, values in enumerate((np.ones(of.size), nats, num_bytes, *against)):
             sums[i] += np.bincount(of, weights=values.astype(np.float64).ravel(), minlength=len(domains))
-        place = np.repeat(indices * num_blocks // windows, seq_len - 1) * len(domains) + of
+        place = np.repeat(numbers * num_blocks // windows, seq_len - 1) * len(domains) + of
         blocks[0] += np.bincount(place, minlength=blocks.shape[1])
         blocks[1] += np.bincount(place, weights=nats.ravel(), minlength=blocks.shape[1])
-        progress(int(indices[-1]) + 1, windows)
+        progress(int(numbers[-1]) + 1, windows)
     parts = blocks.reshape(2, num_blocks, len(domains))
     return {domain: _loss(sums[:, i], parts[..., i], reference is not None) for i, domain in enumerate(domains)}
 
@@ -164,11 +168,15 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits[:, :-1]
 
 
-def _count(file: TokenFile, seq_len: int, max_windows: int | None) -> int:
+def _choose(file: TokenFile, seq_len: int, of_each_domain: int | None) -> np.ndarray:
+    """Numbers of the windows to read, ascending: int64 (n,)."""
     windows = file.num_windows(seq_len)
     if not windows:
         raise MinitronError(
             f"{file.name} holds {file.header.num_tokens:,} tokens, less than one window of {seq_len}",
             "give more text, or a shorter --seq-len",
         )
-    return min(windows, max_windows or windows)
+    if of_each_domain is None or of_each_domain >= windows:
+        return np.arange(windows)
+    starts = file.first_domains(seq_len)
+    return np.sort(np.concatenate([np.flatnonzero(starts == domain)[:of_each_domain] for domain in np.unique(starts)]))

@@ -75,6 +75,24 @@ def fill_cadence(options: Options) -> Options:
     )
 
 
+def export_steps(options: Options) -> tuple[int, ...]:
+    """The steps of `--export-at`, ascending: step numbers or shares of the run (`5%`), several separated by commas."""
+    assert options.steps is not None
+    found = set()
+    for text in (part.strip() for given in options.export_at for part in given.split(",")):
+        try:
+            step = options.steps * float(text[:-1]) / 100 if text.endswith("%") else int(text)
+        except ValueError:
+            step = 0
+        if not 0 < step <= options.steps:
+            raise MinitronError(
+                f"--export-at {text}: not a step of this run (1 to {options.steps}) nor a share of it",
+                "write it like --export-at 100,500 or --export-at 1%,5%,20%",
+            )
+        found.add(max(1, round(step)))
+    return tuple(sorted(found))
+
+
 def schedule_of(options: Options, branch_step: int | None) -> Schedule:
     """The learning rate's course; a run that branches off a stable one decays over all the steps it adds."""
     assert options.steps is not None

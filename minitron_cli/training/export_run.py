@@ -1,11 +1,15 @@
 """What a run hands to the exporter: where its config comes from, what its manifest says; and the export of one step."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import nn
 
 from minitron_cli.checkpoint.atomic import atomic_dir, check_apart
 from minitron_cli.training import export, rundir, state
 from minitron_cli.training.inputs import Models, find_models, paths_read
 from minitron_cli.training.options import Options, to_json
+from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.state import Progress
 
 
@@ -24,6 +28,21 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
         export.write_model(directory, origin_of(options, models), tensors, dtype)
         export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))
     return target
+
+
+def exporter(
+    ready: Prepared, step: nn.Module, rank: int, place: Path, inputs: dict[str, str]
+) -> Callable[[Progress], None]:
+    """A function that writes the student as it is to PLACE/step-N (a collective)."""
+
+    def write(progress: Progress) -> None:
+        tensors = export.gather(step, ready.export_dtype, rank)
+        if rank == 0:
+            with atomic_dir(place / f"step-{progress.step}", overwrite=True) as directory:
+                export.write_model(directory, origin_of(ready.options, ready.models), tensors, ready.export_dtype)
+                export.write_manifest(directory, **manifest(ready.options, ready.models, progress, inputs))
+
+    return write
 
 
 def origin_of(options: Options, models: Models) -> export.Origin:

@@ -78,6 +78,7 @@ class Options:
     compile: bool = False
     save_every: _Steps = None
     keep: Annotated[int, count()] = 2
+    export_at: tuple[str, ...] = ()
     log_every: Annotated[int, count()] = 1
     eval_every: _Steps = None
     eval_windows: Annotated[int, count()] = 128

@@ -16,7 +16,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.spec.plan import hidden_origin
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
-from minitron_cli.training.defaults import fill_cadence, fill_length, fill_steps, schedule_of
+from minitron_cli.training.defaults import export_steps, fill_cadence, fill_length, fill_steps, schedule_of
 from minitron_cli.training.distributed import World, choose_device
 from minitron_cli.training.inputs import Models, check_recording, find_models, open_files, open_order, paths_read
 from minitron_cli.training.objectives import Divergence, Objective, build_objective
@@ -32,7 +32,8 @@ class Prepared:
     """A validated run: options without "decide for me", what it reads, what it minimises. No model is loaded yet.
 
     `sizes` are the student's and then the teachers'; `origin` (teacher_hidden, student_hidden) says which channels of
-    the teacher the student has kept, where that is known; `export_dtype` is the type of the exported weights.
+    the teacher the student has kept, where that is known; `export_dtype` is the type of the exported weights,
+    `export_steps` are the steps after which the student is exported on the way.
     """
 
     options: Options
@@ -45,6 +46,7 @@ class Prepared:
     schedule: Schedule
     micro_batch: int
     export_dtype: torch.dtype
+    export_steps: tuple[int, ...]
 
     @property
     def flops_per_token(self) -> float:
@@ -91,6 +93,7 @@ def prepare(options: Options, world: World) -> Prepared:
         schedule=schedule_of(options, check_branch(options) if options.branch_from else None),
         micro_batch=choose_micro_batch(options, world),
         export_dtype=export.export_dtype(models.student, options.export_dtype),
+        export_steps=export_steps(options),
     )
 
 

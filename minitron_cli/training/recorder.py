@@ -21,6 +21,7 @@ class Cadence:
     save: int
     keep: int
     total: int
+    exports: tuple[int, ...] = ()
 
     def due(self, every: int, step: int) -> bool:
         return step == self.total or (every > 0 and step % every == 0)
@@ -36,6 +37,7 @@ class Recorder:
     display: Display
     log: MetricsLog | None
     evaluate: Callable[[], dict[str, float]] | None
+    export: Callable[[Progress], None]
     progress: Progress
     bare_seconds: float | None = None
     _since: tuple[float, int] = field(init=False)
@@ -56,6 +58,10 @@ class Recorder:
             self.measure()
         if self.cadence.due(self.cadence.save, progress.step):
             self.save()
+        if progress.step in self.cadence.exports:
+            started = time.perf_counter()
+            self.export(progress)
+            self._skip_time(time.perf_counter() - started)
 
     def measure(self) -> None:
         """Evaluate now, and write the result as a line of its own (a collective)."""

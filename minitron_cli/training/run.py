@@ -140,7 +140,7 @@ def _train_and_export(
     """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
     with stop_on_signal() as stop, rows_for(ready, place / "run", world) as rows:
         assembly = assemble(ready, rows, world)
-        progress = follow(ready, assembly, place / "run", stop, say)
+        progress = follow(ready, assembly, place / "run", stop, inputs, say)
     if progress.step < ready.schedule.steps:
         return progress, stop.exit_code
     tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
@@ -187,7 +187,9 @@ def rehearse(
     return facts(ready, world), check
 
 
-def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, say: Say = lambda text: None) -> Progress:
+def follow(
+    ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, inputs: dict[str, str], say: Say
+) -> Progress:
     """Train from where the run is to the end, recording on the way."""
     options, job, world = ready.options, assembly.job, assembly.job.world
     first = world.rank == 0
@@ -195,10 +197,11 @@ def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, say: 
     recorder = Recorder(
         run=run,
         job=job,
-        cadence=_cadence(options),
+        cadence=_cadence(ready),
         display=Display(job.schedule.steps, progress.step, quiet=not first),
         log=MetricsLog(run, progress.step if continued else -1, options.tensorboard) if first else None,
         evaluate=_evaluator(ready, assembly),
+        export=export_run.exporter(ready, job.step, world.rank, run / "exported", inputs),
         progress=progress,
         bare_seconds=bare_seconds(job, assembly.cast_to) if options.bare_limit else None,
     )
@@ -216,9 +219,10 @@ def follow(ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, say: 
     return progress
 
 
-def _cadence(options: Options) -> Cadence:
+def _cadence(ready: Prepared) -> Cadence:
+    options = ready.options
     evaluate, save = options.eval_every or 0, options.save_every or 0
-    return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0)
+    return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0, ready.export_steps)
 
 
 def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, float]] | None:

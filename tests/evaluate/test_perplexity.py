@@ -57,6 +57,17 @@ def test_domains_and_bytes_by_hand(toy, token_file: TokenFile) -> None:
         assert found[name].to_json()["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
+def test_the_first_windows_of_each_domain(toy, token_file: TokenFile) -> None:
+    model = model_of(toy("llama"))
+    found = perplexity(model, token_file, seq_len=SEQ, max_windows=2)
+    begins = [int(token_file.domain_numbers(np.array([i]), SEQ)[0, 0]) for i in range(token_file.num_windows(SEQ))]
+    read = [i for i, domain in enumerate(begins) if begins[:i].count(domain) < 2]
+    assert len(set(begins)) == 2
+    assert len(read) == 4 < len(begins)
+    ids = torch.from_numpy(token_file.windows(np.array(read), SEQ))
+    assert add(list(found.values())).nats == pytest.approx(float(token_losses(model, ids)[0].sum()), rel=1e-6)
+
+
 def test_blocks_are_runs_of_windows(toy, token_file: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(toy("llama"))
     windows = token_file.num_windows(SEQ)

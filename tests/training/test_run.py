@@ -278,3 +278,20 @@ def test_the_bare_limit_is_logged_and_leaves_no_trace(dtype: str, toy: Toy, text
     assert_bitwise(weights(tmp_path / "plain"), weights(tmp_path / "measured"))
     assert all(0 < line["bare_ratio"] < 2 for line in read_metrics(tmp_path / "measured" / "run"))
     assert "bare_ratio" not in read_metrics(tmp_path / "plain" / "run")[0]
+
+
+def test_students_are_exported_on_the_way(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "out", save_every=3, keep=9, export_at=("25%", "6,12"))
+    train(line)
+    for step in (3, 6, 12):
+        place = tmp_path / "out" / "run" / "exported" / f"step-{step}"
+        assert_bitwise(weights(place), weights(export_step(line, step)))
+        assert json.loads((place / "minitron.json").read_text())["training"]["steps"] == step
+        AutoModelForCausalLM.from_pretrained(place)
+
+
+@pytest.mark.parametrize("wrong", ["13", "0", "101%", "half", "", "3,x", "nan%", "-5"])
+def test_an_export_beyond_the_run_is_refused_before_it_starts(wrong: str, toy: Toy, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinitronError, match="--export-at"):
+        train(options(toy("llama"), text, tmp_path / "out", export_at=(wrong,)))
+    assert not (tmp_path / "out").exists()
