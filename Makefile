@@ -8,7 +8,9 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 RUN ?= runs/tiny
 
-.PHONY: demo test test-all check format bench bench-prune clean help
+SHARED ?= ../shared/data
+comma := ,
+.PHONY: demo real test test-all check format bench bench-prune clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -22,6 +24,15 @@ $(READY): pyproject.toml .ci/constraints.txt
 
 demo: $(READY)  ## run the main job on the toy world: large -> middle -> small
 	$(BIN)/minitron run tiny -o $(RUN)
+
+# The teacher, its text and its tasks: MODEL=HuggingFaceTB/SmolLM2-135M DATA=corpus/*.jsonl HELD_OUT=held-out.jsonl from
+# the hub and your disk, or the model and the files in $(SHARED) where they are there.
+real: $(READY)  ## run the recipe on a real model, SmolLM2-135M -> 100M (about half an hour)
+	$(if $(MODEL),,test -d runs/SmolLM2-135M || $(BIN)/python $(SHARED)/smollm2.py runs/SmolLM2-135M)
+	$(BIN)/minitron run smollm2-135m-to-100m -o runs/smollm2 --set teacher=$(or $(MODEL),runs/SmolLM2-135M) \
+	  --set data='$(or $(DATA),$(SHARED)/text/*_train.jsonl)' --set held-out='$(or $(HELD_OUT),$(SHARED)/text/*_eval.jsonl)' \
+	  $(if $(MODEL),,--set figures.include=$(SHARED)/real_tasks --set figures.tasks=real_arc_easy$(comma)real_lambada)
+	$(BIN)/minitron report runs/smollm2
 
 test: $(READY)  ## run the tests but the slow ones
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
