@@ -20,6 +20,7 @@ import numpy as np
 
 from minitron_cli.checkpoint.moments_file import Input, Moments, moments_digest, open_moments
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.reconstruction import Error, Place, overfit, summary
 from minitron_cli.prune.repairs import from_bits, to_bits
 from minitron_cli.spec.axes import is_embedding, reading_dim, reads
 from minitron_cli.spec.family import Match
@@ -27,6 +28,7 @@ from minitron_cli.spec.family import Match
 METHODS = ("none", "least-squares")
 SELECT = ("scores", "residual")  # what decides which neurons stay (see `select`)
 RIDGE = 1e-2
+DOUBLE = 2048  # up to this width products of Gram matrices are float64
 # Tried by `auto`, judged on the half of the samples that T was not solved on; infinity is plain trimming.
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, np.inf)
 _HELD = 4  # solutions held: the readers of one input do not lie next to each other on disk
@@ -40,6 +42,7 @@ class Compensation:
     moments: Moments
     ridge: float | None = RIDGE
     chosen: dict[str, float] = field(default_factory=dict)  # ridge of each input that was solved with another
+    errors: dict[Place, Error] = field(default_factory=dict)  # of what was solved so far
     _held: dict[tuple[Any, ...], np.ndarray] = field(default_factory=dict)
 
     def refit_of(
@@ -71,8 +74,19 @@ class Compensation:
             if ridge is None or sum(one.tokens) < len(kept):
                 ridge = best_ridge(self.moments.read(one), kept, dropped)
                 self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
-            self._held[key] = regression(self.moments.mean(one), kept, dropped, ridge).astype(dtype)
+            moment = self.moments.mean(one)
+            solved = regression(moment, kept, dropped, ridge)
+            left = unexplained(moment, kept, dropped, ridge, solved) * overfit(sum(one.tokens), len(kept), ridge)
+            self.errors[_name(one), one.layer, one.expert] = Error(left, float(len(dropped)))
+            self._held[key] = solved.astype(dtype)
         return self._held[key]
+
+
+def _name(one: Input) -> str:
+    """The axis of an input; hidden channels are read by attention and by the MLP: "hidden (mlp)"."""
+    if one.axis != "hidden" or one.layer is None:
+        return one.axis if one.layer is not None else "logits"
+    return f"hidden ({one.readers[0].partition(f'.{one.layer}.')[2].partition('.')[0]})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,13 @@ def regression(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge:
             "give a larger --ridge, or measure with --dtype float32 and more --samples",
         )
     return torch.cholesky_solve(torch.from_numpy(moment[np.ix_(kept, dropped)]), factor).numpy().T
+
+
+def unexplained(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float, solved: np.ndarray) -> float:
+    """What `residual` is for the very solution T of this moment and ridge, without another product of matrices."""
+    own, penalty = np.diagonal(moment)[dropped], np.diagonal(moment)[kept] * (0.0 if np.isinf(ridge) else ridge)
+    left = own - (solved * moment[np.ix_(dropped, kept)]).sum(1) - np.square(solved) @ penalty
+    return float((left / np.maximum(own, np.finfo(np.float64).tiny)).sum())
 
 
 def residual(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, solved: np.ndarray) -> float:
@@ -209,6 +230,7 @@ def record(by: Compensation | None) -> dict[str, Any] | None:
         "ridge": "auto" if by.ridge is None else by.ridge,
         "moments": {"name": str(by.moments.path), "sha256": moments_digest(by.moments.path)},
         "identity": dict(by.moments.identity),
+        "reconstruction": summary(by.errors),
         **({"chosen": dict(sorted(by.chosen.items()))} if by.chosen else {}),
     }
 

@@ -1,9 +1,10 @@
 """Which directions of the residual stream stay, and how the stream is told from them.
 
-With x^ = x / rms(x), what an RMS norm makes of the stream before its weights, and M = E[x^ x^T], taken from the second
-moments behind each norm: the basis Q holds what readers see most of, the leading eigenvectors of the sum over norms of
-S^1/2 G S^1/2, with S the mean of M over the norms and G the Gram matrices of the readers' W diag(w), each reader scaled
-to an output of mean square 1.
+With x^ = x / rms(x), what an RMS norm makes of the stream before its weights, and M = E[x^ x^T], taken from the input
+Gram matrices after each norm: the basis Q holds what readers see most of, the leading eigenvectors of the sum over
+norms of S^1/2 G S^1/2, with S the mean of M over the norms and G the Gram matrices of the readers' W diag(w), each
+reader scaled to an output of mean square 1. Of a head that is tied to the embedding E the logits leave by the same
+directions: with G = E^T E and the Gram matrix Y after the final norm, G^1/2 Y G^1/2 counts as much as all the rest.
 """
 
 from collections.abc import Iterator
@@ -16,15 +17,15 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.moments_file import Input
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.compensate import Compensation
+from minitron_cli.prune.compensate import DOUBLE, Compensation
+from minitron_cli.prune.reconstruction import Error
 from minitron_cli.prune.repairs import from_bits
-from minitron_cli.prune.tied import tied_head
+from minitron_cli.prune.tied import TiedHead
 from minitron_cli.spec.axes import Weight, axes_of, is_embedding, is_head
 from minitron_cli.spec.family import Family, Match
 from minitron_cli.spec.plan import Plan
 
 _BLOCK = 64 << 20  # bytes of a weight that are turned to float32 at once
-_DOUBLE = 2048  # up to this width products are float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,20 @@ def by_directions(checkpoint: Checkpoint, plan: Plan, hidden: int, compensation:
     check_rotation(checkpoint.family)
     assert "hidden" not in plan.kept, "channels and directions of one stream"
     norms = list(norms_of(checkpoint, plan, compensation))
-    basis = leading(checkpoint, norms, hidden, compensation)
-    if is_tied(checkpoint):
-        basis = basis @ np.linalg.eigh(head_of(checkpoint, norms[-1], basis, compensation))[1]
+    tied = tied_head(checkpoint, norms[-1], compensation)
+    basis = leading(checkpoint, norms, hidden, compensation, tied)
+    if tied is not None:
+        basis = basis @ np.linalg.eigh(tied.fitted(basis))[1]
     return replace(plan, target=plan.target.with_(hidden=hidden), basis=basis.astype(np.float32))
 
 
-def is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether the embedding is the head, too."""
-    return not any(is_head(match.weight) for match in checkpoint.matches.values())
-
-
-def head_of(checkpoint: Checkpoint, final: Norm, basis: np.ndarray, by: Compensation) -> np.ndarray:
-    """S (kept, kept) of a tied head behind the `final` norm, in this basis (see `tied`)."""
-    (embedding,) = (m for m in checkpoint.matches.values() if is_embedding(m.weight))
-    return tied_head(basis, gram_of(checkpoint.tensors[embedding.name]), final.weight, normalised(final, by))
+def tied_head(checkpoint: Checkpoint, final: Norm, by: Compensation) -> TiedHead | None:
+    """What the head after the `final` norm is fitted to where it is the embedding, None where it is not."""
+    matches = checkpoint.matches.values()
+    if any(is_head(match.weight) for match in matches):
+        return None
+    embedding = next(match for match in matches if is_embedding(match.weight))
+    return TiedHead(gram_of(checkpoint.tensors[embedding.name]), final.weight, normalised(final, by))
 
 
 def check_rotation(family: Family, cut: bool = True) -> None:
@@ -76,7 +76,9 @@ def check_rotation(family: Family, cut: bool = True) -> None:
         )
 
 
-def leading(checkpoint: Checkpoint, norms: list[Norm], hidden: int, by: Compensation) -> np.ndarray:
+def leading(
+    checkpoint: Checkpoint, norms: list[Norm], hidden: int, by: Compensation, tied: TiedHead | None = None
+) -> np.ndarray:
     """Q (source hidden, hidden) float64: what the readers see most of, most of it first."""
     mean = np.zeros((len(norms[0].weight),) * 2)
     seen = np.zeros_like(mean)
@@ -87,10 +89,18 @@ def leading(checkpoint: Checkpoint, norms: list[Norm], hidden: int, by: Compensa
         for match in readers:
             gram = gram_of(checkpoint.tensors[match.name]) * np.outer(norm.weight, norm.weight)
             seen += gram / (np.sum(gram * moment) * len(readers))
-    values, vectors = np.linalg.eigh(mean)
+    wanted = outputs(mean, seen)
+    if tied is not None:  # logits leave by the embedding's rows: what they need counts as much as all reading
+        wanted += outputs(tied.embedding, tied.logits())
+    return np.linalg.eigh(wanted)[1][:, ::-1][:, :hidden]
+
+
+def outputs(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """M^1/2 G M^1/2 of trace 1, for maps of Gram matrix G that read a stream of moment M: (hidden, hidden) each."""
+    values, vectors = np.linalg.eigh(moment)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    values, vectors = np.linalg.eigh(root @ seen @ root)
-    return vectors[:, ::-1][:, :hidden]
+    found = root @ gram @ root
+    return found / np.trace(found)
 
 
 def readers_of(checkpoint: Checkpoint, norm: Norm) -> list[Match]:
@@ -120,20 +130,23 @@ def scale_of(moment: np.ndarray, basis: np.ndarray) -> float:
     return sqrt(share * len(moment) / basis.shape[1])
 
 
-def foretell(moment: np.ndarray, basis: np.ndarray, ridge: float) -> np.ndarray:
-    """F, the least-squares map from z = Q^T x^ to x^: moment (n, n), basis (n, k) -> (n, k) float64.
+def least_squares_map(moment: np.ndarray, basis: np.ndarray, ridge: float) -> tuple[np.ndarray, Error]:
+    """F, the best map from z = Q^T x^ to x^, and its error: moment (n, n), basis (n, k) -> (n, k) float64.
 
     F = Q + (M Q - Q Q^T M Q) (Q^T M Q + ridge diag)^-1: the ridge pulls towards Q, which loses nothing of what z holds.
     """
-    wide = np.float64 if len(moment) <= _DOUBLE else np.float32
+    wide = np.float64 if len(moment) <= DOUBLE else np.float32
     basis = basis.astype(wide)
     across = moment.astype(wide) @ basis
     inner = basis.T @ across
     outside = (across - basis @ inner).astype(np.float64)
-    inner = inner.astype(np.float64)
-    diagonal = np.diagonal(inner).copy()
-    inner[np.diag_indices_from(inner)] += np.maximum(ridge * diagonal, 1e-12 * diagonal.mean())
-    return basis + np.linalg.solve(inner, outside.T).T
+    ridged = inner.astype(np.float64)
+    diagonal = np.diagonal(ridged).copy()
+    ridged[np.diag_indices_from(ridged)] += np.maximum(ridge * diagonal, 1e-12 * diagonal.mean())
+    solved = basis + np.linalg.solve(ridged, outside.T).T
+    energy = np.sort(np.diagonal(moment))
+    left = energy.sum() - np.sum((2 * across - solved.astype(wide) @ inner) * solved)
+    return solved, Error(float(left), float(energy[: len(moment) - basis.shape[1]].sum()))
 
 
 def norms_of(checkpoint: Checkpoint, plan: Plan, by: Compensation) -> Iterator[Norm]:

@@ -24,13 +24,12 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.compensate import RIDGE, Compensation, Refit
 from minitron_cli.prune.directions import (
     Norm,
-    foretell,
-    head_of,
-    is_tied,
+    least_squares_map,
     norm_of,
     normalised,
     norms_of,
     scale_of,
+    tied_head,
 )
 from minitron_cli.prune.repairs import from_bits, to_bits
 from minitron_cli.spec.axes import axes_of, is_embedding
@@ -75,7 +74,9 @@ class Rotation:
                 del self._held[next(iter(self._held))]
             norm = self.norms[key]
             ridge = RIDGE if self.compensation.ridge is None else self.compensation.ridge
-            solved = foretell(normalised(norm, self.compensation), self.basis, ridge)
+            solved, error = least_squares_map(normalised(norm, self.compensation), self.basis, ridge)
+            name = norm.line.rpartition("{layer}.")[2].removesuffix(".weight")
+            self.compensation.errors[f"hidden ({name})", norm.layer, None] = error
             self._held[key] = (norm.weight[:, None] / norm.size * solved).astype(np.float32)
         return self._held[key]
 
@@ -83,10 +84,12 @@ class Rotation:
         """Effective weights of a norm (kept,): all the same, but for a final norm with a head tied to the embedding."""
         norm, kept = self.norms[key], self.plan.target["hidden"]
         scale = scale_of(normalised(norm, self.compensation), self.basis)
-        if norm.layer is not None or not is_tied(self.checkpoint):
+        tied = None if norm.layer is not None else tied_head(self.checkpoint, norm, self.compensation)
+        if tied is None:
             return np.full(kept, norm.size * scale)
-        embedding_scale = _embedding_scale(self.checkpoint, self.plan)
-        return np.diagonal(head_of(self.checkpoint, norm, self.basis, self.compensation)) * scale / embedding_scale
+        found = np.diag(np.diagonal(tied.fitted(self.basis)))
+        self.compensation.errors["logits", None, None] = tied.error(self.basis, found)
+        return np.diagonal(found) * scale / _embedding_scale(self.checkpoint, self.plan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,45 @@ of the logits solves
 Its eigenvectors are the basis, its eigenvalues the norm's weights. With all directions kept S is diag(w): exact.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from minitron_cli.prune.reconstruction import Error
 
 _RIDGE = 1e-9  # of the mean diagonal of G and M: embeddings and streams may leave directions out
 
 
-def tied_head(basis: np.ndarray, embedding: np.ndarray, weight: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """S (kept, kept), float64: basis Q (hidden, kept), embedding G (hidden, hidden), weight w (hidden,), moment M."""
-    basis = basis.astype(np.float64)
-    gram, moment = _ridged(embedding), _ridged(moment)
-    read, seen = gram @ basis, moment @ basis
-    right = read.T @ (weight[:, None] * seen)
-    # With W^T A W = I and W^T B W = diag(v), S = W S' W^T turns the equation into S' diag(v) + diag(v) S' = W^T R W.
-    values, both = _diagonalised(basis.T @ read, basis.T @ seen)
-    solved = both.T @ (right + right.T) @ both / np.add.outer(values, values)
-    return both @ solved @ both.T
+@dataclass(frozen=True, slots=True)
+class TiedHead:
+    """What a tied head is fitted to: G (hidden, hidden), the final norm's weights w (hidden,), and M."""
+
+    embedding: np.ndarray
+    weight: np.ndarray
+    moment: np.ndarray
+
+    def fitted(self, basis: np.ndarray) -> np.ndarray:
+        """S (kept, kept) float64, for a basis Q (hidden, kept)."""
+        basis = basis.astype(np.float64)
+        read, seen = _ridged(self.embedding) @ basis, _ridged(self.moment) @ basis
+        right = read.T @ (self.weight[:, None] * seen)
+        # With W^T A W = I and W^T B W = diag(v), S = W S' W^T turns the equation into S' diag(v) + diag(v) S' =
+        # W^T (R + R^T) W.
+        values, both = _diagonalised(basis.T @ read, basis.T @ seen)
+        solved = both.T @ (right + right.T) @ both / np.add.outer(values, values)
+        return both @ solved @ both.T
+
+    def logits(self) -> np.ndarray:
+        """E[diag(w) x^ x^T diag(w)]: what the embedding's rows multiply for the logits, (hidden, hidden)."""
+        return np.outer(self.weight, self.weight) * self.moment
+
+    def error(self, basis: np.ndarray, found: np.ndarray) -> Error:
+        """Of the logits E Q S z; plain trimming keeps the channels that give most to them."""
+        off = basis @ found @ basis.T - np.diag(self.weight)
+        given = self.embedding * self.logits()
+        dropped = np.argsort(-np.diagonal(given), kind="stable")[basis.shape[1] :]
+        made = float(np.sum((off.T @ self.embedding @ off) * self.moment))
+        return Error(made, float(given[np.ix_(dropped, dropped)].sum()))
 
 
 def _diagonalised(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
 from minitron_cli.prune.compensate import open_compensation, regression
-from minitron_cli.prune.directions import by_directions, foretell, leading, normalised, norms_of, readers_of
+from minitron_cli.prune.directions import by_directions, leading, least_squares_map, normalised, norms_of, readers_of
 from minitron_cli.prune.target import Target, make_plan, target_shape
-from minitron_cli.prune.tied import tied_head
+from minitron_cli.prune.tied import TiedHead
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan, hidden_origin, keep_all
@@ -98,10 +98,11 @@ def test_a_tied_head_is_the_best_symmetric_one():
     units[np.arange(28), rows, columns] = units[np.arange(28), columns, rows] = 1
     design = np.stack([(streams @ basis @ unit @ basis.T @ embedding.T).ravel() for unit in units], axis=1)
     best = np.linalg.lstsq(design, ((streams * weight) @ embedding.T).ravel(), rcond=None)[0]
-    found = tied_head(basis, gram, weight, moment)
+    head = TiedHead(gram, weight, moment)
+    found = head.fitted(basis)
     np.testing.assert_allclose(found, np.tensordot(best, units, 1), atol=1e-6)
     every = np.linalg.qr(generator.standard_normal((12, 12)))[0]
-    np.testing.assert_allclose(every @ tied_head(every, gram, weight, moment) @ every.T, np.diag(weight), atol=1e-9)
+    np.testing.assert_allclose(every @ head.fitted(every) @ every.T, np.diag(weight), atol=1e-9)
 
 
 def test_directions_lose_less_of_what_readers_read_than_channels_or_variance(tmp_path):
@@ -230,7 +231,7 @@ def test_held_out_readers_lose_less_along_directions_than_by_channels(shared_dat
         maps = {name: np.zeros((64, 64)) for name in lost}
         maps["plain"][kept, kept] = maps["channels"][kept, kept] = 1
         maps["channels"][np.ix_(dropped, kept)] = regression(moment, kept, dropped, 1e-2)
-        maps["directions"] = foretell(moment, plan.basis, 1e-2) @ plan.basis.T
+        maps["directions"] = least_squares_map(moment, plan.basis, 1e-2)[0] @ plan.basis.T
         for match in readers_of(checkpoint, norm):
             weight = state[match.name] * norm.weight
             whole = np.sum((weight @ held) * weight)
