@@ -16,7 +16,15 @@ from minitron_cli.importance import estimate
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.record import Recorder
 from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
-from minitron_cli.prune.compensate import best_ridge, check_request, open_compensation, regression, residual
+from minitron_cli.prune.compensate import (
+    best_ridge,
+    check_request,
+    open_compensation,
+    regression,
+    residual,
+    unexplained,
+)
+from minitron_cli.prune.reconstruction import Error, overfit, summary, warnings
 from minitron_cli.prune.select import by_residual, eliminate
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
@@ -272,6 +280,69 @@ def test_elimination_finds_the_neurons_that_all_others_follow_from():
     dropped = np.setdiff1d(np.arange(18), kept)
     folded = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 1e-9)
     np.testing.assert_allclose(x[:, kept] @ folded.T, x @ weight.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["double", "single"])
+def test_elimination_is_that_by_a_new_inverse_each_round(monkeypatch, dtype):
+    """Against P = C^-1 and W = W_0 C_:K C_KK^-1 of the neurons that are left, computed anew for each round."""
+    if dtype == "single":
+        monkeypatch.setattr("minitron_cli.prune.select.DOUBLE", 0)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2000, 40)) @ generator.standard_normal((40, 200))
+    x = (x + generator.standard_normal(x.shape)) * generator.uniform(0.01, 10, 200)
+    moment, weight, left = x.T @ x / len(x), generator.standard_normal((30, 200)), np.arange(200)
+    ridged = moment + np.diag(1e-2 * np.diagonal(moment))
+    while len(left) > 70:
+        inverse = np.linalg.inv(ridged[np.ix_(left, left)])
+        cost = np.square(weight @ ridged[:, left] @ inverse).sum(0) / np.diagonal(inverse)
+        left = np.delete(left, np.argsort(cost, kind="stable")[: min(3, len(left) - 70)])
+    np.testing.assert_array_equal(eliminate(weight, moment, 70, 1e-2), left)
+
+
+def test_what_a_regression_leaves_is_known_without_another_product():
+    x = np.random.default_rng(0).standard_normal((80, 12)) @ np.random.default_rng(1).standard_normal((12, 12))
+    moment, kept, dropped = x.T @ x / len(x), np.arange(0, 12, 2), np.arange(1, 12, 2)
+    for ridge in (0.0, 1e-2, 1.0, np.inf):
+        solved = regression(moment, kept, dropped, ridge)
+        left = np.square(x[:, dropped] - x[:, kept] @ solved.T).mean(0) / np.square(x[:, dropped]).mean(0)
+        np.testing.assert_allclose(unexplained(moment, kept, dropped, ridge, solved), left.sum(), rtol=1e-9)
+
+
+def test_the_error_forecast_for_new_tokens_is_the_one_they_have():
+    """Akaike's factor against fresh samples of the same distribution, of which nothing was solved."""
+    generator, mix = np.random.default_rng(0), np.random.default_rng(1).standard_normal((60, 60))
+    old, new = generator.standard_normal((150, 60)) @ mix, generator.standard_normal((20000, 60)) @ mix
+    moment, kept, dropped = old.T @ old / len(old), np.arange(50), np.arange(50, 60)
+    solved = regression(moment, kept, dropped, 0.0)
+    found = residual(new.T @ new / len(new), kept, dropped, solved)
+    left = unexplained(moment, kept, dropped, 0.0, solved)
+    assert 0.8 * found < left * overfit(150, 50, 0.0) < 1.25 * found
+    assert left < 0.6 * found
+
+
+def test_layers_where_compensation_loses_more_are_named():
+    errors = {
+        ("ffn", 0, None): Error(3.0, 10.0),
+        ("ffn", 2, None): Error(12.0, 10.0),
+        ("expert_ffn", 1, 4): Error(1, 2),
+    }
+    found = summary(errors)
+    assert found == {"expert_ffn": {"1.4": 0.5}, "ffn": {"0": 0.3, "2": 1.2}}
+    (line,) = warnings(found)
+    assert line.startswith("ffn of layer 2 (1.20) loses more than by plain trimming")
+
+
+def test_the_manifest_holds_what_is_lost_of_every_cut_input(toy, tmp_path):
+    source = toy("llama")
+    moments = measure(source, tmp_path / "s.safetensors", random_rows(24, 16))
+    checkpoint = open_checkpoint(source)
+    plan = plan_for(checkpoint, {"hidden": 36, "ffn": 56, "head": 4})
+    manifest = write_pruned(checkpoint, plan, tmp_path / "out", compensation=open_compensation(moments, 1e-2))
+    found = manifest["compensation"]["reconstruction"]
+    assert found.pop("logits").keys() == {"all"}
+    assert found.keys() == {"ffn", "head", "hidden (mlp)", "hidden (self_attn)"}
+    assert all(ratios.keys() == {"0", "1", "2"} for ratios in found.values())
+    assert all(0 < ratio < 1.5 for ratios in found.values() for ratio in ratios.values())
 
 
 def test_selection_by_residual_loses_less_than_by_scores(toy, tmp_path):
