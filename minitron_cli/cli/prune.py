@@ -1,9 +1,10 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from minitron_cli.cli.common import (
     argument,
@@ -66,7 +67,9 @@ def command(
     max_shard_size: Annotated[
         int, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
     ] = 5_000_000_000,
-    check: Annotated[bool, option("--check", help="load the result and compare it with the masked source")] = False,
+    check: Annotated[
+        bool, option("--check", help="load the result and compare it with plain trimming, by --data if compensated")
+    ] = False,
     force: Annotated[bool, option("--force", help="use scores although they are of another model")] = False,
     overwrite: Annotated[bool, option("--overwrite", help="replace an output that minitron made")] = False,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
@@ -120,14 +123,28 @@ def _show_plan(resolved: "ResolvedPrune") -> None:
     print(f"would write {facts.output}; {cost}")
 
 
+def _checked(check: Mapping[str, Any]) -> str:
+    """What --check found, as a sentence."""
+    if not check["checked"]:
+        return f"warning: not checked: {check['why']}"
+    if "relative_error" in check:
+        return f"checked against the masked source: relative error {check['relative_error']:.1e}"
+    if not check["losses"]:
+        return "checked that the result loads and runs; with --data its loss is compared with that of plain trimming"
+    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in check["losses"].items())
+    return f"nats per token on {check['tokens']:,} tokens of --data: {losses}"
+
+
 def _show_done(result: "PruneResult", source: str) -> None:
-    facts, check = result.facts, result.manifest["check"]
-    for warning in facts.warnings:
+    from minitron_cli.prune.reconstruction import lines, warnings
+
+    facts = result.facts
+    for warning in (*facts.warnings, *warnings(result.reconstruction)):
         say(f"warning: {warning}")
-    if check and check["checked"]:
-        say(f"checked against the masked source: relative error {check['relative_error']:.1e}")
-    elif check:
-        say(f"warning: not checked: {check['why']}")
+    for text in lines(result.reconstruction):
+        say(text)
+    if result.manifest["check"]:
+        say(_checked(result.manifest["check"]))
     before, after = facts.parameters
     print(f"{facts.output}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
     line = [

@@ -1,17 +1,84 @@
 """Whether a pruned model computes what its source, masked, computes: both loaded by transformers, logits compared."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import context_length
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.spec.plan import Plan
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TOKENS = (2, 64)  # rows x tokens that are compared
+ROWS, WINDOW = 16, 256  # of data, for losses
 EXACT = 1e-4  # float32 sums in another order
 ROUNDED = 5e-2  # where a repair had to round stored values of half precision again
+
+
+def _too_large(source: Checkpoint) -> str | None:
+    """Why the source cannot be loaded, None where it can."""
+    needed = 4 * sum(t.num_bytes // ITEM_BYTES[t.dtype] for t in source.tensors.values()) * 5 // 4
+    free = free_host_memory()
+    return f"the source needs {needed / 1e9:.0f} GB in float32, {free / 1e9:.0f} are free" if needed > free else None
+
+
+def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Sequence[str]) -> dict[str, Any]:
+    """Losses of the source, of the same cut by plain trimming, and of the compensated result, side by side.
+
+    Nats per token in float32 on ROWS windows of `data`, drawn by another seed than calibration samples are by default.
+    Without data the result is only run, on random tokens. Plain trimming is the masked source; along directions of the
+    residual stream there is no such thing.
+    """
+    if why := _too_large(source):
+        return {"checked": False, "why": why}
+    import torch
+
+    from minitron_cli.hf.load import load_model
+    from minitron_cli.prune.mask import masked_source
+
+    ids = torch.from_numpy(_rows(source, data)) if data else torch.randint(0, source.shape["vocab"], TOKENS)
+    pruned = load_model(directory, torch.float32)
+    compensated = _loss(lambda part: pruned(part, use_cache=False).logits, ids)
+    if not np.isfinite(compensated):
+        raise MinitronError("the compensated model gives no finite numbers", "try a larger --ridge, or more --samples")
+    losses = {}
+    if data:
+        del pruned
+        model = load_model(source.path, torch.float32)
+        losses["source"] = _loss(lambda part: model(part, use_cache=False).logits, ids)
+        if plan.basis is None:
+            losses["plain"] = _loss(masked_source(model, source.family, plan), ids)
+        losses["compensated"] = compensated
+    return {"checked": True, "losses": losses, "tokens": ids.numel()}
+
+
+def _rows(source: Checkpoint, data: Sequence[str]) -> np.ndarray:
+    from minitron_cli.data.calibration import calibration_rows
+    from minitron_cli.data.order import mixture_weights
+    from minitron_cli.data.prepare import token_files
+    from minitron_cli.data.source import parse_sources
+
+    sources = parse_sources(tuple(data))
+    files = token_files(sources, source.path)
+    length = min(WINDOW, context_length(source.config) or WINDOW)
+    weights = mixture_weights(tuple(one.weight for one in sources), files, length)
+    return calibration_rows(files, weights, ROWS, length, 1, allow_fewer=True)[0]
+
+
+def _loss(logits: Callable[["Tensor"], "Tensor"], ids: "Tensor") -> float:
+    """Nats per predicted token: ids (row, token)."""
+    import torch
+
+    with torch.no_grad():
+        rows = [torch.nn.functional.cross_entropy(logits(row[None])[0, :-1].float(), row[1:]) for row in ids]
+    return float(torch.stack(rows).mean())
 
 
 def check_pruned(source: Checkpoint, plan: Plan, directory: Path) -> dict[str, Any]:
@@ -19,13 +86,8 @@ def check_pruned(source: Checkpoint, plan: Plan, directory: Path) -> dict[str, A
 
     Returns {"checked": False, "why": ..} where memory does not take the source.
     """
-    needed = 4 * sum(t.num_bytes // ITEM_BYTES[t.dtype] for t in source.tensors.values()) * 5 // 4
-    free = free_host_memory()
-    if needed > free:
-        return {
-            "checked": False,
-            "why": f"the source needs {needed / 1e9:.0f} GB in float32, {free / 1e9:.0f} are free",
-        }
+    if why := _too_large(source):
+        return {"checked": False, "why": why}
     import torch
 
     from minitron_cli.hf.load import load_model

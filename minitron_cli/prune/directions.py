@@ -4,7 +4,7 @@ With x^ = x / rms(x), what an RMS norm makes of the stream before its weights, a
 Gram matrices after each norm: the basis Q holds what readers see most of, the leading eigenvectors of the sum over
 norms of S^1/2 G S^1/2, with S the mean of M over the norms and G the Gram matrices of the readers' W diag(w), each
 reader scaled to an output of mean square 1. Of a head that is tied to the embedding E the logits leave by the same
-directions: with G = E^T E and the Gram matrix Y after the final norm, G^1/2 Y G^1/2 counts as much as all the rest.
+directions: with G = E^T E and the Gram matrix Y after the final norm, Y^1/2 G Y^1/2 counts as much as all the rest.
 """
 
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def leading(
             seen += gram / (np.sum(gram * moment) * len(readers))
     wanted = outputs(mean, seen)
     if tied is not None:  # logits leave by the embedding's rows: what they need counts as much as all reading
-        wanted += outputs(tied.embedding, tied.logits())
+        wanted += outputs(tied.read_by_rows(), tied.embedding)
     return np.linalg.eigh(wanted)[1][:, ::-1][:, :hidden]
 
 

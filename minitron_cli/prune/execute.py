@@ -27,7 +27,12 @@ class PruneResult:
 
     def to_json(self) -> dict[str, Any]:
         """The facts as a JSON object, with what the check found."""
-        return asdict(self.facts) | {"check": self.manifest["check"]}
+        return asdict(self.facts) | {"check": self.manifest["check"], "reconstruction": self.reconstruction}
+
+    @property
+    def reconstruction(self) -> Mapping[str, Mapping[str, float]]:
+        """Errors beside those of plain trimming (see `reconstruction`), empty without compensation."""
+        return self.manifest.get("compensation", {}).get("reconstruction", {})
 
 
 def prune(
@@ -52,7 +57,8 @@ def prune(
     plan = _plan(resolved, source, compensation)
     manifest = write_pruned(
         source, plan, resolved.output, scores=resolved.scores, options=_recorded(resolved), overwrite=request.overwrite,
-        force=request.force, max_shard_bytes=request.max_shard_size, check=request.check, compensation=compensation,
+        force=request.force, max_shard_bytes=request.max_shard_size, check=request.check, check_data=request.data,
+        compensation=compensation,
     )  # fmt: skip
     return PruneResult(resolved.facts, plan, manifest)
 

@@ -47,6 +47,15 @@ def _number(place: Place) -> tuple[int, int]:
     return tuple(-1 if number is None else number for number in place[1:])  # type: ignore[return-value]
 
 
+def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A `summary` for people, one line for each thing that is read: the mean and the range over layers."""
+    return [
+        f"{name}: {np.mean(list(ratios.values())):.2f} of the error of plain trimming"
+        + f" ({min(ratios.values()):.2f} to {max(ratios.values()):.2f})" * (len(ratios) > 1)
+        for name, ratios in found.items()
+    ]
+
+
 def warnings(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """One line for each axis of a `summary` of which some layers lose more than plain trimming would."""
     worse = {axis: {place: r for place, r in ratios.items() if r > 1} for axis, ratios in found.items()}

@@ -55,7 +55,7 @@ class PruneRequest:
         from minitron_cli.prune.compensate import check_request
         from minitron_cli.prune.target import check_kind
 
-        check_request(self.compensate, self.ridge, self.check, self.select, self.rotate)
+        check_request(self.compensate, self.ridge, self.select, self.rotate)
         if self.moments is not None and not self.compensates:
             raise MinitronError("--moments is for compensation, and there is none", "add --compensate least-squares")
         if self.params is not None and (self.sizes or self.drop_layers or self.target):

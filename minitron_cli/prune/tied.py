@@ -18,6 +18,8 @@ from minitron_cli.prune.reconstruction import Error
 
 _RIDGE = 1e-9  # of the mean diagonal of G and M: embeddings and streams may leave directions out
 
+_NOTHING = 1e-6  # of G's largest eigenvalue: its products are float32
+
 
 @dataclass(frozen=True, slots=True)
 class TiedHead:
@@ -38,14 +40,21 @@ class TiedHead:
         solved = both.T @ (right + right.T) @ both / np.add.outer(values, values)
         return both @ solved @ both.T
 
-    def logits(self) -> np.ndarray:
-        """E[diag(w) x^ x^T diag(w)]: what the embedding's rows multiply for the logits, (hidden, hidden)."""
+    @property
+    def normed(self) -> np.ndarray:
+        """E[diag(w) x^ x^T diag(w)], after the final norm: (hidden, hidden)."""
         return np.outer(self.weight, self.weight) * self.moment
+
+    def read_by_rows(self) -> np.ndarray:
+        """`normed` without directions in which no row of the embedding has a part."""
+        values, vectors = np.linalg.eigh(self.embedding)
+        rows = vectors[:, values > _NOTHING * values[-1]]
+        return rows @ (rows.T @ self.normed @ rows) @ rows.T
 
     def error(self, basis: np.ndarray, found: np.ndarray) -> Error:
         """Of the logits E Q S z; plain trimming keeps the channels that give most to them."""
         off = basis @ found @ basis.T - np.diag(self.weight)
-        given = self.embedding * self.logits()
+        given = self.embedding * self.normed
         dropped = np.argsort(-np.diagonal(given), kind="stable")[basis.shape[1] :]
         made = float(np.sum((off.T @ self.embedding @ off) * self.moment))
         return Error(made, float(given[np.ix_(dropped, dropped)].sum()))

@@ -1,7 +1,7 @@
 """The verb: plan in, pruned checkpoint out, atomically, with everything that is needed to check it later."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.tensor_digests import combined
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.check import check_pruned
+from minitron_cli.prune.check import check_compensated, check_pruned
 from minitron_cli.prune.compensate import Compensation, check_moments, record
 from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
@@ -38,6 +38,7 @@ def write_pruned(
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     check: bool = False,
+    check_data: Sequence[str] = (),
     compensation: Compensation | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint that `plan` leaves to `output` and return its manifest.
@@ -70,7 +71,13 @@ def write_pruned(
         write_config(temporary, config)
         carry(checkpoint.path, temporary)
         write_plan(temporary, plan)
-        checked = check_pruned(checkpoint, plan, temporary) if check else None
+        checked = None
+        if check:
+            checked = (
+                check_pruned(checkpoint, plan, temporary)
+                if compensation is None
+                else check_compensated(checkpoint, plan, temporary, check_data)
+            )
         return write_manifest(
             temporary,
             verb="prune",

@@ -1,14 +1,19 @@
 """Compensated trimming: exact where dropped inputs follow from kept ones, and the source itself where nothing goes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from minitron_cli.__main__ import run as minitron
 from minitron_cli.checkpoint.moments_file import moments_path, open_moments, pack, unpack
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.tensor_digests import source_digest
+from minitron_cli.data.calibration import calibration_rows
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.process_group import World
@@ -207,9 +212,6 @@ def test_every_cut_matrix_is_the_least_squares_solution(toy, tmp_path, family, f
 
 
 def test_held_out_error_is_never_above_that_of_plain_trimming(shared_data, tmp_path):
-    from minitron_cli.data.prepare import token_files
-    from minitron_cli.data.source import parse_sources
-
     source = shared_data / "stories260K"
     text = token_files(parse_sources([str(shared_data / "stories_train.jsonl")]), source, separator="bos")[0]
     seen = open_moments(measure(source, tmp_path / "a.safetensors", text.windows(np.arange(32), 128), 32))
@@ -258,12 +260,11 @@ def test_moments_of_another_model_are_refused(toy, tmp_path):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (("lstsq", "1e-2", False), "'lstsq' is unknown"),
-        (("none", "-1", False), "--ridge -1 is no ridge"),
-        (("least-squares", "much", False), "--ridge much is no ridge"),
-        (("least-squares", "auto", True), "--check compares"),
-        (("none", "auto", False, "residual"), "there is none"),
-        (("least-squares", "auto", False, "loss"), "--select 'loss' is unknown"),
+        (("lstsq", "1e-2"), "'lstsq' is unknown"),
+        (("none", "-1"), "--ridge -1 is no ridge"),
+        (("least-squares", "much"), "--ridge much is no ridge"),
+        (("none", "auto", "residual"), "there is none"),
+        (("least-squares", "auto", "loss"), "--select 'loss' is unknown"),
     ],
 )
 def test_what_does_not_go_together_is_refused(request_, message):
@@ -343,6 +344,25 @@ def test_the_manifest_holds_what_is_lost_of_every_cut_input(toy, tmp_path):
     assert found.keys() == {"ffn", "head", "hidden (mlp)", "hidden (self_attn)"}
     assert all(ratios.keys() == {"0", "1", "2"} for ratios in found.values())
     assert all(0 < ratio < 1.5 for ratios in found.values() for ratio in ratios.values())
+
+
+def test_check_puts_the_losses_of_plain_and_compensated_side_by_side(toy, tmp_path, capsys):
+    """Against both cuts written and loaded, on the windows that the check draws."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i} of a text, {i * 7} words and more of them\n" for i in range(300)))
+    line = ["prune", str(toy("llama")), "--ffn", "44", "--data", str(text)]
+    compensated = [*line, "--samples", "8", "--seq-len", "64", "--compensate", "least-squares", "--json"]
+    assert minitron([*compensated, "--check", "-o", str(tmp_path / "out")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["reconstruction"].keys() == {"ffn"}
+    scores = str(tmp_path / "out.scores.safetensors")
+    assert minitron([*line, "--scores", scores, "-o", str(tmp_path / "plain")]) == 0
+    files = token_files(parse_sources([str(text)]), toy("llama"))
+    rows = torch.from_numpy(calibration_rows(files, (1.0,), 16, 128, 1, allow_fewer=True)[0])
+    for name, path in (("source", toy("llama")), ("plain", tmp_path / "plain"), ("compensated", tmp_path / "out")):
+        with torch.no_grad():
+            expected = float(load(path)(rows, labels=rows).loss)
+        assert facts["check"]["losses"][name] == pytest.approx(expected, rel=1e-4)
 
 
 def test_selection_by_residual_loses_less_than_by_scores(toy, tmp_path):

@@ -1,5 +1,6 @@
 """The rotated residual stream: exact with all directions, and where it has no more than stay; refused elsewhere."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,7 +187,8 @@ def test_the_command_measures_turns_and_distills(toy, tmp_path, capsys):
     text.write_text("".join(f"line {i} of a text, {i * 7} words and more of them\n" for i in range(300)))
     measured = ["--data", str(text), "--samples", "8", "--seq-len", "16"]
     line = ["prune", str(toy("llama")), "--hidden", "36", "--compensate", "least-squares", "--rotate"]
-    assert minitron([*line, *measured, "-o", str(tmp_path / "small"), "--json"]) == 0
+    assert minitron([*line, *measured, "--check", "-o", str(tmp_path / "small"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["check"]["losses"].keys() == {"source", "compensated"}
     assert minitron(["verify", str(tmp_path / "small"), "--source", str(toy("llama"))]) == 0
     train = ["--data", str(text), "--steps", "2", "--batch", "2", "--seq-len", "16"]
     train += ["--loss", "logits+hidden+embedding"]
@@ -200,7 +202,7 @@ def test_the_command_measures_turns_and_distills(toy, tmp_path, capsys):
     [
         (["--hidden", "36", "--rotate"], "--rotate refits by second moments"),
         (["--ffn", "56", "--rotate", "--compensate", "least-squares"], "--rotate says how the hidden axis is cut"),
-        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no scores for hidden"),
+        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no second moments at"),
     ],
 )
 def test_what_does_not_go_together(toy, tmp_path, capsys, options, message):
