@@ -5,7 +5,6 @@ runs.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from minitron_cli.chain.estimate import Estimate
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import list_tensors
 from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.prune.request import scores_beside
 from minitron_cli.spec.recipe import Step
 
 
@@ -53,7 +53,7 @@ def actual_cost(step: Step, output: Path, cost: Estimate, host_bytes: int) -> di
     weights = sum(t.num_bytes for t in list_tensors(output).values()) if (output / "config.json").is_file() else 0
     files = [output] if output.is_file() else [f for f in output.rglob("*") if f.is_file()]
     whole = sum(f.stat().st_size for f in files)
-    return asdict(ActualCost(tokens, flops, weights, whole, _peak_memory(output) or 0, host_bytes))
+    return asdict(ActualCost(tokens, flops, weights, whole, _peak_memory(output), host_bytes))
 
 
 def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
@@ -61,21 +61,17 @@ def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
     if step.verb in ("train", "distill"):
         training = (read_manifest(output) or {}).get("training") or {}
         return int(training.get("tokens", 0)), float(training.get("flops", 0.0))
-    if step.verb == "importance" and cost.tokens:
-        provenance = read_scores(output)[0].provenance
+    scores = output if step.verb == "importance" else scores_beside(output)
+    if cost.tokens and scores.is_file():
+        provenance = read_scores(scores)[0].provenance
         tokens = int(provenance.get("samples_seen", 0)) * int(provenance.get("seq_len", 0))
         return tokens, cost.flops / cost.tokens * tokens
     return 0, 0.0
 
 
-def _peak_memory(output: Path) -> int | None:
-    """The highest `peak_memory` that a training run wrote down; None for anything else."""
+def _peak_memory(output: Path) -> int:
+    """The highest `peak_memory` in the metrics of a training run; 0 for anything else."""
     file = output / "run" / "metrics.jsonl"
     if not file.is_file():
-        return None
+        return 0
     return max((json.loads(line).get("peak_memory", 0) for line in file.read_text().splitlines()), default=0)
-
-
-def compare(forecast: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
-    """actual / estimate of every quantity that both know."""
-    return {key: real[key] / forecast[key] for key in real if forecast.get(key) and real[key]}

@@ -85,7 +85,7 @@ class PruneRequest:
 
     def scores_file(self, output: Path) -> Path:
         """The scores that are read, or that are measured first and kept beside the output."""
-        return self.scores or output.with_name(output.name + ".scores.safetensors")
+        return self.scores or scores_beside(output)
 
     def moments_directory(self, output: Path) -> Path:
         """The input Gram matrices of the compensation: given, or beside the scores."""
@@ -100,6 +100,11 @@ def request_from_options(model: str, options: Mapping[str, object]) -> PruneRequ
     if unknown := [flag for flag in options if flag not in flags]:
         raise MinitronError(f"prune has no option --{unknown[0]}", near_matches(unknown[0], flags))
     return PruneRequest(model=model, **typed_fields(PruneRequest, options))
+
+
+def scores_beside(output: Path) -> Path:
+    """Where the scores of an output are kept that were measured for it."""
+    return output.with_name(output.name + ".scores.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
