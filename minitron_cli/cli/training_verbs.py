@@ -1,6 +1,7 @@
 """What `distill` and `train` do with what was typed: run it, here or in several processes, and show what came of it."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,10 +47,15 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
 
 def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:
     """Carry out `distill --record-teacher`; returns the exit code."""
-    from minitron_cli.training.cached_logits.record import record_teacher
+    from minitron_cli.training.cached_logits.record import plan_recording, record_teacher
 
     control = {name: given[name] for name in CONTROL}
     options = _options("distill", control, {k: v for k, v in given.items() if k not in CONTROL})
+    if control["dry_run"]:
+        plan = plan_recording(options, directory, top_k)
+        planned = {"output": str(directory), "windows": plan.num_windows, "bytes": plan.num_bytes}
+        emit(planned, control["as_json"], lambda: print(f"would record {plan} in {directory}"))
+        return 0
     found = record_teacher(options, directory, top_k, say)
     facts = {"output": str(found.path), "tokens": found.tokens, "bytes": found.bytes, "finished": not found.stopped_by}
     emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
@@ -59,8 +65,8 @@ def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:
 def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
     print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])} in all")
     if facts["finished"]:
-        data = " ".join(f"--data {source}" for source in options.data)
-        print(f"next: minitron distill {options.student} --teacher {facts['output']} {data}")
+        data = [word for source in options.data for word in ("--data", source)]
+        print("next:", shlex.join(["minitron", "distill", options.student, "--teacher", facts["output"], *data]))
     else:
         print("next: type the same line again, it goes on from there")
 
@@ -133,7 +139,7 @@ def _show(outcome: "Outcome", overwrite: bool) -> None:
     if outcome.was_done:
         print(f"{outcome.output} is finished already; nothing to do (--overwrite starts again)")
     for name, before, after in _pairs(outcome):
-        print(f"{name:>16}  {before:.4f} -> {after:.4f}")
+        print(f"{name:>16}  {before:z.4f} -> {after:z.4f}")
     rate = progress.tokens / progress.seconds if progress.seconds else 0.0
     print(
         f"{progress.step} steps, {count_text(progress.tokens)} tokens, {progress.flops:.3g} FLOPs, {rate:,.0f} tokens/s"
@@ -144,15 +150,18 @@ def _show(outcome: "Outcome", overwrite: bool) -> None:
 
 
 def _next(outcome: "Outcome") -> str:
-    """The line that compares the result with what it learned from, or came from."""
+    """The line that compares the result with what it learned from, or came from: never on the training data."""
     from minitron_cli.training.defaults import split_share
 
     options = outcome.options
     teachers = [model for model, _ in map(split_share, options.teacher) if (Path(model) / "config.json").is_file()]
     before = teachers or ([] if options.from_scratch else [options.student])
-    data = [f"--data {source}" for source in options.eval_data or options.data]
-    separator = [] if options.separator == "auto" else [f"--separator {options.separator}"]
-    return " ".join(["minitron eval", *before, str(outcome.output), *data, *separator])
+    line = ["minitron", "eval", *before, str(outcome.output)]
+    if not options.eval_data:
+        return shlex.join([*line, "--suite", "minitron"])
+    data = [word for source in options.eval_data for word in ("--data", source)]
+    separator = [] if options.separator == "auto" else ["--separator", options.separator]
+    return shlex.join([*line, *data, *separator])
 
 
 def _pairs(outcome: "Outcome") -> list[tuple[str, float, float]]:

@@ -53,23 +53,26 @@ class Order:
 
     def rows(self, step: int) -> np.ndarray:
         """The token ids of `step`: (global_batch, seq_len) int64. A row makes seq_len - 1 predictions."""
-        domains, windows = self.places(step)
-        rows = np.empty((self.global_batch, self.seq_len), np.int64)
-        for domain in np.unique(domains):
-            mine = domains == domain
-            rows[mine] = self.files[domain].windows(windows[mine], self.seq_len)
+        return self.rows_at(*self.places(step))
+
+    def rows_at(self, files: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        """The token ids of window windows[r] of file files[r], two (row,): (row, seq_len) int64."""
+        rows = np.empty((len(files), self.seq_len), np.int64)
+        for file in np.unique(files):
+            mine = files == file
+            rows[mine] = self.files[file].windows(windows[mine], self.seq_len)
         return rows
 
     def documents(self, step: int) -> np.ndarray:
-        """Which document of its row each token belongs to, from 0: (global_batch, seq_len) int64, as `rows`.
+        """Which document of its row each token belongs to, from 0: (global_batch, seq_len) int64, as `rows`."""
+        return self.documents_at(*self.places(step))
 
-        For training that keeps attention inside documents.
-        """
-        domains, windows = self.places(step)
-        numbers = np.empty((self.global_batch, self.seq_len), np.int64)
-        for domain in np.unique(domains):
-            mine = domains == domain
-            numbers[mine] = self.files[domain].document_numbers(windows[mine], self.seq_len)
+    def documents_at(self, files: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        """`documents` of window windows[r] of file files[r], two (row,): (row, seq_len) int64."""
+        numbers = np.empty((len(files), self.seq_len), np.int64)
+        for file in np.unique(files):
+            mine = files == file
+            numbers[mine] = self.files[file].document_numbers(windows[mine], self.seq_len)
         return numbers - numbers[:, :1]
 
     def epochs(self, step: int) -> np.ndarray:

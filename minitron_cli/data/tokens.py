@@ -171,8 +171,14 @@ def require_ids_below(files: tuple[TokenFile, ...], vocab: int, model: Path) -> 
             continue
         blocks = range(0, file.header.num_tokens, _SCAN)
         largest = max(int(file.tokens[start : start + _SCAN].max()) for start in blocks)
-        if largest >= vocab:
-            raise MinitronError(
-                f"{file.name} holds token id {largest:,}, {model} has {vocab:,} embeddings",
-                "tokenise the text with the tokenizer of this model",
-            )
+        require_ids_in(np.array([largest]), vocab, model, file.name)
+
+
+def require_ids_in(ids: np.ndarray, vocab: int, model: Path, origin: str) -> None:
+    """Refuse ids (any shape) from `origin` that a model of `vocab` embeddings does not have."""
+    largest = int(ids.max())
+    if largest >= vocab:
+        raise MinitronError(
+            f"{origin} holds token id {largest:,}, {model} has {vocab:,} embeddings",
+            "tokenise the text with the tokenizer of this model",
+        )

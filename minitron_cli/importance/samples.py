@@ -9,7 +9,7 @@ from minitron_cli.data.calibration import calibration_rows, padded_rows
 from minitron_cli.data.order import mixture_weights
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
-from minitron_cli.errors import MinitronError
+from minitron_cli.data.tokens import require_ids_in
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.options import Options, sample_length
 
@@ -29,18 +29,8 @@ def draw(checkpoint: Checkpoint, options: Options) -> tuple[Samples, dict[str, A
     else:
         rows, identity = calibration_rows(files, weights, options.samples, seq_len, options.seed, options.allow_fewer)
         samples = Samples(rows)
-    check_vocabulary(checkpoint, rows)
+    require_ids_in(rows, checkpoint.shape["vocab"], checkpoint.path, "the calibration text")
     return samples, identity
-
-
-def check_vocabulary(checkpoint: Checkpoint, rows: np.ndarray) -> None:
-    """A tokenizer that gives ids beyond the embedding is not this model's."""
-    largest, vocab = int(rows.max()), checkpoint.shape["vocab"]
-    if largest >= vocab:
-        raise MinitronError(
-            f"the tokenizer of {checkpoint.path} gives token id {largest}, the model has {vocab} embeddings",
-            "the tokenizer does not fit the model: copy the model's own tokenizer files into its directory",
-        )
 
 
 def spans_of(mask: np.ndarray) -> tuple[tuple[int, int], ...]:

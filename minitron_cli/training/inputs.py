@@ -102,6 +102,12 @@ def _with_recording(options: Options, student: Path, path: Path, num_teachers: i
             f"{path} was recorded at temperature {recording.header.temperature:g}, not {options.temperature:g}",
             f"train with --temperature {recording.header.temperature:g}, or record again",
         )
+    if options.cross_doc != recording.header.cross_doc:
+        given = ["--no-cross-doc", "--cross-doc"]
+        raise MinitronError(
+            f"{path} was recorded with {given[recording.header.cross_doc]}, this run has {given[options.cross_doc]}",
+            f"train with {given[recording.header.cross_doc]}, or record again",
+        )
     return Models(student, (), (), student, recording)
 
 
@@ -193,12 +199,18 @@ def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> d
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"
     if models.recording is not None:
         found["teacher"] = f"{file_digest(models.recording.path / RECORDING_HEADER)} recorded"
+    return found | data_digests(order)
+
+
+def data_digests(order: Order | StreamOrder) -> dict[str, str]:
+    """What identifies the data, by names that begin with "data"."""
     if isinstance(order, StreamOrder):
         # What is read is watched by the stream's own index.
-        return found | {"data": hashlib.sha256(json.dumps(order.identity()).encode()).hexdigest() + " streamed"}
-    for i, (file, weight) in enumerate(zip(order.files, order.weights)):
-        found[f"data {i + 1}" if len(order.files) > 1 else "data"] = f"{file.header.tokens_sha256} x {weight:g}"
-    return found
+        return {"data": hashlib.sha256(json.dumps(order.identity()).encode()).hexdigest() + " streamed"}
+    return {
+        f"data {i + 1}" if len(order.files) > 1 else "data": f"{file.header.tokens_sha256} x {weight:g}"
+        for i, (file, weight) in enumerate(zip(order.files, order.weights))
+    }
 
 
 def config_digest(model: Path) -> str:

@@ -11,14 +11,22 @@ from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.data.order import Order, require_windows
 from minitron_cli.data.stream import StreamOrder
-from minitron_cli.data.tokens import TokenFile
+from minitron_cli.data.tokens import TokenFile, require_ids_below
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.plan import hidden_origin
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
 from minitron_cli.training.defaults import export_steps, fill_cadence, fill_length, fill_steps, schedule_of
 from minitron_cli.training.distributed import World, choose_device
-from minitron_cli.training.inputs import Models, check_recording, find_models, open_files, open_order, paths_read
+from minitron_cli.training.inputs import (
+    Models,
+    check_recording,
+    data_digests,
+    find_models,
+    open_files,
+    open_order,
+    paths_read,
+)
 from minitron_cli.training.objectives import Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check
 from minitron_cli.training.preflight import Size, size_of
@@ -31,9 +39,10 @@ from minitron_cli.training.streams import check_streaming, open_streams
 class Prepared:
     """A validated run: options without "decide for me", what it reads, what it minimises. No model is loaded yet.
 
-    `sizes` are the student's and then the teachers'; `origin` (teacher_hidden, student_hidden) says which channels of
-    the teacher the student has kept, where that is known; `export_dtype` is the type of the exported weights,
-    `export_steps` are the steps after which the student is exported on the way.
+    `sizes` are the student's and then the teachers', `vocabulary` the least number of embeddings and whose they are.
+    `origin` (teacher_hidden, student_hidden) says which channels of the teacher the student has kept, where that is
+    known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
+    exported on the way.
     """
 
     options: Options
@@ -41,6 +50,7 @@ class Prepared:
     order: Order | StreamOrder
     held_out: tuple[TokenFile, ...]
     sizes: tuple[Size, ...]
+    vocabulary: tuple[int, Path]
     objective: Objective
     origin: np.ndarray | None
     schedule: Schedule
@@ -82,15 +92,18 @@ def prepare(options: Options, world: World) -> Prepared:
     options = fill_cadence(options)
     held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
     require_windows(held_out, options.seq_len or 0)
+    vocabulary = _vocabulary(models, sizes)
+    require_ids_below((*(order.files if isinstance(order, Order) else ()), *held_out), *vocabulary)
     return Prepared(
         options=options,
         models=models,
         order=order,
         held_out=held_out,
         sizes=sizes,
+        vocabulary=vocabulary,
         objective=objective_of(options, models, sizes),
         origin=_origin(models, sizes),
-        schedule=schedule_of(options, check_branch(options) if options.branch_from else None),
+        schedule=schedule_of(options, check_branch(options, data_digests(order)) if options.branch_from else None),
         micro_batch=choose_micro_batch(options, world),
         export_dtype=export.export_dtype(models.student, options.export_dtype),
         export_steps=export_steps(options),
@@ -116,6 +129,14 @@ def _open_data(options: Options, models: Models) -> tuple[Options, Order | Strea
     if models.recording is not None:
         check_recording(models.recording, order, options.steps or 0)
     return options, order
+
+
+def _vocabulary(models: Models, sizes: tuple[Size, ...]) -> tuple[int, Path]:
+    """The least number of ids that a model, or cached logits, can take, and whose it is."""
+    found = [(size.shape["vocab"], model) for size, model in zip(sizes, (models.student, *models.teachers))]
+    if models.recording is not None:
+        found.append((models.recording.header.vocab, models.recording.path))
+    return min(found)
 
 
 def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> Objective:

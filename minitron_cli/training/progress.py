@@ -29,7 +29,7 @@ class Display:
         """One finished step; `values` are the loss terms and gradient norm, `bare_ratio` t_bare / t_step."""
         if self._quiet:
             return
-        text = "  ".join(f"{name} {values[name]:.4f}" for name in _shown(values)) + f"  {rate_text(tokens_per_second)}"
+        text = "  ".join(f"{name} {values[name]:z.4f}" for name in _shown(values)) + f"  {rate_text(tokens_per_second)}"
         text += "" if bare_ratio is None else f"  {bare_ratio:.0%} of the limit"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)

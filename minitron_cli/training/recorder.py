@@ -70,7 +70,7 @@ class Recorder:
         started = time.perf_counter()
         found = self.evaluate()
         shown = "  ".join(
-            f"{name.removeprefix('eval_')} {value:.4f}" for name, value in found.items() if "/" not in name
+            f"{name.removeprefix('eval_')} {value:z.4f}" for name, value in found.items() if "/" not in name
         )
         self.display.say(f"step {self.progress.step}: eval {shown}")
         if self.log is not None:

@@ -1,7 +1,8 @@
 """From the order of the data to one rank's share of a step: token ids and the mask of what is predicted."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.data.order import Order
-from minitron_cli.data.tokens import TokenFile
+from minitron_cli.data.tokens import require_ids_in
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.cached_logits.store import Recording, Taught
 from minitron_cli.training.distributed import World
@@ -20,9 +21,9 @@ from minitron_cli.training.options import Options
 class Share:
     """One rank's rows of one step: ids (row, token) int64 and mask (row, token) float32.
 
-    mask[r, t] is 1 where ids[r, t + 1] is to be predicted from what stands before it; the last column is 0.
-    `positions` (row, token) start again at 0 with each document where documents are kept apart; `taught` is what a
-    recorded teacher says of the rows.
+    mask[r, t] is 1 where ids[r, t + 1] is to be predicted from the tokens up to t; the last column is 0.
+    `positions` (row, token) start again at 0 with each document where documents are kept apart; `taught` are the
+    cached logits of the rows.
     """
 
     ids: Tensor
@@ -37,42 +38,48 @@ class Share:
 Rows = Callable[[int], Share]
 
 
-def full_mask(ids: np.ndarray) -> np.ndarray:
-    """Every token but a row's first is predicted: packed text has no padding."""
+def share_of(ids: np.ndarray, documents: np.ndarray | None = None, taught: Taught | None = None) -> Share:
+    """Rows of packed text, which has no padding: every token but a row's first is predicted.
+
+    With `documents` (row, token), ascending along a row, nothing is predicted from another document, nor a document's
+    first token at all, and positions start again with each.
+    """
     mask = np.ones(ids.shape, dtype=np.float32)
     mask[:, -1] = 0.0
-    return mask
+    if documents is None:
+        return Share(torch.from_numpy(ids), torch.from_numpy(mask), None, taught)
+    mask[:, :-1] *= documents[:, 1:] == documents[:, :-1]
+    return Share(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(positions_in(documents)), taught)
+
+
+def part_of(world: World, global_batch: int) -> slice:
+    """This rank's rows: a contiguous block of the global batch, so that the split never changes what is in a step."""
+    count = global_batch // world.size
+    return slice(world.rank * count, (world.rank + 1) * count)
 
 
 def rows_of(order: Order, world: World, *, cross_doc: bool = True, recording: Recording | None = None) -> Rows:
-    """This rank's rows: a contiguous block of the global batch, so that the split never changes what is in a step.
-
-    Without `cross_doc` nothing of a row is predicted from another document, nor a document's first token at all.
-    """
+    """This rank's rows of each step; without `cross_doc` documents are kept apart (see `share_of`)."""
+    mine = part_of(world, order.global_batch)
 
     def share(step: int) -> Share:
-        count = order.global_batch // world.size
-        files, windows = order.places(step)
-        mine = slice(world.rank * count, (world.rank + 1) * count)
-        ids = read_rows(order.files, files[mine], windows[mine], order.seq_len)
-        mask, positions = full_mask(ids), None
-        if not cross_doc:
-            documents = order.documents(step)[mine]
-            mask[:, :-1] *= documents[:, 1:] == documents[:, :-1]
-            positions = torch.from_numpy(positions_in(documents))
-        taught = None if recording is None else recording.read(files[mine], windows[mine])
-        return Share(torch.from_numpy(ids), torch.from_numpy(mask), positions, taught)
+        files, windows = (numbers[mine] for numbers in order.places(step))
+        documents = None if cross_doc else order.documents_at(files, windows)
+        taught = None if recording is None else recording.read(files, windows)
+        return share_of(order.rows_at(files, windows), documents, taught)
 
     return share
 
 
-def read_rows(files: Sequence[TokenFile], numbers: np.ndarray, windows: np.ndarray, seq_len: int) -> np.ndarray:
-    """Window windows[r] of file numbers[r] as row r: (row, seq_len) int64."""
-    ids = np.empty((len(numbers), seq_len), np.int64)
-    for number in np.unique(numbers):
-        mine = numbers == number
-        ids[mine] = files[number].windows(windows[mine], seq_len)
-    return ids
+def with_known_ids(rows: Rows, vocab: int, model: Path) -> Rows:
+    """The same rows, refused where they hold an id that a model of `vocab` embeddings does not have."""
+
+    def checked(step: int) -> Share:
+        share = rows(step)
+        require_ids_in(share.ids.numpy(), vocab, model, f"the data of step {step + 1}")
+        return share
+
+    return checked
 
 
 def positions_in(documents: np.ndarray) -> np.ndarray:
@@ -103,6 +110,13 @@ def micro_batches(share: Share, size: int, tokens: int, device: torch.device) ->
         if share.taught is not None:
             more["recorded"] = share.taught.top_k(part, device)
         yield Micro(_move(share.ids[part], device), _move(weights[part], device), more, start + size >= len(share.ids))
+
+
+def pad_rows(share: Share, count: int) -> Share:
+    """The rows and `count` more of id 0, which weigh nothing."""
+    ids, mask = (torch.nn.functional.pad(part, (0, 0, 0, count)) for part in (share.ids, share.mask))
+    positions = share.positions
+    return Share(ids, mask, None if positions is None else torch.nn.functional.pad(positions, (0, 0, 0, count)))
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare, world_of
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
-from minitron_cli.training.rows import Rows, rows_of
+from minitron_cli.training.rows import Rows, rows_of, with_known_ids
 from minitron_cli.training.state import Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
 from minitron_cli.training.validation import evaluator
@@ -49,11 +49,12 @@ def rows_for(ready: Prepared, run: Path, world: World) -> Iterator[Rows]:
     """This rank's rows; streams read ahead until the block ends."""
     options, order = ready.options, ready.order
     if isinstance(order, Order):
-        yield rows_of(order, world, cross_doc=options.cross_doc, recording=ready.models.recording)
+        rows = rows_of(order, world, cross_doc=options.cross_doc, recording=ready.models.recording)
+        yield with_known_ids(rows, *ready.vocabulary)
         return
     streams = open_streams(options, ready.models, run, world.rank)
     try:
-        yield stream_rows(streams, world)
+        yield with_known_ids(stream_rows(streams, world), *ready.vocabulary)
     finally:
         close(streams)
 
@@ -231,7 +232,7 @@ def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, fl
         return None
     assert options.seq_len is not None
     names = [f.path.name if len(f.header.sources) != 1 else f.header.sources[0]["name"] for f in files]
-    return evaluator(assembly.job, assembly.measure, files, names, options.seq_len, options.eval_windows)
+    return evaluator(assembly.job, assembly.measure, files, names, options)
 
 
 def _latest(run: Path) -> Progress:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.stream import RowStream, StreamOrder
 from minitron_cli.data.tokenizer import load_tokenizer
@@ -11,7 +9,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training.distributed import World
 from minitron_cli.training.inputs import Models, parse_phases
 from minitron_cli.training.options import Options
-from minitron_cli.training.rows import Rows, Share, full_mask
+from minitron_cli.training.rows import Rows, part_of, share_of
 
 
 def check_streaming(options: Options, models: Models) -> None:
@@ -48,14 +46,9 @@ def open_streams(options: Options, models: Models, run: Path | None, rank: int) 
 
 
 def stream_rows(order: StreamOrder, world: World) -> Rows:
-    """This rank's rows of a step: a contiguous block of the global batch."""
-
-    def share(step: int) -> Share:
-        count = order.global_batch // world.size
-        ids = order.rows(step)[world.rank * count : (world.rank + 1) * count]
-        return Share(torch.from_numpy(ids), torch.from_numpy(full_mask(ids)))
-
-    return share
+    """This rank's rows of each step."""
+    mine = part_of(world, order.global_batch)
+    return lambda step: share_of(order.rows(step)[mine])
 
 
 def close(order: StreamOrder) -> None:

@@ -1,6 +1,7 @@
 """Evaluation while training: the same windows every time, through the same fused loss, forward only."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,48 +10,52 @@ from minitron_cli.data.tokens import TokenFile
 from minitron_cli.training.distributed import World, total
 from minitron_cli.training.loop import Job
 from minitron_cli.training.optimizer import Call
-from minitron_cli.training.rows import full_mask
+from minitron_cli.training.options import Options
+from minitron_cli.training.rows import Share, micro_batches, pad_rows, share_of
 
 _TERMS = ("ce", "kd", "agreement")
 
 
 def evaluator(
-    job: Job, measure: Call, files: Sequence[TokenFile], names: Sequence[str], seq_len: int, windows: int
+    job: Job, measure: Call, files: Sequence[TokenFile], names: Sequence[str], options: Options
 ) -> Callable[[], dict[str, float]]:
-    """A function that evaluates the student now, on the first `windows` windows of every file.
+    """A function that evaluates the student now, on the first `eval_windows` windows of every file.
 
     It returns means over predicted tokens: `eval_ce` in nats, with a teacher `eval_kd` (the divergence that is trained)
     and `eval_agreement` (share of equal top-1); where there are several files `eval_ce/NAME` and so on for each.
     """
-    rows = [f.windows(np.arange(min(windows, f.num_windows(seq_len))), seq_len) for f in files]
+    shares = [_first_windows(file, options) for file in files]
 
     def run() -> dict[str, float]:
         job.step.eval()
         try:
-            each = [_mean(measure, part, job.micro_batch, job.world) for part in rows]
+            each = [_mean(measure, share, job.micro_batch, job.world) for share in shares]
         finally:
             job.step.train()
-        counts = [len(part) for part in rows]
+        counts = [share.num_targets() for share in shares]
         found = {f"eval_{term}": float(np.average([m[term] for m in each], weights=counts)) for term in each[0]}
-        if len(rows) > 1:
+        if len(shares) > 1:
             found |= {f"eval_{term}/{name}": value for name, m in zip(names, each) for term, value in m.items()}
         return found
 
     return run
 
 
-def _mean(measure: Call, rows: np.ndarray, micro_batch: int, world: World) -> dict[str, float]:
-    """Token means over rows (row, token), split over the ranks; each makes as many calls, the last on idle rows."""
-    weights = full_mask(rows)
-    weights /= weights.sum()
+def _first_windows(file: TokenFile, options: Options) -> Share:
+    assert options.seq_len is not None
+    windows = np.arange(min(options.eval_windows, file.num_windows(options.seq_len)))
+    documents = None if options.cross_doc else file.document_numbers(windows, options.seq_len)
+    return share_of(file.windows(windows, options.seq_len), documents)
+
+
+def _mean(measure: Call, share: Share, micro_batch: int, world: World) -> dict[str, float]:
+    """Token means over the rows, split over the ranks; each makes as many calls, the last on idle rows."""
     # Rows that fill the last round weigh nothing: ranks must enter a sharded forward equally often.
-    padding = -len(rows) % (micro_batch * world.size)
-    rows = np.pad(rows, ((0, padding), (0, 0)))
-    weights = np.pad(weights, ((0, padding), (0, 0)))
+    padded = pad_rows(share, -len(share.ids) % (micro_batch * world.size))
+    rounds = micro_batches(padded, micro_batch, share.num_targets(), world.device)
     sums: dict[str, torch.Tensor] = {}
-    for start in range(world.rank * micro_batch, len(rows), micro_batch * world.size):
-        part = slice(start, start + micro_batch)
-        terms = measure(torch.from_numpy(rows[part]).to(world.device), torch.from_numpy(weights[part]).to(world.device))
+    for micro in islice(rounds, world.rank, None, world.size):
+        terms = measure(micro.ids, micro.weights, **micro.more)
         for name in _TERMS:
             if name in terms:
                 sums[name] = sums[name] + terms[name] if name in sums else terms[name].float()

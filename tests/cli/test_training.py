@@ -46,6 +46,8 @@ def test_distill_says_what_it_will_do_and_what_came_of_it(
 def test_train_prints_one_json_object(toy: Toy, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(typed("train", toy("llama"), text, tmp_path / "out", "--json", "--from-scratch")) == 0
     facts = json.loads(capfd.readouterr().out)
+    assert run(typed("train", toy("llama"), text, tmp_path / "out", "--from-scratch")) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == f"next: minitron eval {tmp_path / 'out'} --suite minitron"
     assert (facts["steps"], facts["tokens"], facts["finished"]) == (3, 384, True)
     assert facts["loss"]["first"]["ce"] > 0
 
@@ -55,6 +57,10 @@ def test_record_and_learn_from_the_record(
 ) -> None:
     teacher = toy("llama", hidden_size=66, seed=5)
     first = typed("distill", toy("llama"), text, tmp_path / "x", "--teacher", str(teacher))
+    assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "16", "--dry-run", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["windows"] == 12
+    assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "97", "--dry-run"]) == 1
+    assert list(tmp_path.iterdir()) == []
     assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "16"]) == 0
     assert f"--teacher {tmp_path / 'top'}" in capfd.readouterr().out
     assert run(typed("distill", toy("llama"), text, tmp_path / "out", "--teacher", str(tmp_path / "top"))) == 0

@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_model_is_refused(toy, options, tmp_path):
     model = shutil.copytree(toy("llama"), tmp_path / "model")
     toy_tokenizer(99).save_pretrained(model)
     (tmp_path / "tilde.txt").write_text("~" * 400)
-    with pytest.raises(MinitronError, match="gives token id 98, the model has 97 embeddings"):
+    with pytest.raises(MinitronError, match=r"the calibration text holds token id 98, .* has 97 embeddings"):
         measure(model, replace(options, data=(str(tmp_path / "tilde.txt"),)), tmp_path / "s")
 
 

@@ -55,6 +55,14 @@ def test_refused_branches(steps: int, changes: dict, message: str, toy: Toy, tex
         train(options(toy("llama"), text, tmp_path / "b", steps=steps, branch_from=origin, **{**WSD, **changes}))
 
 
+def test_a_branch_on_other_data_is_refused(toy: Toy, text: Path, tmp_path: Path) -> None:
+    train(options(toy("llama"), text, tmp_path / "stable", steps=10, keep=9, decay_fraction=0.1, **WSD))
+    origin = str(tmp_path / "stable/run/step-0000008")
+    other = write_text(tmp_path / "other.jsonl", seed=4)
+    with pytest.raises(MinitronError, match="other data there than here"):
+        train(options(toy("llama"), other, tmp_path / "b", steps=12, branch_from=origin, **WSD))
+
+
 def test_a_checkpoint_inside_a_decay_is_refused(toy: Toy, text: Path, tmp_path: Path) -> None:
     train(options(toy("llama"), text, tmp_path / "run", steps=10, keep=9, decay_fraction=0.5, **WSD))
     origin = str(tmp_path / "run/run/step-0000008")

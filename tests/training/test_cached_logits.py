@@ -1,5 +1,6 @@
 """A teacher recorded once, and students that learn from the record; documents kept apart in a row."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,7 @@ def test_an_interrupted_recording_goes_on_to_the_same_bytes(
         ({"seq_len": 16}, "recorded from other data"),
         ({"temperature": 2.0}, "was recorded at temperature 1, not 2"),
         ({"loss": "logits+hidden"}, "needs the teacher's hidden states"),
+        ({"cross_doc": False}, "was recorded with --cross-doc, this run has --no-cross-doc"),
     ],
 )
 def test_a_recording_that_does_not_fit_is_refused(
@@ -100,6 +102,32 @@ def test_a_recording_that_does_not_fit_is_refused(
     record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 8)
     with pytest.raises(MinitronError, match=re.escape(message)):
         train(options(toy("llama"), text, tmp_path / "out", tmp_path / "top", **changes))
+
+
+def test_documents_kept_apart_teach_what_the_live_teacher_does(
+    toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    apart = {"cross_doc": False, "seq_len": 128, "steps": 4}
+    store_at, line = tmp_path / "top", options(toy("llama"), text, tmp_path / "x", teacher, **apart)
+    record_teacher(line, store_at, 96)
+    train(options(toy("llama"), text, tmp_path / "live", teacher, **apart))
+    train(options(toy("llama"), text, tmp_path / "recorded", store_at, **apart))
+    # Cached values are float16.
+    np.testing.assert_allclose(losses(tmp_path / "recorded"), losses(tmp_path / "live"), rtol=2e-3)
+    # Negative control: joined documents teach something else.
+    train(options(toy("llama"), text, tmp_path / "joined", teacher, **{**apart, "cross_doc": True}))
+    assert abs(losses(tmp_path / "joined")[0] / losses(tmp_path / "live")[0] - 1) > 5e-3
+
+
+def test_a_header_without_the_field_was_recorded_with_joined_documents(
+    toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    line = options(toy("llama"), text, tmp_path / "x", teacher)
+    record_teacher(line, tmp_path / "top", 8)
+    header = json.loads((tmp_path / "top" / "header.json").read_text())
+    del header["cross_doc"]
+    (tmp_path / "top" / "header.json").write_text(json.dumps(header))
+    assert store.open_recording(tmp_path / "top").header.cross_doc
 
 
 def test_positions_start_again_with_each_document() -> None:

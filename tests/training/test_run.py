@@ -8,17 +8,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import state
 from minitron_cli.training.export_run import export_step
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.run import train
-from tests.toys import make_toy
+from tests.toys import make_toy, toy_tokenizer
 from tests.training.runs import options, signal_after, write_text
 
 Toy = Callable[..., Path]
@@ -150,9 +153,6 @@ def test_from_scratch_depends_on_the_seed_alone(toy: Toy, text: Path, tmp_path: 
 
 
 def test_evaluation_is_the_models_own_loss(toy: Toy, text: Path, tmp_path: Path) -> None:
-    from minitron_cli.data.prepare import token_files
-    from minitron_cli.data.source import parse_sources
-
     held_out = write_text(tmp_path / "held_out.jsonl", seed=9)
     teacher = toy("llama", hidden_size=66, seed=5)
     outcome = train(
@@ -171,6 +171,49 @@ def test_evaluation_is_the_models_own_loss(toy: Toy, text: Path, tmp_path: Path)
         kl = (taught.exp() * (taught - logits)).sum(-1).mean().item()
         same = (taught.argmax(-1) == logits.argmax(-1)).float().mean().item()
         assert found == pytest.approx({"eval_ce": ce, "eval_kd": kl, "eval_agreement": same}, rel=1e-4)
+
+
+def test_the_evaluation_keeps_documents_apart_where_the_training_does(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """Each document's piece of each held-out window, run through the model by itself."""
+    held_out = write_text(tmp_path / "held_out.jsonl", seed=9)
+    line = options(
+        toy("llama"), text, tmp_path / "out", steps=1, eval_data=(str(held_out),), eval_windows=5, seq_len=128,
+        cross_doc=False,
+    )  # fmt: skip
+    found = train(line).before
+    assert found is not None
+    (file,) = token_files(parse_sources((str(held_out),)), toy("llama"))
+    model, total, count = AutoModelForCausalLM.from_pretrained(toy("llama")), 0.0, 0
+    for row, documents in zip(file.windows(np.arange(5), 128), file.document_numbers(np.arange(5), 128)):
+        for document in np.unique(documents):
+            piece = torch.from_numpy(row[documents == document])[None]
+            with torch.no_grad():
+                log_probs = model(piece).logits[0, :-1].log_softmax(-1)
+            total -= log_probs.gather(1, piece[0, 1:, None]).sum().item()
+            count += piece.shape[1] - 1
+    assert found["eval_ce"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_ids_that_the_model_does_not_embed_are_refused(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """By the header and the tokens before the run where a tokenizer knows more ids, else by the rows of the step."""
+    student = Path(shutil.copytree(toy("llama"), tmp_path / "student"))
+    toy_tokenizer(99).save_pretrained(student)
+    tilde = tmp_path / "tilde.txt"
+    tilde.write_text("~" * 4000)
+    for data, changes in ((tilde, {}), (text, {"eval_data": (str(tilde),)})):
+        with pytest.raises(MinitronError, match=r"holds token id 98, .* has 97 embeddings"):
+            train(options(student, data, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(MinitronError, match="the data of step 1 holds token id 98"):
+        train(options(student, tilde, tmp_path / "out", stream=True, steps=2))
+
+    (file,) = token_files(parse_sources((str(text),)), toy("llama"))
+    damaged = Path(shutil.copytree(file.path, tmp_path / "damaged"))
+    tokens = np.fromfile(damaged / "tokens.bin", "<u2")
+    tokens[tokens == tokens[5]] = 60_000
+    tokens.tofile(damaged / "tokens.bin")
+    with pytest.raises(MinitronError, match=r"the data of step \d+ holds token id 60,000"):
+        train(options(toy("llama"), damaged, tmp_path / "damaged-out"))
 
 
 def test_each_source_of_the_evaluation_is_named(toy: Toy, text: Path, tmp_path: Path) -> None:

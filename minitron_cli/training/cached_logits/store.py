@@ -35,6 +35,7 @@ class Header:
     top_k: int
     vocab: int
     temperature: float
+    cross_doc: bool = True  # whether the teacher saw the documents of a window as one text
     format: str = FORMAT
 
     def record(self) -> np.dtype:
@@ -112,8 +113,8 @@ def open_recording(path: Path) -> Recording:
     return Recording(path, header, windows, tuple(records))
 
 
-def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
-    """Make the directory of a recording, or find that of the same plan."""
+def check_place(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
+    """Refuse a directory that holds anything but a recording of the same plan, finished or not."""
     if (path / PLAN).is_file():
         known = tuple(np.load(path / f"windows-{i}.npy") for i in range(len(windows)))
         same = len(known) == len(windows) and all(np.array_equal(a, b) for a, b in zip(known, windows))
@@ -122,8 +123,17 @@ def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
                 f"{path} holds a recording of something else", "choose another --record-teacher directory"
             )
         return
+    if path.exists() and not path.is_dir():
+        raise MinitronError(f"{path} is a file", "choose another --record-teacher directory")
     if path.exists() and any(p.name != PLAN and not p.name.startswith("windows-") for p in path.iterdir()):
         raise MinitronError(f"{path} exists and holds no recording", "choose another --record-teacher directory")
+
+
+def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
+    """Make the directory of a recording, or find that of the same plan."""
+    check_place(path, header, windows)
+    if (path / PLAN).is_file():
+        return
     path.mkdir(parents=True, exist_ok=True)
     for i, numbers in enumerate(windows):
         np.save(path / f"windows-{i}.npy", numbers)
@@ -165,6 +175,8 @@ def _read_header(file: Path) -> Header:
         found = json.loads(file.read_text())
     except ValueError as error:
         raise MinitronError(f"{file} is not JSON: {error}", "record the teacher again") from error
+    if isinstance(found, dict):
+        found.setdefault("cross_doc", True)  # a header from before the field was: documents were always joined
     if not isinstance(found, dict) or set(found) != {f.name for f in fields(Header)} or found["format"] != FORMAT:
         raise MinitronError(f"{file} is not the header of a recorded teacher", "record the teacher again")
     return Header(**{**found, "tokens_sha256": tuple(found["tokens_sha256"])})
