@@ -8,7 +8,7 @@ Run as a script, this file is that process.
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -18,21 +18,31 @@ class Rejected(Exception):
 
 def understood(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with all that transformers fills in where it says nothing. Raises Rejected."""
-    answer = None if "transformers" in sys.modules else _answer_elsewhere(config)
-    if answer is None:
-        return _understood_here(config)
+    (answer,) = _answers([config])
     if "rejected" in answer:
         raise Rejected(answer["rejected"])
     return answer["understood"]
 
 
-def _answer_elsewhere(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """{"understood": config} or {"rejected": why}; None where no answer came."""
+def objections(configs: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Why transformers does not take each of these configs, None where it does; all are asked in one process."""
+    return [answer.get("rejected") for answer in _answers(configs)]
+
+
+def _answers(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """{"understood": config} or {"rejected": why} for each config."""
+    found = None if "transformers" in sys.modules or not configs else _answers_elsewhere(configs)
+    return [_answer(config) for config in configs] if found is None else found
+
+
+def _answers_elsewhere(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The answers of another process; None where none came."""
     if not sys.executable:
         return None
     command = [sys.executable, "-P", __file__]  # -P: nothing is imported from where the user happens to be
     # In a session of its own a Ctrl-C does not reach it; it is gone in a second anyway.
-    done = subprocess.run(command, input=json.dumps(dict(config)).encode(), capture_output=True, start_new_session=True)
+    told = json.dumps([dict(config) for config in configs]).encode()
+    done = subprocess.run(command, input=told, capture_output=True, start_new_session=True)
     return None if done.returncode else json.loads(done.stdout)
 
 
@@ -56,4 +66,4 @@ def _understood_here(config: Mapping[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.modules["torch"] = None  # type: ignore[assignment]  # how Python marks what cannot be imported
-    print(json.dumps(_answer(json.load(sys.stdin)), default=str))
+    print(json.dumps([_answer(config) for config in json.load(sys.stdin)], default=str))

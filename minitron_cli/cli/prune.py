@@ -76,8 +76,8 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained."""
+    from minitron_cli.prune import execute
     from minitron_cli.prune.request import PruneRequest
-    from minitron_cli.prune.resolve import resolve
 
     request = PruneRequest(
         model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
@@ -88,12 +88,10 @@ def command(
         check=check, force=force, overwrite=overwrite,
     )  # fmt: skip
     if dry_run:
-        resolved = resolve(request)
+        resolved = execute.dry_run(request)
         emit(asdict(resolved.facts), as_json, lambda: _show_plan(resolved))
         return
-    from minitron_cli.prune.execute import prune
-
-    result = prune(request, _measure, say)
+    result = execute.prune(request, _measure, say)
     emit(result.to_json(), as_json, lambda: _show_done(result, request.model))
 
 

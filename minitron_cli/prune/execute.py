@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.acceptance import check_accepted
 from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
 from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.preflight import PruneFacts
@@ -35,6 +37,14 @@ class PruneResult:
         return self.manifest.get("compensation", {}).get("reconstruction", {})
 
 
+def dry_run(request: PruneRequest) -> ResolvedPrune:
+    """Check all that the run checks before it writes; what is not measured yet is named in the result's `missing`."""
+    resolved = resolve(request)
+    check_accepted(resolved.source, resolved.shape)
+    need_space(resolved.output, resolved.facts.bytes[1])
+    return resolved
+
+
 def prune(
     request: PruneRequest, measure: Callable[[Measurement], object], say: Callable[[str], None] = lambda text: None
 ) -> PruneResult:
@@ -44,6 +54,8 @@ def prune(
         raise MinitronError(
             resolved.missing, "add --scores FILE (from `minitron importance`), or --data DATA to measure first"
         )
+    if resolved.measurement is not None or request.compensates:
+        check_accepted(resolved.source, resolved.shape)  # else transformers is asked while the tensors are written
     if resolved.measurement is not None:
         say(f"measuring importance first; the scores are kept in {resolved.measurement.output}")
         measure(resolved.measurement)

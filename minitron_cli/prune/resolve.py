@@ -9,6 +9,7 @@ from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.source import local_paths
+from minitron_cli.prune.acceptance import check_strides
 from minitron_cli.prune.directions import check_rotation
 from minitron_cli.prune.preflight import PruneFacts, prune_facts
 from minitron_cli.prune.request import Measurement, PruneRequest
@@ -67,6 +68,7 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     target = rounded(source.shape, target, request.multiple_of)
     shape = target_shape(source, target)
     check_something_is_cut(source.shape, shape, request.sizes)
+    check_strides(source, shape)
     if request.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
     output = request.output or Path(default_name(name, source.shape, shape))

@@ -8,12 +8,14 @@ from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir
 from minitron_cli.checkpoint.disk import need_space
-from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
+from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.provenance import write_manifest, write_plan
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.tensor_digests import combined
+from minitron_cli.checkpoint.validation import objections
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.acceptance import rejection
 from minitron_cli.prune.check import check_compensated, check_pruned
 from minitron_cli.prune.compensate import Compensation, check_moments, record
 from minitron_cli.prune.gather_plan import cuts
@@ -51,9 +53,9 @@ def write_pruned(
     cut = cuts(checkpoint, plan, compensation)
     need_space(output, sum(c.out.num_bytes for c in cut))
     # Asking transformers about the config takes a second: the streaming goes on meanwhile, and ends at the first block
-    # behind a rejection.
+    # after a rejection.
     with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
-        validation = pool.submit(validate_config, config)
+        validation = pool.submit(_validate, checkpoint, plan, config)
         streamed = write_model(
             temporary,
             checkpoint,
@@ -94,6 +96,11 @@ def write_pruned(
             **({"compensation": record(compensation)} if compensation else {}),
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
         )
+
+
+def _validate(checkpoint: Checkpoint, plan: Plan, config: Mapping[str, Any]) -> None:
+    if (why := objections([config])[0]) is not None:
+        raise rejection(checkpoint, plan.target, f"transformers rejects the target's config: {why}")
 
 
 def check_scores(scores: Scores, digest: str) -> None:

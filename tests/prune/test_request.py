@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from minitron_cli.checkpoint.architecture import architecture_of, stored_weights
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.acceptance import check_accepted
 from minitron_cli.prune.execute import prune
 from minitron_cli.prune.request import Measurement, PruneRequest, request_from_options
 from minitron_cli.prune.resolve import resolve
@@ -92,6 +95,45 @@ def test_what_needs_no_scores_measures_none(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(MinitronError, match="no scores for ffn"):
         prune(PruneRequest(model=str(toy("llama")), ffn=56, output=tmp_path / "other"), never)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_nearest_sizes_that_transformers_takes(toy: Toy) -> None:
+    """Llama wants hidden to be a multiple of its heads: 441 and 450 beside 448, for the 9 heads of SmolLM2-135M."""
+    config = json.loads((toy("llama") / "config.json").read_text())
+    sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    model = architecture_of({**config, **sizes})
+    with pytest.raises(MinitronError, match="transformers rejects the target's config") as caught:
+        check_accepted(model, model.shape.with_(hidden=448))
+    assert caught.value.hint == "nearest sizes that work: --hidden 441 or 450"
+    check_accepted(model, model.shape.with_(hidden=441))
+
+
+def test_a_bad_config_of_the_source_is_not_blamed_on_the_target(toy: Toy) -> None:
+    config = json.loads((toy("llama") / "config.json").read_text())
+    model = architecture_of({**config, "hidden_size": 49, "head_dim": 8})
+    with pytest.raises(MinitronError, match="transformers rejects the source's own config"):
+        check_accepted(model, model.shape.with_(hidden=37))
+
+
+@pytest.mark.parametrize(("dtype", "multiple"), [("float32", 4), ("bfloat16", 8)])
+@pytest.mark.parametrize("flag", ["expert_ffn", "hidden"])
+def test_experts_whose_first_forward_pass_would_fail_are_refused(
+    flag: str, dtype: str, multiple: int, toy: Toy
+) -> None:
+    """The oracle is torch: what is refused fails there, and the sizes of the hint run."""
+    from tests.toys import toy_ids, toy_model
+
+    key = {"expert_ffn": "moe_intermediate_size", "hidden": "hidden_size"}[flag]
+    config = json.loads((toy("qwen3_moe") / "config.json").read_text())
+    source = architecture_of({**config, "moe_intermediate_size": 40, "dtype": dtype})
+    with pytest.raises(MinitronError, match=f"runs on multiples of {multiple} only") as caught:
+        resolve(PruneRequest(model="x", **{flag: 22}), source)
+    sizes = [22, *map(int, caught.value.hint.split(f"--{flag.replace('_', '-')} ")[1].split(" or "))]
+    assert sizes == [22, 22 // multiple * multiple, -(-22 // multiple) * multiple]
+    for size in sizes:
+        model = toy_model("qwen3_moe", **{key: size}).to(getattr(torch, dtype))
+        with torch.no_grad(), nullcontext() if size != 22 else pytest.raises(RuntimeError, match="16 bytes"):
+            model(toy_ids(2, 9))
 
 
 @pytest.mark.parametrize(
