@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from minitron_cli.checkpoint.architecture import architecture_of, stored_weights
-from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_accepted
 from minitron_cli.prune.execute import prune
@@ -78,7 +78,7 @@ def test_scores_are_measured_once_and_only_when_the_cut_is_made(toy: Toy, tmp_pa
 
     def measure(wanted: Measurement) -> None:
         measured.append(wanted)
-        provenance = {"model": {"name": "toy", "digest": model_digest(model)}}
+        provenance = {"model": {"name": "toy", "digest": source_digest(model)}}
         write_scores(wanted.output, Scores(random_scores(open_checkpoint(model).shape).values, provenance))
 
     result = prune(request, measure)
