@@ -59,8 +59,7 @@ def command(
         return
     from minitron_cli.evaluate.engines import make_subjects
     from minitron_cli.evaluate.options import distinct_names
-    from minitron_cli.evaluate.throughput import machine_words
-    from minitron_cli.hf.devices import choose_device
+    from minitron_cli.hf.devices import choose_device, machine_words
 
     subjects = make_subjects(
         engine, [resolve_model(model) for model in given], distinct_names(given),

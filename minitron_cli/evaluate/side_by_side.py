@@ -16,8 +16,8 @@ from minitron_cli.evaluate.losses import LOSS_FIGURES, REFERENCE_FIGURES, domain
 from minitron_cli.evaluate.model import LoadedModel, load_model
 from minitron_cli.evaluate.options import Options, Request, distinct_names
 from minitron_cli.evaluate.tasks import Tasks
-from minitron_cli.evaluate.throughput import forward_rate, machine_words
-from minitron_cli.hf.devices import choose_device, choose_dtype
+from minitron_cli.evaluate.throughput import forward_rate
+from minitron_cli.hf.devices import choose_device, choose_dtype, machine_words
 
 Say = Callable[[str], None]
 MODEL_FIGURES = ("parameters", "tokens_per_second")

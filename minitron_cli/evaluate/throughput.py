@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from pathlib import Path
 
 import torch
 
@@ -36,21 +33,6 @@ def forward_rate(loaded: LoadedModel) -> float:
         if spent > _SECONDS:
             break
     return ids.numel() / fastest
-
-
-def machine_words(device: torch.device) -> str:
-    """The device that a speed was measured on: "NVIDIA H100 80GB HBM3", "AMD EPYC 9R14, 2 of 8 cores"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-
-
-def _processor() -> str:
-    """The model of the host's processor: Linux has it in /proc, other systems tell Python."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _tokens(loaded: LoadedModel) -> int:

@@ -88,14 +88,15 @@ def damage(output: Path) -> list[str]:
     return changed_files(output, listed)
 
 
-def create(place: Path, options: Options, inputs: Mapping[str, str]) -> bool:
-    """Make the run directory; False where an earlier part of the same run did."""
+def create(place: Path, options: Options, inputs: Mapping[str, str], machine: str) -> bool:
+    """Make the run directory; False where an earlier part of the same run did. `machine` is for readers of speeds."""
     run = place / "run"
     if (run / OPTIONS).is_file():
         return False
     run.mkdir(parents=True, exist_ok=True)
     with atomic_file(run / OPTIONS) as file:
-        file.write_text(json.dumps({"options": to_json(options), "inputs": dict(inputs)}, indent=1) + "\n")
+        started = {"options": to_json(options), "inputs": dict(inputs), "machine": machine}
+        file.write_text(json.dumps(started, indent=1) + "\n")
     return True
 
 

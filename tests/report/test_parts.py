@@ -86,7 +86,7 @@ def test_a_clipped_curve_is_marked() -> None:
     notes = {}
     for name, logged in (("steep", start), ("flat", flat)):
         model = Model(name, "train", Path(), "done", None, (), {}, {}, None, Curve(logged, {}, None), {})
-        found = loss_curve(model, OTHER, "tokens", None)
+        found = loss_curve(model, OTHER, None)
         assert found is not None
         notes[name] = found.note
     assert notes["flat"] == ""

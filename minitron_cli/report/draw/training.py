@@ -17,12 +17,11 @@ _MOST_POINTS = 600
 Points = tuple[np.ndarray, np.ndarray]
 
 
-def loss_curve(model: Model, style: Style, x: str, teacher: TeacherLine | None) -> Picture | None:
-    """Cross-entropy in training (thin, and smoothed) and on held-out text (points); None where neither was written.
-
-    `x` is "tokens" or "flops"; `teacher` its line, where that is known.
+def loss_curve(model: Model, style: Style, teacher: TeacherLine | None) -> Picture | None:
+    """Cross-entropy by tokens, in training (thin, and smoothed) and on held-out text (points), with the teacher's line
+    where that is known; None where nothing was written.
     """
-    return _curves(model, style, x, ("ce", "eval_ce"), "nats per token", teacher)
+    return _curves(model, style, ("ce", "eval_ce"), "nats per token", teacher)
 
 
 def divergence_curve(model: Model, style: Style) -> Picture | None:
@@ -30,15 +29,15 @@ def divergence_curve(model: Model, style: Style) -> Picture | None:
     assert model.curve is not None
     if "kd" not in model.curve.logged:
         return None
-    return _curves(model, style, "tokens", ("kd", "eval_kd"), "divergence from the teacher, nats", None)
+    return _curves(model, style, ("kd", "eval_kd"), "divergence from the teacher, nats", None)
 
 
 def _curves(
-    model: Model, style: Style, x: str, names: tuple[str, str], y_words: str, teacher: TeacherLine | None
+    model: Model, style: Style, names: tuple[str, str], y_words: str, teacher: TeacherLine | None
 ) -> Picture | None:
     assert model.curve is not None
     tables = {"training": (model.curve.logged, names[0]), "held-out": (model.curve.evaluated, names[1])}
-    shown = {words: thin(t[x], t[name]) for words, (t, name) in tables.items() if name in t}
+    shown = {words: thin(t["tokens"], t[name]) for words, (t, name) in tables.items() if name in t}
     shown = {words: found for words, found in shown.items() if len(found[1])}
     if not shown:
         return None
@@ -55,13 +54,13 @@ def _curves(
             _teacher(axes, teacher)
         if "kd" in names and all((values > 0).all() for _, values in shown.values()):
             _log_scale(axes)
-            return _finish(axes, x, y_words, [], None)
-        return _finish(axes, x, y_words, list(shown.values()), teacher)
+            return _finish(axes, "tokens", y_words, [], None)
+        return _finish(axes, "tokens", y_words, list(shown.values()), teacher)
 
     parts = [f"{words} text from {values[0]:.4f} to {values[-1]:.4f}" for words, (_, values) in shown.items()]
     parts += [f"the teacher at {teacher.loss:.3f}"] if teacher else []
-    label = f"{y_words} of {model.name} against {X_WORDS[x]}: {'; '.join(parts)}."
-    return picture(paint, label, names[0], model.name, x, width=SMALL, height=290)
+    label = f"{y_words} of {model.name} against tokens: {'; '.join(parts)}."
+    return picture(paint, label, names[0], model.name, width=SMALL, height=290)
 
 
 def compare_curves(models: Sequence[Model], look: Mapping[str, Style], x: str, teacher: TeacherLine | None) -> Picture:

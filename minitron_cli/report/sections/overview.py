@@ -23,7 +23,7 @@ class Card:
 def family_table(run: Run, losses: Losses) -> Table:
     """Every model of the run; columns that nothing is known for are left out."""
     columns = ("model", "parameters", "without embeddings", "KV bytes a token", f"held-out loss ({losses.source})",
-               "task accuracy", "tokens/s", "training tokens, ancestors' included")  # fmt: skip
+               "task accuracy", "tokens/s", "training tokens in all")  # fmt: skip
     rows = [_row(model, run, losses) for model in run.models if model.state != "elsewhere"]
     caption = "Size, quality, speed and cost of every model; shares are of the largest, for accuracy above chance"
     return Table(caption, columns, rows).without_empty_columns()
@@ -31,11 +31,12 @@ def family_table(run: Run, losses: Losses) -> Table:
 
 def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
     reference, own = run.reference, model.evaluation
-    parameters = _ratio(model.parameters, reference.parameters if reference else None)
+    several = sum(m.state != "elsewhere" for m in run.models) > 1
+    parameters = _ratio(model.parameters, reference.parameters if reference and several else None)
     speed = _ratio(own.get("tokens_per_second"), reference.evaluation.get("tokens_per_second") if reference else None)
     kept, line = kept_accuracy(model, reference), descent(model, run)
     going = ("in progress",) if model.state == "begun" else ()
-    tokens = [f"{text.count(model.tokens)} its own"] if model.tokens and len(line) > 1 else []
+    tokens = [f"{text.count(model.tokens)} its own"] if model.tokens and spent(line[1:], "tokens") else []
     tokens += [f"{text.flops(spent(line, 'flops'))} FLOPs"] if spent(line, "flops") else []
     return [
         Cell(model.name, (VERB_WORDS[model.verb], *going)),
@@ -124,7 +125,8 @@ def loss_note(run: Run, losses: Losses) -> str:
     machines = sorted({m.evaluation["machine"] for m in run.models if m.evaluation.get("machine")})
     return (
         f"Loss is in nats per token on the evaluation's held-out text{counted}; ± is half a 95% interval of the "
-        "difference from the reference on the same windows. Accuracy is the mean of the tasks' main metrics. "
+        "difference from the reference on the same windows. Accuracy is the mean of the tasks' main metrics. Training "
+        "tokens are those of a model and of its ancestors in this run. "
         "Speed is that of plain forward passes" + (f" on {'; '.join(machines)}." if machines else ".")
     )
 
