@@ -28,6 +28,7 @@ FLOOR = {
     "chain": 6,
     "search": 6,
     "report": 6,
+    "api": 7,
     "cli": 7,
     "__main__": 8,
 }

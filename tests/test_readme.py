@@ -1,25 +1,29 @@
 """The README's commands run, on the toy world, with the sizes that cost time turned down."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minitron_cli.__main__ import run
+from minitron_cli.api import search
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # What a test turns down: the chain stays the same, its numbers do not.
 CHEAPER = {"--steps": "2", "--batch": "4", "--samples": "16", "--speedup": "0.01"}
 
 
-def _block(name: str) -> list[str]:
-    """The command lines of the block marked `<!-- test: NAME -->`."""
-    found = re.search(rf"<!-- test: {name} -->\n```sh\n(.*?)```", README.read_text(), re.DOTALL)
+def _block(name: str, language: str = "sh") -> list[str]:
+    """The lines of the block marked `<!-- test: NAME -->`."""
+    found = re.search(rf"<!-- test: {name} -->\n```{language}\n(.*?)```", README.read_text(), re.DOTALL)
     assert found, f"the README has no block {name!r}"
     return found.group(1).strip().splitlines()
 
@@ -54,6 +58,33 @@ def test_starting_closer(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in _block("closer"):
         assert run(_cheaper(line)[1:]) == 0, line
     assert run(["verify", "closer", "--source", "large", "--no-load"]) == 0
+
+
+def test_the_python_block_runs_as_in_a_notebook(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Off the main thread, and with a command line that is not ours."""
+    monkeypatch.chdir(chain)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    code = "\n".join(_block("api", "python"))
+    for words in ("samples=1024", "steps=200", "batch=16"):
+        assert words in code
+        name, _, _ = words.partition("=")
+        code = code.replace(words, f"{name}={CHEAPER[f'--{name}']}")
+    with ThreadPoolExecutor(1) as pool:
+        names: dict[str, Any] = {}
+        pool.submit(exec, code, names).result()
+        # What search ranks is in the README's commands; here are its keyword arguments.
+        found = pool.submit(
+            search, "large", params="600K", scores="api.safetensors", data=names["train"], eval_data=names["valid"],
+            measure=2, eval_windows=4, output="api-search",
+        ).result()  # fmt: skip
+    losses = json.loads((chain / "figures.json").read_text())["models"]
+    assert names["found"].results["models"][0]["loss"] == pytest.approx(losses[0]["loss"], rel=1e-6)
+    assert names["run"].progress.step == 2
+    assert (chain / "api" / "minitron.json").is_file()
+    assert str(names["cut"].facts.parameters[1]) in capsys.readouterr().out
+    assert found.facts == json.loads((chain / "api-search" / "search.json").read_text())
 
 
 @pytest.mark.parametrize("line", _block("search"))

@@ -14,7 +14,6 @@ from minitron_cli.cli.common import (
     require_model,
     say,
     table,
-    write_results,
 )
 
 NAME = "bench"
@@ -108,7 +107,9 @@ def _results(
 
 def _finish(found: dict[str, Any], output: Path | None, as_json: bool) -> None:
     if output:
-        write_results(found, output)
+        from minitron_cli.evaluate.request import write_results
+
+        write_results(found, output, say)
     emit(found, as_json, lambda: _show(found, output))
 
 

@@ -4,14 +4,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec import counts
-from minitron_cli.spec.plain import finite, json_text
+from minitron_cli.spec.counts import count_text as count_text
+from minitron_cli.spec.plain import json_text
 
 _FIGURE = re.compile(r"[-+<±]?\d")
 
@@ -50,14 +50,6 @@ def parse_bytes(text: str) -> int:
     return parse_count(text.strip().upper().removesuffix("B").replace("G", "B"))
 
 
-def count_text(value: float) -> str:
-    """A count as people read it: 4_512_746_496 -> "4.51B"."""
-    for unit, factor in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if value >= factor:
-            return f"{value / factor:.2f}{unit}".replace(".00", "")
-    return f"{value:g}"
-
-
 def bytes_text(value: float) -> str:
     """A size as people read it: decimal units, as disks and checkpoints are quoted."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
@@ -82,18 +74,6 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> 
         print(json_text(result))
     else:
         show()
-
-
-def write_results(found: Mapping[str, Any], output: Path) -> None:
-    """Write a results object as JSON; figures that are not finite become null, and are named on stderr."""
-    from minitron_cli.checkpoint.atomic import atomic_file
-
-    plain, places = finite(found)
-    if places:
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        say(f"warning: {', '.join(places[:3])}{more} are NaN or infinite: null in {output}")
-    with atomic_file(output) as temporary:
-        temporary.write_text(json_text(plain, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`minitron eval`: tasks and perplexity, several models side by side."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +13,12 @@ from minitron_cli.cli.common import (
     require_model,
     say,
     table,
-    write_results,
 )
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
-    from minitron_cli.evaluate.gates import Gate
-    from minitron_cli.evaluate.options import LossOptions, Options, Request
+    from minitron_cli.evaluate.options import Options
+    from minitron_cli.evaluate.request import EvalRequest, Evaluation
 
 NAME = "eval"
 EXAMPLES = examples(
@@ -64,80 +64,38 @@ def command(
     Tasks run in lm-eval. A paired test per task says whether a difference is real. Finished rows are kept, so the same
     line typed again after an interruption goes on. Exits with 1 when a model failed or an --assert does not hold.
     """
-    from minitron_cli.checkpoint.atomic import check_file
     from minitron_cli.evaluate.cache import default_cache
-    from minitron_cli.evaluate.gates import parse_gate, refuse_models
-    from minitron_cli.evaluate.options import Options, distinct_names
+    from minitron_cli.evaluate.request import EvalRequest, evaluate, options_of
 
-    names = models or [require_model(None, NAME)]
-    parsed = [parse_gate(gate) for gate in gates or []]
     if form not in _FORMS:
         raise MinitronError(f"no format {form!r}", f"known: {', '.join(_FORMS)}")
-    requests = _requests(suite, tasks, shots, limit)
-    losses = _losses(data, seq_len, windows, separator, text_field, against_reference)
-    if not requests and losses is None:
-        raise MinitronError("nothing to evaluate", "give --tasks, --suite or --data; --include DIR for your own tasks")
-    if output:
-        check_file(output, [*names, *_files(include or [], losses)])
-    settings = {"suite": suite, "tasks": tasks, "shots": shots, "limit": limit, "data": data, "dtype": dtype}
-    for directory in include or []:
-        if not directory.is_dir():
-            raise MinitronError(f"--include {directory} is not a directory", "give the directory of the task YAMLs")
-    refuse_models(parsed, distinct_names(names))
-    if dry_run:
-        _plan(names, requests, data or [], settings, as_json)
-        return
-    options = Options(
-        requests=requests, losses=losses, device=device, dtype=dtype, batch_size=batch_size, unsafe_code=unsafe,
-        trust_remote_code=trust_remote_code, throughput=throughput, cache=default_cache() if reuse else None,
+    request = EvalRequest(
+        models=tuple(models or [require_model(None, NAME)]), suite=suite, tasks=tasks, include=tuple(include or ()),
+        data=tuple(data or ()), shots=shots, limit=limit, seq_len=seq_len, windows=windows, separator=separator,
+        text_field=text_field, against_reference=against_reference, gates=tuple(gates or ()), batch_size=batch_size,
+        device=device, dtype=dtype, confirm_run_unsafe_code=unsafe, trust_remote_code=trust_remote_code,
+        throughput=throughput, reuse=reuse, output=output,
     )  # fmt: skip
-    left = f"finished rows are kept in {options.cache}, and the same line goes on from there"
-    with interruptible(left if options.cache else "nothing is kept (--no-reuse)"):
-        found = _measure(names, options, parsed, include or [], settings)
-    _finish(found, parsed, output, form, as_json)
-
-
-def _files(include: list[Path], losses: "LossOptions | None") -> list[Path]:
-    """Task and data files, and token directories: results may be written beside the former, over none of them."""
-    tasks = [file for place in include for file in (place.rglob("*.y*ml") if place.is_dir() else [place])]
-    sources = losses.sources if losses else ()
-    return tasks + [file for source in sources for file in (*source.files, *filter(None, (source.tokens,)))]
-
-
-def _measure(
-    names: list[str], options: "Options", gates: "list[Gate]", include: list[Path], settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The results object; torch, transformers and lm-eval are imported from here on."""
-    from dataclasses import replace
-
-    from minitron_cli.checkpoint.reader import resolve_model
-    from minitron_cli.evaluate.gates import refuse_unknown
-    from minitron_cli.evaluate.harness import without_unsafe
-    from minitron_cli.evaluate.results import results
-    from minitron_cli.evaluate.side_by_side import evaluate, measurable
-    from minitron_cli.evaluate.tasks import find_tasks
-
-    tasks = find_tasks([request.task for request in options.requests], include) if options.requests else None
-    if tasks and not options.unsafe_code:
-        safe = without_unsafe(options.requests, (settings["tasks"] or "").split(","), tasks)
-        left_out = [request.task for request in options.requests if request not in safe]
-        if left_out:
-            say(f"left out, for they run code that the model writes (--confirm-run-unsafe-code): {', '.join(left_out)}")
-        options = replace(options, requests=safe)
-    if gates:
-        refuse_unknown(gates, measurable(options, tasks, resolve_model(names[0])))
-    return results(evaluate(names, options, tasks, say), settings)
+    if dry_run:
+        _plan(request, options_of(request), as_json)
+        return
+    left = f"finished rows are kept in {default_cache()}, and the same line continues from there"
+    with interruptible(left if reuse else "nothing is kept (--no-reuse)"):
+        found = evaluate(request, say)
+    emit(found.results, as_json, lambda: _show(found.results, form, output))
+    _judge(found)
 
 
 _FORMS = ("table", "markdown", "csv")
 
 
-def _plan(
-    models: list[str], requests: "tuple[Request, ...]", data: list[str], settings: dict[str, Any], as_json: bool
-) -> None:
+def _plan(request: "EvalRequest", options: "Options", as_json: bool) -> None:
     from dataclasses import asdict
 
-    plan = {"models": models, "requests": [asdict(request) for request in requests], "data": data, "settings": settings}
+    plan = {
+        "models": list(request.models), "requests": [asdict(each) for each in options.requests],
+        "data": list(request.data), "settings": request.settings,
+    }  # fmt: skip
 
     def show() -> None:
         table(
@@ -149,68 +107,27 @@ def _plan(
                     ", ".join(r.metrics) or "all",
                     str(r.limit or ""),
                 ]
-                for r in requests
+                for r in options.requests
             ],
         )
-        print(f"{len(requests)} tasks and {len(data)} texts on {len(models)} models: {', '.join(models)}")
+        counts = f"{len(options.requests)} tasks and {len(request.data)} texts on {len(request.models)} models"
+        print(f"{counts}: {', '.join(request.models)}")
 
     emit(plan, as_json, show)
 
 
-def _requests(suite: str | None, tasks: str | None, shots: int | None, limit: float | None) -> "tuple[Request, ...]":
-    from dataclasses import replace
-
-    from minitron_cli.evaluate import suites
-    from minitron_cli.evaluate.options import Request
-
-    chosen = list(suites.suite(suite)) if suite else []
-    chosen += [Request(name.strip(), shots) for name in (tasks or "").split(",") if name.strip()]
-    return tuple(replace(request, limit=_limit(limit)) if limit is not None else request for request in chosen)
-
-
-def _limit(limit: float) -> float:
-    """The harness takes a count as an int and a share as a float."""
-    if not 0 < limit < float("inf"):
-        raise MinitronError(f"--limit {limit:g} leaves nothing", "give a count like 100, or a share like 0.1")
-    return int(limit) if limit >= 1 else limit
-
-
-def _losses(
-    data: list[str] | None, seq_len: int | None, windows: int | None, separator: str, text_field: str | None,
-    against_reference: bool,
-) -> "LossOptions | None":  # fmt: skip
-    from minitron_cli.data.source import parse_sources
-    from minitron_cli.evaluate.options import LossOptions
-
-    if not data:
-        return None
-    return LossOptions(parse_sources(data), seq_len, windows, separator, text_field, against_reference)
-
-
-def _finish(found: dict[str, Any], gates: list[Any], output: Path | None, form: str, as_json: bool) -> None:
-    """Write and show the results, then judge: the exit code says whether all models and all gates are well."""
-    from dataclasses import asdict
-
-    from minitron_cli.evaluate.gates import check
-    from minitron_cli.evaluate.results import gate_values
-
-    failed = [model for model in found["models"] if model["error"]]
-    values = gate_values(found)
-    verdicts = check(gates, values) if gates and found["reference"] in values else []
-    found["gates"] = [asdict(verdict) for verdict in verdicts]
-    if output:
-        write_results(found, output)
-    emit(found, as_json, lambda: _show(found, form, output))
-    if failed:
-        named = "; ".join(f"{model['name']}: {model['error']}" for model in failed)
-        raise MinitronError(f"{len(failed)} of {len(found['models'])} models failed: {named}", "see above for the rest")
-    broken = [verdict for verdict in verdicts if not verdict.passed]
+def _judge(found: "Evaluation") -> None:
+    """The exit code says whether all models and all gates are well."""
+    if failed := found.failed:
+        counts = f"{len(failed)} of {len(found.results['models'])} models failed"
+        raise MinitronError(f"{counts}: {'; '.join(failed)}", "see above for the rest")
+    broken = [verdict for verdict in found.verdicts if not verdict.passed]
     if broken:
         told = "; ".join(f"{v.model}: {v.gate} (measured {v.value:.6g}, bound {v.bound:.6g})" for v in broken)
-        raise MinitronError(f"{len(broken)} of {len(verdicts)} gates do not hold: {told}")
+        raise MinitronError(f"{len(broken)} of {len(found.verdicts)} gates do not hold: {told}")
 
 
-def _show(found: dict[str, Any], form: str, output: Path | None) -> None:
+def _show(found: Mapping[str, Any], form: str, output: Path | None) -> None:
     from minitron_cli.evaluate import results as shown
 
     if form == "csv":

@@ -1,5 +1,6 @@
 """`minitron search`: which shape under a budget?"""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,6 @@ from minitron_cli.cli.common import (
     say,
     table,
 )
-from minitron_cli.cli.search_options import parse_factors, parse_grid, read_speed, read_window, require_counts
 from minitron_cli.errors import MinitronError
 
 NAME = "search"
@@ -75,57 +75,35 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little."""
-    from minitron_cli.search.request import SearchRequest
+    from minitron_cli.search.flags import require_ranking, search_request
 
-    speed = read_speed(bench_grid, bench_batch_sizes, bench_repeats, latency, speedup)
-    window = read_window(params, tolerance, parse_bytes(memory) if memory else None, kv_tokens, speed)
-    require_counts(measure=measure, refine=refine, eval_windows=eval_windows, batch=batch, seq_len=seq_len or 1)
-    request = SearchRequest(
-        model=require_model(model, NAME), scores=scores or Path(), data=tuple(data or ()),
-        eval_data=tuple(eval_data or data or ()), output=output or Path(_default_name(params)),
-        window=window, grid=parse_grid(grid) if grid else None, ffn_factors=parse_factors(ffn_factors),
-        measure=measure, refine=min(refine, measure) if refine_tokens else 0, refine_tokens=refine_tokens,
-        eval_windows=eval_windows, seq_len=seq_len, batch=batch, lr=lr, separator=separator, text_field=text_field,
-        device=device, seed=seed, speed=speed,
+    request = search_request(
+        require_model(model, NAME), params=params, tolerance=tolerance, memory=parse_bytes(memory) if memory else None,
+        kv_tokens=kv_tokens, latency=latency, speedup=speedup, bench_grid=bench_grid,
+        bench_batch_sizes=bench_batch_sizes, bench_repeats=bench_repeats, grid=tuple(grid or ()),
+        ffn_factors=ffn_factors,
+        scores=scores, data=tuple(data or ()), eval_data=tuple(eval_data or ()), measure=measure,
+        refine=refine,
+        refine_tokens=refine_tokens, eval_windows=eval_windows, seq_len=seq_len, batch=batch, lr=lr, seed=seed,
+        separator=separator, text_field=text_field, device=device, output=output,
     )  # fmt: skip
     if listing:
-        if speed is not None and speed.binds:
+        if request.speed is not None and request.speed.binds:
             raise MinitronError("--list knows sizes, not speeds", "leave out --latency and --speedup, or --list")
         _list(request, as_json)
         return
     if dry_run:
         _dry_run(request, tflops, mfu, as_json)
         return
-    if scores is None or not request.eval_data:
-        raise MinitronError(
-            "ranking needs --scores and --data", "measure with `minitron importance` first, or add --list to only list"
-        )
-    if refine_tokens and not data:
-        raise MinitronError("--refine-tokens needs text to distill on", "add --data")
-    _search(request, devices, as_json)
+    require_ranking(request)  # before torch is imported
+
+    from minitron_cli.search.execute import search_and_write
+
+    done = search_and_write(request, devices, say)
+    emit(done.facts, as_json, lambda: _show(done.facts, done.picture))
 
 
-def _default_name(params: int | None) -> str:
-    return f"search-{count_text(params)}" if params is not None else "search"
-
-
-def _search(request: Any, devices: str | None, as_json: bool) -> None:
-    from dataclasses import replace
-
-    from minitron_cli.search.parallel import parse_devices
-    from minitron_cli.search.picture import write_picture
-    from minitron_cli.search.rank import search
-    from minitron_cli.search.table import facts, write_facts
-
-    request = replace(request, devices=parse_devices(devices, request.device))
-    result = search(request, say)
-    found = facts(result, request)
-    write_facts(request.output, found)
-    picture = write_picture(request.output / "pareto.svg", result)
-    emit(found, as_json, lambda: _show(found, picture))
-
-
-def _show(found: dict[str, Any], picture: Path) -> None:
+def _show(found: Mapping[str, Any], picture: Path) -> None:
     timed = any(entry["speed"] for entry in found["candidates"])
     rows = [
         [f"{i}{' =' if e['tied'] else ''}", e["name"], count_text(e["parameters"]), f"+{e['forecast']:.3f}",

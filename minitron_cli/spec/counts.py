@@ -21,3 +21,11 @@ def parse_count(text: str | int) -> int:
     if value != int(value):
         raise MinitronError(f"{text!r} is not a whole number", "write it like 4.5B, 300M or 1_000")
     return int(value)
+
+
+def count_text(value: float) -> str:
+    """A count as people read it: 4_512_746_496 -> "4.51B"."""
+    for unit, factor in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if value >= factor:
+            return f"{value / factor:.2f}{unit}".replace(".00", "")
+    return f"{value:g}"

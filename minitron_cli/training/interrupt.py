@@ -1,6 +1,7 @@
 """Stopping on request: a signal sets a flag that the loop reads once a step, so that all ranks stop at the same."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
-    """Turn SIGINT and SIGTERM into a flag for the time of the block; a second SIGINT stops at once."""
+def stop_on_signal(wanted: bool = True) -> Iterator[StopFlag]:
+    """Turn SIGINT and SIGTERM into a flag for the time of the block; a second SIGINT stops at once.
+
+    Only the main thread can install handlers; in another one, and where they are not `wanted`, the flag stays down.
+    """
     flag = StopFlag()
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -36,7 +40,8 @@ def stop_on_signal() -> Iterator[StopFlag]:
         elif number == signal.SIGINT and now - flag.received > _ECHO_SECONDS:
             raise KeyboardInterrupt
 
-    watched = (signal.SIGINT, signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
+    watched = (signal.SIGINT, signal.SIGTERM) if wanted and main else ()
     before = {number: signal.signal(number, receive) for number in watched}
     try:
         yield flag

@@ -10,6 +10,7 @@ from typing import Any
 from minitron_cli.checkpoint.disk import write_errors
 from minitron_cli.data.order import Order
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import machine_words
 from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import announce, check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
@@ -60,12 +61,13 @@ def rows_for(ready: Prepared, run: Path, world: World) -> Iterator[Rows]:
 
 
 def train(
-    options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None
-) -> Outcome:
+    options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None,
+    signals: bool = True,
+) -> Outcome:  # fmt: skip
     """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal.
 
     All inputs are opened and checked before anything is written. With `overwrite`, a result that is in the way stays
-    until the new one is complete (see `rundir`).
+    until the new one is complete (see `rundir`). Without `signals` no handler is installed: an interrupt is raised.
     """
     output = Path(options.output)
     with join(options.device) as world:
@@ -76,7 +78,7 @@ def train(
         if agree(world, 0, done)[1]:
             return _outcome(output, ready.options, _latest(output / "run"), was_done=True)
         with _begun(ready, place, inputs, world, preflight, say):
-            progress, stopped_by = _train_and_export(ready, place, inputs, world, say)
+            progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals)
             if stopped_by:
                 return _outcome(place, ready.options, progress, stopped_by=stopped_by)
             if world.rank == 0:
@@ -122,7 +124,7 @@ def _begun(
     if place != Path(ready.options.output):
         say(f"{ready.options.output} stays as it is until the new run, in {place}, is complete")
     with write_errors(place):
-        created = rundir.create(place, ready.options, inputs)
+        created = rundir.create(place, ready.options, inputs, f"{world.size} x {machine_words(world.device)}")
         try:
             with rundir.locked(place):
                 barrier(world)
@@ -136,10 +138,10 @@ def _begun(
 
 
 def _train_and_export(
-    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say
+    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool
 ) -> tuple[Progress, int]:
     """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
-    with stop_on_signal() as stop, rows_for(ready, place / "run", world) as rows:
+    with stop_on_signal(signals) as stop, rows_for(ready, place / "run", world) as rows:
         assembly = assemble(ready, rows, world)
         progress = follow(ready, assembly, place / "run", stop, inputs, say)
     if progress.step < ready.schedule.steps:

@@ -1,23 +1,56 @@
-"""What is typed after `minitron search`, read: budgets, grids, shares."""
+"""What is typed after `minitron search`, read: budgets, grids, shares; and the request that comes of it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from minitron_cli.errors import MinitronError, near_matches
-
-if TYPE_CHECKING:
-    from minitron_cli.search.speed import SpeedBudget
-    from minitron_cli.spec.search import Window
+from minitron_cli.evaluate.bench import parse_grid as parse_cells
+from minitron_cli.search.request import SearchRequest
+from minitron_cli.search.speed import SpeedBudget
+from minitron_cli.spec.counts import count_text
+from minitron_cli.spec.search import Window, around
 
 BENCH_GRID = "128x128"
 BENCH_FLAGS = ("--bench-grid", "--bench-batch-sizes")
 
 
-def read_window(
-    params: int | None, tolerance: str, memory: int | None, kv_tokens: int, speed: "SpeedBudget | None"
-) -> "Window":
-    """The bounds on size; a search needs a budget of some kind."""
-    from minitron_cli.spec.search import Window, around
+def search_request(
+    model: str, *, params: int | None = None, tolerance: str = "5%", memory: int | None = None, kv_tokens: int = 0,
+    latency: float | None = None, speedup: float | None = None, bench_grid: str | None = None,
+    bench_batch_sizes: str = "1", bench_repeats: int = 5, grid: tuple[str, ...] = (), ffn_factors: str | None = None,
+    scores: Path | None = None, data: tuple[str, ...] = (), eval_data: tuple[str, ...] = (), measure: int = 8,
+    refine: int = 4, refine_tokens: int = 0, eval_windows: int = 64, seq_len: int | None = None, batch: int = 32,
+    lr: float = 1e-4, seed: int = 0, separator: str = "auto", text_field: str | None = None, device: str = "auto",
+    output: Path | None = None,
+) -> SearchRequest:  # fmt: skip
+    """The checked request that these flags come to. Held-out text is `eval_data`, or else `data`."""
+    speed = read_speed(bench_grid, bench_batch_sizes, bench_repeats, latency, speedup)
+    window = read_window(params, tolerance, memory, kv_tokens, speed)
+    require_counts(measure=measure, refine=refine, eval_windows=eval_windows, batch=batch, seq_len=seq_len or 1)
+    return SearchRequest(
+        model=model, scores=scores or Path(), data=tuple(data), eval_data=tuple(eval_data or data),
+        output=output or Path("search" if params is None else f"search-{count_text(params)}"), window=window,
+        grid=parse_grid(grid) if grid else None, ffn_factors=parse_factors(ffn_factors), measure=measure,
+        refine=min(refine, measure) if refine_tokens else 0, refine_tokens=refine_tokens, eval_windows=eval_windows,
+        seq_len=seq_len, batch=batch, lr=lr, separator=separator, text_field=text_field, device=device, seed=seed,
+        speed=speed,
+    )  # fmt: skip
 
+
+def require_ranking(request: SearchRequest) -> None:
+    """Listing shapes needs nothing but the model; ranking them needs scores and text."""
+    if not request.scores.name or not request.eval_data:
+        raise MinitronError(
+            "ranking needs --scores and --data", "measure with `minitron importance` first, or add --list to only list"
+        )
+    if request.refine_tokens and not request.data:
+        raise MinitronError("--refine-tokens needs text to distill on", "add --data")
+
+
+def read_window(
+    params: int | None, tolerance: str, memory: int | None, kv_tokens: int, speed: SpeedBudget | None
+) -> Window:
+    """The bounds on size; a search needs a budget of some kind."""
     share = parse_share(tolerance)
     if params is None and memory is None and not (speed and speed.binds):
         raise MinitronError(
@@ -32,17 +65,14 @@ def read_window(
 
 def read_speed(
     grid: str | None, batches: str, repeats: int, latency: float | None, speedup: float | None
-) -> "SpeedBudget | None":
+) -> SpeedBudget | None:
     """What is timed and what it must hold; None where nothing is asked of it."""
-    from minitron_cli.evaluate.bench import parse_grid as cells
-    from minitron_cli.search.speed import SpeedBudget
-
     if grid is None and latency is None and speedup is None:
         return None
     for flag, value in (("--latency", latency), ("--speedup", speedup)):
         if value is not None and not 0 < value < float("inf"):
             raise MinitronError(f"{flag} {value:g} is no budget", "milliseconds above 0, or a factor such as 1.5")
-    return SpeedBudget(cells(grid or BENCH_GRID, batches, BENCH_FLAGS), repeats, latency, speedup)
+    return SpeedBudget(parse_cells(grid or BENCH_GRID, batches, BENCH_FLAGS), repeats, latency, speedup)
 
 
 def parse_share(text: str) -> float:
@@ -67,7 +97,7 @@ def parse_factors(text: str | None) -> tuple[float, ...]:
     return factors
 
 
-def parse_grid(entries: list[str]) -> dict[str, tuple[int, ...]]:
+def parse_grid(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """["layers=29:32", "heads=24,32"] -> {"layer": (29, 30, 31, 32), "head": (24, 32)}."""
     from minitron_cli.spec.axes import AXIS_OF_FLAG
 

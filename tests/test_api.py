@@ -1,0 +1,94 @@
+"""The Python API: light to import, strict about names, the same defaults as the command line."""
+
+import inspect
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from minitron_cli import api
+from minitron_cli.cli.app import app
+from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate.request import EvalRequest
+from minitron_cli.importance.options import Options as ImportanceOptions
+from minitron_cli.prune.request import PruneRequest
+from minitron_cli.search.flags import search_request
+from minitron_cli.training.interrupt import stop_on_signal
+
+# What the command line alone has, and flags that Python names otherwise.
+CONTROL = {"dry_run", "as_json", "form", "output", "model", "models"}
+RENAMED = {"unsafe": "confirm_run_unsafe_code", "depth_block": "depth_blocks"}
+
+
+def test_the_import_costs_no_torch() -> None:
+    code = (
+        "import sys; from minitron_cli.api import importance, prune, distill, evaluate, search;"
+        "sys.exit(bool({'torch', 'transformers', 'numpy', 'typer'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "target", "only"),
+    [
+        ("prune", PruneRequest, set()),
+        ("eval", EvalRequest, set()),
+        ("importance", ImportanceOptions, {"include", "task_limit"}),
+        ("search", search_request, {"listing", "devices", "tflops", "mfu"}),
+    ],
+)
+def test_every_flag_is_a_keyword_with_the_same_default(verb: str, target: object, only: set[str]) -> None:
+    known = inspect.signature(target).parameters  # type: ignore[arg-type]
+    for flag in typer.main.get_command(app).commands[verb].params:  # type: ignore[attr-defined]
+        if flag.name in CONTROL | only:
+            continue
+        ours = known[RENAMED.get(flag.name, flag.name)].default
+        assert (ours or None) == (flag.default or None), flag.name
+
+
+def test_values_are_taken_as_a_user_writes_them() -> None:
+    given = {"params": "4B", "scores": "s.safetensors", "data": Path("d.jsonl"), "check": True, "seq_len": None}
+    assert api._typed(PruneRequest, given) == {
+        "params": 4 * 10**9,
+        "scores": Path("s.safetensors"),
+        "data": ("d.jsonl",),
+        "check": True,
+    }
+    assert api._typed(EvalRequest, {"models": [Path("a"), "b"], "include": "tasks"}) == {
+        "models": ("a", "b"),
+        "include": (Path("tasks"),),
+    }
+    assert api._typed(search_request, {"grid": "layers=2:4", "lr": 1e-3, "ffn_factors": "2,3"}) == {
+        "grid": ("layers=2:4",),
+        "lr": 1e-3,
+        "ffn_factors": "2,3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: api.prune("m", hiden=3), "unknown option 'hiden'"),
+        (lambda: api.distill("s", teacher="t", output="o", data="d", step=3), "unknown option 'step'"),
+        (lambda: api.evaluate("m"), "nothing to evaluate"),
+        (lambda: api.search("m", data="d"), "a search needs a budget"),
+        (lambda: api.importance("m", output="o", metric="wat", data="d"), "'wat'"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error_with_a_hint(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(MinitronError, match=message) as caught:
+        call()
+    assert caught.value.hint
+
+
+def test_no_handler_is_installed_where_none_is_wanted() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signal(wanted=False) as flag:
+        assert signal.getsignal(signal.SIGINT) is before
+        assert flag.signal == 0
+    with stop_on_signal():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
