@@ -1,4 +1,4 @@
-"""Second moments on disk: a directory with one safetensors file per layer, and an index that says who reads what.
+"""Input Gram matrices on disk: a directory with one safetensors file per layer, and an index that says who reads what.
 
     scores.moments/moments.json              identity, and for every input the weights that read it
     scores.moments/layer-00000.safetensors   one packed array per distinct input of the layer
@@ -137,7 +137,8 @@ def open_moments(path: Path) -> Moments:
     file = path / INDEX
     if not file.is_file():
         raise MinitronError(
-            f"there are no second moments at {path}", "measure them with `minitron importance MODEL --second-moments`"
+            f"there are no input Gram matrices at {path}",
+            "measure them with `minitron importance MODEL --second-moments`",
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -150,7 +151,7 @@ def open_moments(path: Path) -> Moments:
         files = content.pop("files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MinitronError(
-            f"{file} is no index of second moments ({error})", "measure again with --second-moments"
+            f"{file} is no index of input Gram matrices ({error})", "measure again with --second-moments"
         ) from error
     return Moments(path, content, inputs, files)
 
@@ -161,5 +162,5 @@ def moments_digest(path: Path) -> str:
 
 
 def moments_path(scores: Path) -> Path:
-    """Where the moments of a scores file lie: beside it."""
+    """Where the Gram matrices of a scores file are: beside it."""
     return scores.with_name(scores.name.removesuffix(".safetensors") + ".moments")

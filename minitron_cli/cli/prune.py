@@ -45,7 +45,7 @@ def command(
     shared_ffn: Annotated[int | None, option("--shared-ffn", help="neurons a layer's shared expert keeps")] = None,
     experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
     compensate: Annotated[
-        str, option("--compensate", help="fold what is dropped into what stays: none or least-squares")
+        str, option("--compensate", help="refit what stays to the source's activations: none or least-squares")
     ] = "none",
     moments: Annotated[
         Path | None, option("--moments", help="of `importance --second-moments` [default: beside the scores]")
@@ -116,7 +116,7 @@ def _show_plan(resolved: "ResolvedPrune") -> None:
     table(["", "source", "target"], rows)
     for warning in (*facts.warnings, *([resolved.missing] if resolved.missing else [])):
         say(f"warning: {warning}")
-    speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts.fold_flops)
+    speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts.compensation_flops)
     cost = f"about {bytes_text(facts.peak_memory)} of memory and {facts.seconds:.0f} s at {speed}"
     print(f"would write {facts.output}; {cost}")
 

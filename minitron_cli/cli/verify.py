@@ -24,7 +24,7 @@ def command(
     path: Annotated[Path | None, argument("PATH", help="a model, scores, tokens, results or run directory")] = None,
     source: Annotated[str | None, option("--source", help="derive the weights again from this model")] = None,
     moments: Annotated[
-        Path | None, option("--moments", help="second moments of a compensated model [default: where they were]")
+        Path | None, option("--moments", help="input Gram matrices of a compensated model [default: where they were]")
     ] = None,
     load: Annotated[bool, option("--load/--no-load", help="load the model with transformers")] = True,
     forward: Annotated[bool, option("--run", help="run the loaded model on a few tokens")] = False,

@@ -78,7 +78,8 @@ class Options:
             )
         if self.second_moments and not self.needs_data:
             raise MinitronError(
-                f"--metric {self.metric} makes no forward passes to take second moments in", "use --metric activation"
+                f"--metric {self.metric} makes no forward passes, which Gram matrices need",
+                "use --metric activation",
             )
         if self.needs_data and not self.data:
             raise MinitronError(

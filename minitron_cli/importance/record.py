@@ -64,13 +64,13 @@ class Recorder:
         x = x.reshape(*self.batch.ids.shape, x.shape[-1])
         self._add((site.axis, self._row_of[site]), sequence_statistics(x, self.batch.spans))
         if self.moments is not None:
-            self.moments.hear(site, x, self.batch)
+            self.moments.take(site, x, self.batch)
 
     def hear_head(self, output: Any) -> None:
         """Take in what the decoder hands to the head."""
         assert self.batch is not None
         assert self.moments is not None
-        self.moments.hear_head(output.last_hidden_state, self.batch)
+        self.moments.take_head(output.last_hidden_state, self.batch)
 
     def hear_experts(self, site: Site, statistics: Mapping[str, Tensor]) -> None:
         """Take in what one layer's experts did: axis -> (batch, seq, channel)."""
@@ -165,7 +165,7 @@ def listening_forward(module: nn.Module, recorder: Recorder, site: Site) -> Any:
 
         def listen(part: Part) -> None:
             if recorder.moments is not None:
-                recorder.moments.hear_expert(site, len(parts), part.tokens, part.inner, batch)
+                recorder.moments.take_expert(site, len(parts), part.tokens, part.inner, batch)
             parts.append(part_statistics(part, batch))
 
         output = routed(module, hidden_states, top_k_index, top_k_weights, listen)

@@ -72,7 +72,7 @@ def measure(
 
 
 def check_place(checkpoint: Checkpoint, options: Options, output: Path) -> None:
-    """Refuse an output that overlaps what is read, for the scores and for the second moments beside them."""
+    """Refuse an output that overlaps what is read, for the scores and for the Gram matrices beside them."""
     inputs = [checkpoint.path, *local_paths(options.data)]
     check_file(output, inputs)
     if options.second_moments:

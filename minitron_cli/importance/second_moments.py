@@ -1,8 +1,7 @@
-"""C = E[x x^T] of every input that a cut axis reaches a linear map by, taken in the pass that scores the axes.
+"""Input Gram matrices E[x x^T] of every linear map, taken in the pass that scores the axes.
 
-Pruning with `--compensate` folds into each kept input what it can foretell of the dropped ones, for which C is all that
-is needed. A layer's moments are written and freed when the layer is done, so that a streamed pass holds one layer's: at
-14336 neurons 1.6 GB.
+They are all that `prune --compensate` needs to refit what reads an input to the part that is kept. A layer's matrices
+are written and freed when the layer is done: a streamed pass holds those of one layer, 1.6 GB at 14336 neurons.
 """
 
 import shutil
@@ -47,14 +46,14 @@ class SecondMoments:
         self._tokens: dict[Key, np.ndarray] = {}
         self._written: list[files.Input] = []
 
-    def hear(self, site: Site, x: Tensor, batch: Batch) -> None:
+    def take(self, site: Site, x: Tensor, batch: Batch) -> None:
         """Take in one site's input: x (batch, token, channel)."""
         key = (site.layer, site.module, None)
         if key not in self._axis_and_readers:
             self._axis_and_readers[key] = (site.axis, (*site.readers, *self._routed_readers(site)))
         self._add_samples(key, x, batch)
 
-    def hear_expert(self, site: Site, expert: int, tokens: Tensor, inner: Tensor, batch: Batch) -> None:
+    def take_expert(self, site: Site, expert: int, tokens: Tensor, inner: Tensor, batch: Batch) -> None:
         """Take in what one expert's down projection reads: inner (n, channel) of tokens (n,) of the flattened batch."""
         key = (site.layer, site.module, expert)
         matches = self._checkpoint.matches
@@ -73,7 +72,7 @@ class SecondMoments:
         """Whether a pass through these layers ends in what the head reads."""
         return self._checkpoint.shape["layer"] - 1 in layers
 
-    def hear_head(self, x: Tensor, batch: Batch) -> None:
+    def take_head(self, x: Tensor, batch: Batch) -> None:
         """Take in what the head reads: x (batch, token, hidden)."""
         heads = [m.name for m in self._checkpoint.matches.values() if is_head(m.weight)]
         key = (None, _HEAD, None)

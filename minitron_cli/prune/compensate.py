@@ -31,7 +31,7 @@ RIDGE = 1e-2
 DOUBLE = 2048  # up to this width products of Gram matrices are float64
 # Tried by `auto`, judged on the half of the samples that T was not solved on; infinity is plain trimming.
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, np.inf)
-_HELD = 4  # solutions held: the readers of one input do not lie next to each other on disk
+_HELD = 4  # solutions held: the readers of one input are not next to each other on disk
 _FLOOR = 1e-12  # of the mean diagonal, for inputs that are always 0
 
 
@@ -183,7 +183,7 @@ def check_request(method: str, ridge: str, select: str = "scores", rotate: bool 
         )
     if method == "none" and rotate:
         raise MinitronError(
-            "--rotate refits by second moments what reads the residual stream", "add --compensate least-squares"
+            "--rotate refits what reads the residual stream by input Gram matrices", "add --compensate least-squares"
         )
 
 
@@ -208,7 +208,7 @@ def check_moments(moments: Moments, digest: str) -> None:
     measured = moments.identity.get("model", {})
     if measured.get("digest") != digest:
         raise MinitronError(
-            f"the second moments were measured on another model ({measured.get('name', 'unnamed')}, "
+            f"the input Gram matrices were measured on another model ({measured.get('name', 'unnamed')}, "
             f"digest {str(measured.get('digest'))[:12]}; this one has {digest[:12]})",
             "measure this model with `minitron importance --second-moments`",
         )
@@ -229,15 +229,15 @@ def record(by: Compensation | None) -> dict[str, Any] | None:
 
 
 def from_record(manifest: Mapping[str, Any], moments: Path | None) -> Compensation | None:
-    """The compensation that a pruned model's manifest tells of, to derive the weights again."""
-    told = manifest.get("compensation")
-    if not told:
+    """The compensation that a pruned model's manifest records, to derive the weights again."""
+    recorded = manifest.get("compensation")
+    if not recorded:
         return None
-    path = moments or Path(told["moments"]["name"])
-    found = open_compensation(path, None if told["ridge"] == "auto" else told["ridge"])
-    if moments_digest(path) != told["moments"]["sha256"]:
+    path = moments or Path(recorded["moments"]["name"])
+    found = open_compensation(path, None if recorded["ridge"] == "auto" else recorded["ridge"])
+    if moments_digest(path) != recorded["moments"]["sha256"]:
         raise MinitronError(
-            f"{path} does not hold the second moments that the model was compensated by (sha256 differs)",
+            f"{path} does not hold the input Gram matrices that the model was compensated by (sha256 differs)",
             "give the right ones with --moments, or leave --source out",
         )
     return found

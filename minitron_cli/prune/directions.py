@@ -1,4 +1,4 @@
-"""Which directions of the residual stream stay, and how the stream is told from them.
+"""Choose the directions of the residual stream to keep, and reconstruct the stream from them.
 
 With x^ = x / rms(x), what an RMS norm makes of the stream before its weights, and M = E[x^ x^T], taken from the input
 Gram matrices after each norm: the basis Q holds what readers see most of, the leading eigenvectors of the sum over
@@ -25,12 +25,12 @@ from minitron_cli.spec.axes import Weight, axes_of, is_embedding, is_head
 from minitron_cli.spec.family import Family, Match
 from minitron_cli.spec.plan import Plan
 
-_BLOCK = 64 << 20  # bytes of a weight that are turned to float32 at once
+_BLOCK = 64 << 20  # bytes of a weight that become float32 at once
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """An RMS norm of the source: its line and layer, its effective weights w (hidden,), and the moments behind it."""
+    """An RMS norm of the source: its line and layer, its effective weights w (hidden,), and what follows it."""
 
     line: str
     layer: int | None
@@ -65,12 +65,12 @@ def tied_head(checkpoint: Checkpoint, final: Norm, by: Compensation) -> TiedHead
 
 
 def check_rotation(family: Family, cut: bool = True) -> None:
-    """Refuse a family whose residual stream can not be turned, and a stream of which nothing is `cut`."""
+    """Refuse a family whose residual stream cannot be rotated, and a stream of which nothing is `cut`."""
     if not cut:
         raise MinitronError("--rotate says how the hidden axis is cut, and it is not", "add --hidden, or leave it out")
     if not family.rms_norms:
         raise MinitronError(
-            f"{family.name} models can not be cut along directions: their residual stream passes more than RMS norms "
+            f"{family.name} models cannot be cut along directions: their residual stream passes more than RMS norms "
             "in front of attention, MLP and head",
             "leave --rotate out: channels can be cut in any family",
         )
@@ -104,10 +104,10 @@ def outputs(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
 
 
 def readers_of(checkpoint: Checkpoint, norm: Norm) -> list[Match]:
-    """Everything that reads the stream behind a norm; a tied head is the embedding."""
+    """Everything that reads the stream after a norm; a tied head is the embedding."""
     every, family = checkpoint.matches.values(), checkpoint.family
-    behind = [m for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.line]
-    return behind or [m for m in every if is_embedding(m.weight)]
+    after = [m for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.line]
+    return after or [m for m in every if is_embedding(m.weight)]
 
 
 def gram_of(info: TensorInfo) -> np.ndarray:
@@ -163,15 +163,15 @@ def norms_of(checkpoint: Checkpoint, plan: Plan, by: Compensation) -> Iterator[N
 def _input(checkpoint: Checkpoint, norm: Match, by: Compensation) -> Input:
     """The moments of what a norm gives: those of any of its readers; outside of the layers there is but one."""
     every, family = checkpoint.matches.values(), checkpoint.family
-    behind = {m.name for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.weight.name}
+    after = {m.name for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.weight.name}
     for one in by.moments.inputs:
-        if one.axis == "hidden" and one.layer == norm.layer and (norm.layer is None or behind & set(one.readers)):
+        if one.axis == "hidden" and one.layer == norm.layer and (norm.layer is None or after & set(one.readers)):
             return one
-    raise MinitronError(f"there are no second moments of what {norm.name} gives", "measure again with --second-moments")
+    raise MinitronError(f"there is no Gram matrix of what {norm.name} gives", "measure again with --second-moments")
 
 
 def norm_of(family: Family, weight: Weight) -> str | None:
-    """The line of the norm behind which a weight reads the stream, None for all that does not read it."""
+    """The line of the norm after which a weight reads the stream, None for all that does not read it."""
     if len(weight.dims) < 2 or weight.junk or axes_of(weight.dims[-1]) != ("hidden",):
         return None
     return next((line for line, starts in family.rms_norms.items() if weight.name.startswith(starts)), None)

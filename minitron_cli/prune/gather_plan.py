@@ -91,7 +91,7 @@ def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None =
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
     rotation = None
     if plan.basis is not None:
-        assert compensation is not None, "what readers make of directions follows from second moments"
+        assert compensation is not None, "how readers are refitted to directions follows from Gram matrices"
         rotation = rotation_of(checkpoint, plan, compensation)
     found = []
     for match in checkpoint.matches.values():
@@ -125,7 +125,7 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
 def _changed(piece: Piece, match: Match, compensation: Compensation, rotation: Rotation | None) -> Piece:
     """The piece with what makes new values of it, if anything does."""
     refit = compensation.refit_of(match, piece.expert, piece.keep, piece.shape)
-    turn = None if rotation is None else rotation.turn_of(match, refit)
+    turn = None if rotation is None else rotation.change_of(match, refit)
     return replace(piece, change=turn or refit)
 
 

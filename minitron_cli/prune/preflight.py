@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.prune.fold_cost import FLOPS_PER_SECOND, fold_cost
+from minitron_cli.prune.compensation_cost import FLOPS_PER_SECOND, compensation_cost
 from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
 from minitron_cli.spec.search import CLOSE
@@ -30,7 +30,7 @@ class PruneFacts:
     flops_per_token: tuple[int, int]
     peak_memory: int
     seconds: float
-    fold_flops: float
+    compensation_flops: float
     warnings: tuple[str, ...]
     output: str
 
@@ -39,19 +39,19 @@ def prune_facts(
     source: Checkpoint | Architecture,
     target: Shape,
     output: Path,
-    fold: Mapping[str, bool] | None = None,
+    compensation: Mapping[str, bool] | None = None,
     budget: int | None = None,
 ) -> PruneFacts:
     """Source and target side by side, warnings, and what the streaming takes.
 
-    With `fold`, the options of `fold_cost`, that includes compensation; `budget` are the parameters asked for.
+    With `compensation`, the options of `compensation_cost`, that is included; `budget` are the parameters asked for.
     """
     items = stored_weights(source)
 
     def pair(of: Callable[[Shape], int]) -> tuple[int, int]:
         return of(source.shape), of(target)
 
-    flops, held = fold_cost(items, source.shape, target, **fold) if fold else (0.0, 0)
+    flops, held = compensation_cost(items, source.shape, target, **compensation) if compensation else (0.0, 0)
     changed = [a for a in source.shape if source.shape[a] != target[a]]
     num_bytes = pair(lambda s: sum(num_elements(w, s) * copies(w, s) * item for w, item in items.items()))
     parameters = pair(lambda s: num_parameters(items, s))
@@ -66,7 +66,7 @@ def prune_facts(
         flops_per_token=pair(lambda s: flops_per_token(items, s, 4096)),
         peak_memory=PEAK_BYTES + START_BYTES + held,
         seconds=round(sum(num_bytes) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
-        fold_flops=flops,
+        compensation_flops=flops,
         warnings=(*_warnings(source, target), *_miss(parameters[1], budget)),
         output=str(output),
     )

@@ -2,7 +2,7 @@
 
 An error is the mean square of what the kept inputs do not reconstruct, over the calibration tokens. Compensation takes
 each dropped input relative to its own mean square, so that plain trimming loses 1 of each; a rotation takes the stream
-behind each norm, where plain trimming loses what is outside the channels with the most energy; a tied head takes the
+after each norm, where plain trimming loses what is outside the channels with the most energy; a tied head takes the
 logits.
 """
 

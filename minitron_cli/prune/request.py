@@ -79,8 +79,8 @@ class PruneRequest:
         return self.compensate != "none"
 
     @property
-    def fold_options(self) -> dict[str, bool] | None:
-        """What decides the cost of compensation (see `fold_cost`), None without it."""
+    def compensation_options(self) -> dict[str, bool] | None:
+        """What decides the cost of compensation (see `compensation_cost`), None without it."""
         return {"rotate": self.rotate, "residual": self.select == "residual"} if self.compensates else None
 
     def scores_file(self, output: Path) -> Path:

@@ -86,7 +86,7 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
-    facts = prune_facts(source, shape, output, request.fold_options, request.params)
+    facts = prune_facts(source, shape, output, request.compensation_options, request.params)
     return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts)
 
 
@@ -114,6 +114,6 @@ def _missing(request: PruneRequest, source: Checkpoint | Architecture, output: P
         return ""
     place = request.moments_directory(output)
     if request.moments is None and not place.exists():
-        return f"no second moments at {place}: compensation needs them"
+        return f"no input Gram matrices at {place}: compensation needs them"
     open_moments(place)
     return ""

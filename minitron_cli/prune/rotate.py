@@ -1,17 +1,17 @@
-"""Turning the residual stream: its leading directions stay in the place of single channels.
+"""Rotating the residual stream: leading directions are kept in the place of single channels.
 
 Every block reads the stream x through an RMS norm, as x^ = x / rms(x), and a product with the norm's weights. With an
-orthonormal basis Q (hidden, kept) the student's stream is z = Q^T x, and nothing in its architecture shows it:
+orthonormal basis Q (hidden, kept) the student's stream is z = Q^T x, and its architecture stays the same:
 
     embedding E -> E Q,   writers W -> Q^T W,   readers W -> W diag(w / c) F,   norms w -> c s
 
-F, the least-squares map from Q^T x^ to x^, follows from M = E[x^ x^T] and so from the second moments behind each norm.
-The student's norm divides by the root mean square of fewer numbers: s makes up for it. c is the root mean square of the
-norm's weights, so that matrices keep the magnitude that they were trained at. With all directions kept all of it is
-exact. A head that is tied to the embedding cannot be refitted by itself: it decides the basis of the subspace, and the
-final norm's weights are fitted to it (see `tied`).
+F, the least-squares map from Q^T x^ to x^, follows from M = E[x^ x^T], and that from the input Gram matrices after each
+norm. The student's norm divides by the root mean square of fewer numbers: s makes up for it. c is the root mean square
+of the norm's weights, so that matrices keep the magnitude that they were trained at. With all directions kept all of it
+is exact. A head that is tied to the embedding cannot be refitted by itself: it decides the basis of the subspace, and
+the final norm's weights are fitted to it (see `tied`).
 
-SliceGPT (arXiv 2401.15024) turns the stream too, by a basis for each block and matrices on the residual path that no
+SliceGPT (arXiv 2401.15024) rotates the stream too, by a basis for each block and matrices on the residual path that no
 Hugging Face architecture has; one basis for all needs none.
 """
 
@@ -36,12 +36,12 @@ from minitron_cli.spec.axes import axes_of, is_embedding
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 
-_HELD = 4  # maps held: the readers of one norm do not lie next to each other on disk
+_HELD = 4  # maps held: the readers of one norm are not next to each other on disk
 
 
 @dataclass(slots=True)
 class Rotation:
-    """A plan's basis, and what turns each tensor into it."""
+    """A plan's basis, and what rotates each tensor into it."""
 
     checkpoint: Checkpoint
     plan: Plan
@@ -55,17 +55,17 @@ class Rotation:
         assert self.plan.basis is not None
         return self.plan.basis
 
-    def turn_of(self, match: Match, refit: Refit | None) -> "Turn | None":
+    def change_of(self, match: Match, refit: Refit | None) -> "Rotated | None":
         """What becomes of a tensor, or None where it has no part in the stream. `refit` cuts its other inputs."""
         weight = match.weight
         if not any("hidden" in axes_of(dim) for dim in weight.dims):
             return None
         if weight.name in self.checkpoint.family.rms_norms:
-            return Turn(self, "norm", (weight.name, match.layer))
+            return Rotated(self, "norm", (weight.name, match.layer))
         line = norm_of(self.checkpoint.family, weight)
         if line is not None:
-            return Turn(self, "reader", (line, match.layer))
-        return Turn(self, "embedding" if is_embedding(weight) else "writer", refit=refit)
+            return Rotated(self, "reader", (line, match.layer))
+        return Rotated(self, "embedding" if is_embedding(weight) else "writer", refit=refit)
 
     def reading(self, key: tuple[str, int | None]) -> np.ndarray:
         """diag(w / c) F of a norm: (hidden, kept) float32."""
@@ -93,7 +93,7 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Rotated:
     """Rows of a tensor as they are stored -> rows in the basis. Writers mix rows, so they need all of them at once."""
 
     by: Rotation
@@ -127,7 +127,7 @@ def _columns(values: np.ndarray, columns: np.ndarray | None) -> np.ndarray:
 
 
 def rotation_of(checkpoint: Checkpoint, plan: Plan, compensation: Compensation) -> Rotation:
-    """What turns `checkpoint` into the plan's basis."""
+    """What rotates `checkpoint` into the plan's basis."""
     assert plan.basis is not None
     norms = {(norm.line, norm.layer): norm for norm in norms_of(checkpoint, plan, compensation)}
     return Rotation(checkpoint, plan, compensation, norms, plan.basis * np.float32(_embedding_scale(checkpoint, plan)))

@@ -18,7 +18,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.tensors import read_tensor
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import DOUBLE, RIDGE, Compensation
-from minitron_cli.prune.fold_cost import CHOSEN
+from minitron_cli.prune.compensation_cost import CHOSEN
 from minitron_cli.spec.plan import Plan
 
 ROUNDS = 64

@@ -47,7 +47,7 @@ def write_pruned(
 
     The source's digest is taken while its tensors stream by; scores of another model are refused before the output
     takes its name, so nothing is left of it. With `check`, so is a result whose logits are not the masked source's.
-    `compensation` folds what the dropped inputs of a linear map carried into those that stay.
+    `compensation` refits matrices to the inputs that stay; with `check` it is judged by its loss on `check_data`.
     """
     config = pruned_config(checkpoint.config, checkpoint.family, plan)
     cut = cuts(checkpoint, plan, compensation)

@@ -16,7 +16,7 @@ BENCHMARKS = {
     "family": "iterating against one cut, rankings of shapes against the ranking that lasts (50 minutes of a core)",
     "compensation": "compensated against plain trimming on the real checkpoint",
     "real": "evidence for the defaults on a real model (hours)",
-    "moments": "what second moments add to the calibration pass, and compensation to the prune, at 1.2B",
+    "moments": "what input Gram matrices add to the calibration pass, and compensation to the prune, at 1.2B",
 }
 
 

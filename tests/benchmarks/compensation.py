@@ -101,7 +101,7 @@ def quietly(line: Sequence[object]) -> None:
 
 
 def measure(world: World, work: Path, seed: int) -> Path:
-    """Scores and second moments on 512 windows; returns the scores file."""
+    """Scores and input Gram matrices on 512 windows; returns the scores file."""
     scores = work / f"{world.teacher.name}-{seed}.safetensors"
     text = ["--data", str(world.train), *world.separator, "--samples", "512", "--seq-len", str(SEQ_LEN)]
     quietly(["importance", world.teacher, *text, "--seed", seed, "--second-moments", "-o", scores])

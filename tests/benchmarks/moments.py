@@ -1,4 +1,4 @@
-"""What compensation costs: the second moments as a share of the calibration pass, the solving as a share of the prune.
+"""What compensation costs: input Gram matrices as a share of the calibration pass, the solving as a share of the prune.
 
     python -m tests.benchmarks.moments [--size 1.2b] [--samples 16] [--seq-len 512] [--directory DIR] [--tiny]
     python -m tests.benchmarks.moments --layer [--width 14336 --kept 9216 --hidden 4096 --layers 32]
@@ -59,7 +59,7 @@ def main() -> None:
         scores = work / "moments.safetensors"
         show_all({
             "importance": [*measure, "-o", str(work / "plain.safetensors")],
-            "with second moments": [*measure, "--second-moments", "-o", str(scores)],
+            "with Gram matrices": [*measure, "--second-moments", "-o", str(scores)],
         }, idle)  # fmt: skip
         sizes = [word for axis, size in SHAPES[options.size][1].items() for word in (f"--{axis}", str(size))]
         cut = [*minitron, "prune", str(source), "--scores", str(scores), *sizes]

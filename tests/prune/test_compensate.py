@@ -62,26 +62,26 @@ def prune_both(
 ) -> tuple[Path, Path]:
     """The same cut, compensated and plain."""
     checkpoint = open_checkpoint(source)
-    write_pruned(checkpoint, plan, tmp_path / "folded", compensation=open_compensation(moments, ridge))
+    write_pruned(checkpoint, plan, tmp_path / "compensated", compensation=open_compensation(moments, ridge))
     write_pruned(checkpoint, plan, tmp_path / "plain")
-    return tmp_path / "folded", tmp_path / "plain"
+    return tmp_path / "compensated", tmp_path / "plain"
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "olmo2", "qwen2_moe"])
 def test_moments_are_those_of_what_each_weight_reads(toy, tmp_path, family):
     path, rows = toy(family), random_rows(5, 9)
     found = open_moments(measure(path, tmp_path / "s.safetensors", rows))
-    model, heard = load(path), {}
+    model, inputs = load(path), {}
     modules = dict(model.named_modules())
     for one in found.inputs:
         for reader in one.readers:
             name = reader.removesuffix(".weight")
             if name in modules:
-                modules[name].register_forward_pre_hook(lambda m, args, key=reader: heard.__setitem__(key, args[0]))
+                modules[name].register_forward_pre_hook(lambda m, args, key=reader: inputs.__setitem__(key, args[0]))
     with torch.no_grad():
         model(torch.from_numpy(rows), use_cache=False)
-    assert len(heard) > 3 * 3
-    for reader, x in heard.items():
+    assert len(inputs) > 3 * 3
+    for reader, x in inputs.items():
         x = x.reshape(*rows.shape, -1).double().numpy()
         read = found.read(found.of(reader))
         for half in (0, 1):
@@ -123,10 +123,10 @@ def test_the_regression_is_the_least_squares_solution():
     weight = np.random.default_rng(1).standard_normal((5, 12))
     kept, dropped = np.arange(0, 12, 2), np.arange(1, 12, 2)
     moment = x.T @ x / len(x)
-    folded = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 0.0)
+    found = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 0.0)
     best = np.linalg.lstsq(x[:, kept], x @ weight.T, rcond=None)[0].T
-    np.testing.assert_allclose(folded, best, atol=1e-9)
-    np.testing.assert_allclose(folded, weight @ moment[:, kept] @ np.linalg.inv(moment[np.ix_(kept, kept)]), atol=1e-9)
+    np.testing.assert_allclose(found, best, atol=1e-9)
+    np.testing.assert_allclose(found, weight @ moment[:, kept] @ np.linalg.inv(moment[np.ix_(kept, kept)]), atol=1e-9)
 
 
 def test_with_everything_kept_the_model_is_the_source_bit_for_bit(toy, tmp_path):
@@ -174,9 +174,9 @@ def test_exact_where_the_dropped_follow_from_the_kept(toy, tmp_path, axis, sizes
     checkpoint = open_checkpoint(source)
     plan = Plan(checkpoint.shape, checkpoint.shape.with_(**sizes), {axis: kept})
     moments = measure(source, tmp_path / "s.safetensors", random_rows(16, 16))
-    folded, plain = prune_both(source, plan, moments, tmp_path)
+    compensated, plain = prune_both(source, plan, moments, tmp_path)
     expected = logits_of(source, toy_ids(2, 13))
-    assert difference(logits_of(folded, toy_ids(2, 13)), expected) < 1e-3
+    assert difference(logits_of(compensated, toy_ids(2, 13)), expected) < 1e-3
     assert difference(logits_of(plain, toy_ids(2, 13)), expected) > 0.05
 
 
@@ -193,11 +193,11 @@ def test_every_cut_matrix_is_the_least_squares_solution(toy, tmp_path, family, f
     checkpoint = open_checkpoint(source)
     plan = plan_for(checkpoint, sizes_for(family, "all"))
     moments = measure(source, tmp_path / "s.safetensors", rows)
-    folded, plain = map(load, prune_both(source, plan, moments, tmp_path))
+    compensated, plain = map(load, prune_both(source, plan, moments, tmp_path))
     model = load(source)
     inputs, refitted = inputs_of(model, rows), set()
     for (key, kept, weight, found), (_, _, _, trimmed) in zip(
-        matrices(model, folded, plan), matrices(model, plain, plan)
+        matrices(model, compensated, plan), matrices(model, plain, plan)
     ):
         wanted = inputs[key] @ weight.T
         best = torch.linalg.lstsq(inputs[key][:, kept], wanted, driver="gelsd").solution.T
@@ -205,7 +205,7 @@ def test_every_cut_matrix_is_the_least_squares_solution(toy, tmp_path, family, f
         enough = len(inputs[key]) >= len(kept)  # else nothing worse than plain trimming
         assert ours <= (1.0001 * least + 1e-4 * without if enough else 1.0001 * without), key
         refitted.add(key[0])
-    states = folded.state_dict(), plain.state_dict()
+    states = compensated.state_dict(), plain.state_dict()
     changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     assert len(refitted) >= 2 * 3
     assert not {name for name in changed if "norm" in name or "embed_" in name}
@@ -224,7 +224,7 @@ def test_held_out_error_is_never_above_that_of_plain_trimming(shared_data, tmp_p
         assert error < residual(held, kept, dropped, np.zeros((len(dropped), len(kept)))), one
 
 
-def test_auto_chooses_plain_trimming_where_nothing_can_be_foretold():
+def test_auto_chooses_plain_trimming_where_nothing_can_be_predicted():
     generator = np.random.default_rng(0)
     halves = np.stack([x.T @ x / len(x) for x in generator.standard_normal((2, 14, 10))])
     kept, dropped = np.arange(8), np.arange(8, 10)
@@ -237,15 +237,15 @@ def test_auto_chooses_plain_trimming_where_nothing_can_be_foretold():
 def test_verify_derives_a_compensated_model_again(toy, tmp_path):
     source = toy("llama")
     moments = measure(source, tmp_path / "s.safetensors", random_rows(4, 9))
-    folded, _ = prune_both(source, plan_for(open_checkpoint(source), {"hidden": 36}), moments, tmp_path, None)
-    assert verify(folded, str(source)).problems == []
+    compensated, _ = prune_both(source, plan_for(open_checkpoint(source), {"hidden": 36}), moments, tmp_path, None)
+    assert verify(compensated, str(source)).problems == []
     other = measure(source, tmp_path / "t.safetensors", random_rows(4, 9, seed=1))
-    with pytest.raises(MinitronError, match="does not hold the second moments"):
-        verify(folded, str(source), moments=other)
+    with pytest.raises(MinitronError, match="does not hold the input Gram matrices"):
+        verify(compensated, str(source), moments=other)
     moments.rename(tmp_path / "away")
-    with pytest.raises(MinitronError, match="no second moments at"):
-        verify(folded, str(source))
-    assert verify(folded, str(source), moments=tmp_path / "away").problems == []
+    with pytest.raises(MinitronError, match="no input Gram matrices at"):
+        verify(compensated, str(source))
+    assert verify(compensated, str(source), moments=tmp_path / "away").problems == []
 
 
 def test_moments_of_another_model_are_refused(toy, tmp_path):
@@ -279,8 +279,8 @@ def test_elimination_finds_the_neurons_that_all_others_follow_from():
     moment, weight = x.T @ x / len(x), generator.standard_normal((5, 18))
     kept = eliminate(weight, moment, 6, 1e-9)
     dropped = np.setdiff1d(np.arange(18), kept)
-    folded = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 1e-9)
-    np.testing.assert_allclose(x[:, kept] @ folded.T, x @ weight.T, atol=1e-3)
+    compensated = weight[:, kept] + weight[:, dropped] @ regression(moment, kept, dropped, 1e-9)
+    np.testing.assert_allclose(x[:, kept] @ compensated.T, x @ weight.T, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["double", "single"])

@@ -154,11 +154,11 @@ def test_with_every_other_axis_cut_too(tmp_path):
 def test_other_families_are_refused(toy, tmp_path, family):
     checkpoint = open_checkpoint(toy(family))
     by = open_compensation(measure(toy(family), tmp_path / "s.safetensors", random_rows(2, 5)), 1e-2)
-    with pytest.raises(MinitronError, match="can not be cut along directions"):
+    with pytest.raises(MinitronError, match="cannot be cut along directions"):
         by_directions(checkpoint, keep_all(checkpoint.shape), 36, by)
 
 
-def test_every_norm_line_stands_in_its_table():
+def test_every_norm_line_is_in_its_table():
     for family in FAMILIES:
         lines = {weight.name for weight in family.weights}
         assert set(family.rms_norms) <= lines
@@ -182,7 +182,7 @@ def test_the_plan_travels_and_is_checked(tmp_path):
         Plan(plan.source, plan.target, {}, basis=plan.basis[:40])
 
 
-def test_the_command_measures_turns_and_distills(toy, tmp_path, capsys):
+def test_the_command_measures_rotates_and_distills(toy, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i} of a text, {i * 7} words and more of them\n" for i in range(300)))
     measured = ["--data", str(text), "--samples", "8", "--seq-len", "16"]
@@ -200,9 +200,9 @@ def test_the_command_measures_turns_and_distills(toy, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--hidden", "36", "--rotate"], "--rotate refits by second moments"),
+        (["--hidden", "36", "--rotate"], "--rotate refits what reads"),
         (["--ffn", "56", "--rotate", "--compensate", "least-squares"], "--rotate says how the hidden axis is cut"),
-        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no second moments at"),
+        (["--hidden", "36", "--rotate", "--compensate", "least-squares"], "no input Gram matrices at"),
     ],
 )
 def test_what_does_not_go_together(toy, tmp_path, capsys, options, message):

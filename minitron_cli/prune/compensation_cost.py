@@ -11,7 +11,7 @@ _COPIES = 6  # float64 matrices as wide as the widest input that are alive while
 CHOSEN = tuple(a.name for a in AXES if a.scope == ("layer",) and a.scored == "input" and not a.group)
 
 
-def fold_cost(
+def compensation_cost(
     weights: Iterable[Weight], source: Shape, target: Shape, *, rotate: bool, residual: bool
 ) -> tuple[float, int]:
     """(float32 FLOPs, bytes at the peak) of refitting what stays.
