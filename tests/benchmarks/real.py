@@ -3,8 +3,9 @@
     python -m tests.benchmarks.real [TABLE ...] [--model DIR] [--text DIR] [--work DIR] [--seeds 3]
         [--steps 120] [--rates 2.5e-4 5e-4 1e-3] [--show] [--tiny]
 
-The text directory holds `{domain}_train.jsonl` and `{domain}_eval.jsonl`. Tables: criterion, depth, shape, calibration,
-loss, recipe. A cell is one cut of the model: its loss right after the cut and, with `--steps`, after equal training.
+The text directory holds `{domain}_train.jsonl` and `{domain}_eval.jsonl`. Tables: criterion, rotation,
+depth, shape, calibration, loss, recipe. A cell is one cut of the model: its loss right after the cut and, with
+`--steps`, after equal training.
 
 Every step of a cell is a command line of `minitron`, kept with its result in WORK/results.jsonl; a second call goes on
 where one was stopped, and `--show` only prints. A loss is the mean over held-out windows (nats per token, float32,

@@ -50,6 +50,7 @@ def cut_of(**shares: str) -> Cut:
 
 LEAST = ("--compensate", "least-squares")
 RESIDUAL = (*LEAST, "--select", "residual")
+ROTATED = ("--rotate",)
 GRAM = ("--second-moments",)
 NARROW = cut_of(hidden="7/8", ffn="3/4")  # SmolLM2-135M: 504 and 1152, 100M, -25%
 WIDTHS = (
@@ -79,6 +80,16 @@ TABLES: dict[str, Table] = {
             Arm("random", ("--metric", "random")),
             Arm("compensated", GRAM, LEAST),
             Arm("compensated, by residual", GRAM, RESIDUAL),
+        ),
+    ),
+    "rotation": Table(
+        "channels or directions of the residual stream, at equal parameters",
+        (cut_of(hidden="63/64"), cut_of(hidden="7/8"), NARROW),
+        (
+            Arm("compensated", GRAM, LEAST),
+            Arm("rotated", GRAM, (*LEAST, *ROTATED)),
+            Arm("compensated, by residual", GRAM, RESIDUAL),
+            Arm("rotated, by residual", GRAM, (*RESIDUAL, *ROTATED)),
         ),
     ),
     "depth": Table(
@@ -121,6 +132,7 @@ TABLES: dict[str, Table] = {
         (
             Arm("paper", ("--batch-agg", "l2", "--seq-agg", "mean"), (), ("--loss", "logits")),
             Arm("compensated, by residual", GRAM, RESIDUAL, ("--loss", "logits")),
+            Arm("rotated, by residual", GRAM, (*RESIDUAL, *ROTATED), ("--loss", "logits")),
         ),
     ),
 }
