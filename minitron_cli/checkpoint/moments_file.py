@@ -50,10 +50,16 @@ class Moments:
     inputs: tuple[Input, ...]
     files: Mapping[str, str]  # sha256 by name
     _checked: set[str] = field(default_factory=set, compare=False)
+    _inputs_of: dict[str, list[Input]] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for one in self.inputs:
+            for reader in one.readers:
+                self._inputs_of.setdefault(reader, []).append(one)
 
     def of(self, reader: str, expert: int | None = None) -> Input | None:
         """The input that a weight reads, or an expert by its part of one; None where it was not recorded."""
-        return next((one for one in self.inputs if reader in one.readers and one.expert in (None, expert)), None)
+        return next((one for one in self._inputs_of.get(reader, ()) if one.expert in (None, expert)), None)
 
     def read(self, one: Input) -> np.ndarray:
         """E[x x^T] over each half's tokens: (half, n, n) float64; zeros for a half without tokens."""

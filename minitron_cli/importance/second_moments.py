@@ -56,9 +56,10 @@ class SecondMoments:
     def take_expert(self, site: Site, expert: int, tokens: Tensor, inner: Tensor, batch: Batch) -> None:
         """Take in what one expert's down projection reads: inner (n, channel) of tokens (n,) of the flattened batch."""
         key = (site.layer, site.module, expert)
-        matches = self._checkpoint.matches
-        readers = tuple(name for name in site.readers if matches[name].expert in (None, expert))
-        self._axis_and_readers[key] = (site.axis, readers)
+        if key not in self._axis_and_readers:
+            matches = self._checkpoint.matches
+            readers = tuple(name for name in site.readers if matches[name].expert in (None, expert))
+            self._axis_and_readers[key] = (site.axis, readers)
         length = batch.ids.shape[1]
         row, place = tokens // length, tokens % length
         valid = torch.ones_like(row, dtype=torch.bool)
