@@ -41,7 +41,7 @@ class Compensation:
 
     moments: Moments
     ridge: float | None = RIDGE
-    chosen: dict[str, float] = field(default_factory=dict)  # ridge of each input that was solved with another
+    chosen: dict[str, float | None] = field(default_factory=dict)  # by held-out error; None: plain trimming
     errors: dict[Place, Error] = field(default_factory=dict)  # of what was solved so far
     _held: dict[tuple[Any, ...], np.ndarray] = field(default_factory=dict)
 
@@ -70,10 +70,10 @@ class Compensation:
         if key not in self._held:
             while len(self._held) >= _HELD:
                 del self._held[next(iter(self._held))]
-            ridge = self.ridge
-            if ridge is None or sum(one.tokens) < len(kept):
-                ridge = best_ridge(self.moments.read(one), kept, dropped)
-                self.chosen[f"{one.file}:{one.tensor}"] = float(ridge)
+            ridge, few = self.ridge, sum(one.tokens) < len(kept)
+            if ridge is None or few:
+                ridge = best_ridge(self.moments.read(one), kept, dropped, np.inf if few else RIDGE)
+                self.chosen[f"{one.file}:{one.tensor}"] = None if np.isinf(ridge) else ridge
             moment = self.moments.mean(one)
             solved = regression(moment, kept, dropped, ridge)
             left = unexplained(moment, kept, dropped, ridge, solved) * overfit(sum(one.tokens), len(kept), ridge)
@@ -158,10 +158,13 @@ def residual(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, solved: 
     return float((lost / np.maximum(own, np.finfo(np.float64).tiny)).sum())
 
 
-def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> float:
-    """The ridge of GRID with the least error on the half that T was not solved on: halves (2, n, n)."""
+def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray, otherwise: float = RIDGE) -> float:
+    """The ridge of GRID with the least error on the half that T was not solved on: halves (2, n, n).
+
+    `otherwise` where one half has no tokens.
+    """
     if not halves.any((1, 2)).all():
-        return RIDGE
+        return otherwise
     errors = [
         sum(residual(halves[1 - h], kept, dropped, regression(halves[h], kept, dropped, ridge)) for h in (0, 1))
         for ridge in GRID

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from minitron_cli.prune.compensate import DOUBLE
 from minitron_cli.spec.axes import AXES, Weight, axes_of, is_embedding, reading_dim, reads, size
 from minitron_cli.spec.shape import Shape, copies, is_routed
 
@@ -41,5 +42,6 @@ def compensation_cost(
     for (axes, _), (width, kept, own) in inputs.items():
         flops += target["layer"] * own * 2 * (kept**3 / 3 + 2.0 * kept**2 * (width - kept))
         if residual and axes[0] in CHOSEN:
-            flops += target["layer"] * 2 * (1.0 * width**3 + 2.0 * width**2 * (width - kept))
+            gone, precision = width - kept, 1 if width > DOUBLE else 2
+            flops += target["layer"] * (precision * (width**3 + width * gone**2) + 2 * source["hidden"] * width * gone)
     return flops, _COPIES * 8 * max((width for width, _, _ in inputs.values()), default=0) ** 2

@@ -17,7 +17,6 @@ import numpy as np
 from minitron_cli.prune.reconstruction import Error
 
 _RIDGE = 1e-9  # of the mean diagonal of G and M: embeddings and streams may leave directions out
-
 _NOTHING = 1e-6  # of G's largest eigenvalue: its products are float32
 
 

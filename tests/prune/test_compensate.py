@@ -234,6 +234,19 @@ def test_auto_chooses_plain_trimming_where_nothing_can_be_predicted():
     assert best_ridge(halves, kept, dropped) == 1e-4
 
 
+def test_an_expert_with_few_tokens_is_trimmed_plainly_rather_than_fitted_to_them(toy, tmp_path):
+    source = toy("qwen3_moe")
+    compensation = open_compensation(measure(source, tmp_path / "s.safetensors", random_rows(1, 12)), 1e-2)
+    checkpoint = open_checkpoint(source)
+    manifest = write_pruned(
+        checkpoint, plan_for(checkpoint, {"expert_ffn": 16}), tmp_path / "out", compensation=compensation
+    )
+    assert set(manifest["compensation"]["chosen"].values()) == {None}  # the other half of the samples is empty
+    ratios = set(manifest["compensation"]["reconstruction"]["expert_ffn"].values())
+    assert ratios == {0.0, 1.0}  # 0 where no token came by
+    assert "Infinity" not in (tmp_path / "out" / "minitron.json").read_text()
+
+
 def test_verify_derives_a_compensated_model_again(toy, tmp_path):
     source = toy("llama")
     moments = measure(source, tmp_path / "s.safetensors", random_rows(4, 9))
