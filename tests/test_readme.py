@@ -113,3 +113,14 @@ def test_the_shell_pipeline_composes(chain: Path) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=chain, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.strip().splitlines()[-1]) > 0
+
+
+def test_files_that_contributors_are_sent_to_exist() -> None:
+    """Paths in backticks: of the package, or from the root of the repository; a name without suffix is a module."""
+    root = README.parent
+    text = (root / ".github" / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:\w+/)+\w*(?:\.py)?/?)`", text)) - {"families/NAME.py"}
+    assert len(named) > 20
+    places = [[root / name, root / "minitron_cli" / name, root / "minitron_cli" / f"{name}.py"] for name in named]
+    missing = [name for name, found in zip(named, places) if not any(place.exists() for place in found)]
+    assert not missing

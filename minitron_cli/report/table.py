@@ -8,7 +8,9 @@ from minitron_cli.report.text import NOTHING
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A figure, and quiet lines under it; `strong` is the first of them in bold, `share` of 1 a bar behind it."""
+    """A figure with quiet lines under it; `strong` sets the first of them in bold, `share` (0 to 1) is the length of a
+    bar under it.
+    """
 
     text: str
     under: tuple[str, ...] = ()

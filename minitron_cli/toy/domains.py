@@ -1,7 +1,7 @@
 """The four domains of the toy corpus: what a document says, and what can be asked about it.
 
 Every domain is a function `(rng, world) -> Document`. The text of a document is a run of pieces; some pieces are
-answers, that is, they follow from what stands before them (or from the world's fixed facts), and only those are graded.
+answers: they follow from the text before them or from the world's fixed facts, and only those are graded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A gap in a document: `context` up to it, four `choices` as the text goes on, the index of the right one."""
+    """A gap in a document: `context` up to it, four `choices` to continue with, the index of the right one."""
 
     skill: str
     context: str
@@ -37,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text and the questions that its own answers make; a question's right choice is what the text says next."""
+    """A text and the questions about it; a question's right choice is what the text says next."""
 
     text: str
     questions: tuple[Question, ...]
@@ -51,7 +51,7 @@ def make_world(seed: int) -> World:
 
 
 class _Writer:
-    """Collects a document's pieces and remembers where its answers stand."""
+    """Collects the pieces of a document and the questions about its answers."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -80,9 +80,9 @@ def _others(rng: random.Random, words: Sequence[str]) -> list[str]:
 
 
 def story(rng: random.Random, world: World) -> Document:
-    """Two or three people, each with something of one colour; they meet, and the story comes back to who and what.
+    """Two or three people, each with something of one colour; they meet, and the story returns to each.
 
-    `facts` are closed-book (job, town and pet are the world's); `story` must be read out of the text (what was gold).
+    `facts` are closed-book (job, town and pet belong to the world); the answers of `story` are in the text.
     """
     out = _Writer(rng)
     cast = rng.sample(world.people, rng.choice((1, 2, 3)))
@@ -158,7 +158,7 @@ def _close(out: _Writer, stack: list[str], graded: bool) -> None:
 
 
 def recall(rng: random.Random, world: World) -> Document:
-    """What lies in the north, east, south and west, then one direction after the other in any order: look it up."""
+    """An item for each direction, then the directions in any order, each to be followed by its item."""
     out = _Writer(rng)
     size = rng.randint(2, len(lexicon.DIRECTIONS))
     pairs = list(zip(rng.sample(lexicon.DIRECTIONS, size), rng.sample(lexicon.ITEMS, size), strict=True))

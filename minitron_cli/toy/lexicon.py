@@ -35,6 +35,6 @@ class Person:
 
 
 def census(seed: int) -> tuple[Person, ...]:
-    """Everybody in the world: the closed-book facts, fixed by `seed` and never written down in one place."""
+    """Everybody in the world: the closed-book facts, fixed by `seed`, in no document as a list."""
     rng = random.Random(f"census:{seed}")
     return tuple(Person(name, rng.choice(JOBS), rng.choice(TOWNS), rng.choice(PETS)) for name in NAMES)

@@ -65,7 +65,7 @@ def write_tasks(directory: Path, world: World, seed: int, count: int) -> list[st
 
 
 def _task(name: str) -> dict[str, object]:
-    """The choices start with their blank, as the text goes on, hence the empty delimiter."""
+    """A choice begins with the space that the text has before it, so the delimiter is empty."""
     return {
         "task": name,
         "dataset_path": "json",

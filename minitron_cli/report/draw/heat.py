@@ -152,7 +152,7 @@ def _image(axes: Any, values: np.ndarray, norm: Any, extent: Any) -> Any:
 
 
 def _colour_key(figure: Any, axes: Any, image: Any, clipped_low: bool = False, clipped_high: bool = False) -> None:
-    """The colours' key: multiples of the row's mean; an end that stands for more than itself says so."""
+    """The colours' key: multiples of the row's mean; an end at which values are clipped is marked."""
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=12, fraction=0.05)
     bar.outline.set_visible(False)
     low, high = image.norm.vmin, image.norm.vmax

@@ -138,7 +138,7 @@ def _limit(axes: Any, curves: Sequence[Points], teacher: TeacherLine | None) -> 
         return ""
     for at, _ in above:
         axes.plot(at[:1], [top], marker=6, markersize=9, color=INK, clip_on=False, linestyle="none", zorder=5)
-    return f"▲: the curve goes on above the scale, up to {text.three(max(float(v.max()) for _, v in above))}."
+    return f"▲: the curve continues above the scale, up to {text.three(max(float(v.max()) for _, v in above))}."
 
 
 def _x_axis(axes: Any, x: str) -> None:

@@ -1,4 +1,4 @@
-"""Find out what a directory is and read all that it holds. A run that is still going on is read as far as it is."""
+"""Find out what a directory is and read all that it holds. An unfinished run is read as far as it has come."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -159,8 +159,8 @@ def _with_evaluation(
 def _versions(family: Mapping[str, Any], models: Sequence[Model]) -> dict[str, dict[str, str]]:
     """package -> version -> who says so: normally one version each."""
     found: dict[str, dict[str, str]] = {}
-    said = [("this run", family.get("versions", {})), *((m.name, m.manifest.get("versions", {})) for m in models)]
-    for name, versions in said:
+    sources = [("this run", family.get("versions", {})), *((m.name, m.manifest.get("versions", {})) for m in models)]
+    for name, versions in sources:
         for package, version in versions.items():
             known = found.setdefault(package, {})
             known[version] = f"{known[version]}, {name}" if version in known else name

@@ -33,7 +33,7 @@ def training_options(run: Path) -> dict[str, Any]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """Every whole line: the last one of a run that is going on, or was killed, may be cut short."""
+    """Every whole line: the last one of an unfinished run may be cut short."""
     found = []
     for number, text in enumerate(file.read_text().splitlines(keepends=True), 1):
         if not text.endswith("\n"):

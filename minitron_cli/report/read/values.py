@@ -49,7 +49,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the family. `parent` and `teachers` are names of other models of the run, or what the command said.
+    """A model of the family. `parent` and `teachers` are names of models of the run, or what the command line names.
 
     `tokens` and `flops` are what its own training has spent so far; losses are nats per token.
     """

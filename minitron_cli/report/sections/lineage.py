@@ -10,7 +10,7 @@ VERB_WORDS = {"prune": "cut", "distill": "distilled", "train": "trained"}
 
 
 def roots(run: Run) -> list[str | None]:
-    """Parents from outside the run; None stands for the models that have none."""
+    """Parents from outside the run; None for the models that have none."""
     names = {m.name for m in run.models}
     return list(dict.fromkeys(m.parent for m in run.models if m.parent not in names))
 
