@@ -4,16 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
-from minitron_cli.prune.compensate import Compensation
+from minitron_cli.prune.change import Change, ChangeOf
 from minitron_cli.prune.repairs import Repair, repair_of
-from minitron_cli.prune.rotate import Rotation, rotation_of
 from minitron_cli.spec.axes import positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -32,21 +30,10 @@ class Piece:
     shape: tuple[int, ...]
     keep: tuple[np.ndarray | None, ...]
     expert: int | None = None  # of the source, where this is its part of a fused tensor or a tensor of its own
-    change: "Change | None" = None
+    change: Change | None = None
 
     def row_bytes(self, dtype: str) -> int:
         return prod(self.shape[1:]) * ITEM_BYTES[dtype]
-
-
-class Change(Protocol):
-    """What makes new values out of a piece's rows, with all their columns: compensation, and turning the stream."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether a piece has to come in one block."""
-
-    def apply(self, raw: np.ndarray, dtype: str, columns: np.ndarray | None) -> np.ndarray:
-        """Stored bits in and out; `columns` are the positions kept along the last dimension (None: all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +74,8 @@ class Read:
         return prod(self.kept_shape) * ITEM_BYTES[self.cut.source.dtype]
 
 
-def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None = None) -> list[Cut]:
+def cuts(checkpoint: Checkpoint, plan: Plan, change_of: ChangeOf) -> list[Cut]:
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
-    rotation = None
-    if plan.basis is not None:
-        assert compensation is not None, "how readers are refitted to directions follows from Gram matrices"
-        rotation = rotation_of(checkpoint, plan, compensation)
     found = []
     for match in checkpoint.matches.values():
         layer = None if match.layer is None else plan.target_layer(match.layer)
@@ -101,10 +84,8 @@ def cuts(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None =
         expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
         if match.expert is None or expert is not None:
             cut = _cut(checkpoint, plan, match, layer, expert)
-            if compensation is not None:
-                pieces = tuple(_changed(piece, match, compensation, rotation) for piece in cut.pieces)
-                cut = replace(cut, pieces=pieces)
-            found.append(cut)
+            pieces = (replace(p, change=change_of(match, p.expert, p.keep, p.shape)) for p in cut.pieces)
+            found.append(replace(cut, pieces=tuple(pieces)))
     return sorted(found, key=lambda cut: (cut.source.file, cut.source.begin))
 
 
@@ -120,13 +101,6 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
         pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), match.expert),)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
     return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
-
-
-def _changed(piece: Piece, match: Match, compensation: Compensation, rotation: Rotation | None) -> Piece:
-    """The piece with what makes new values of it, if anything does."""
-    refit = compensation.refit_of(match, piece.expert, piece.keep, piece.shape)
-    turn = None if rotation is None else rotation.change_of(match, refit)
-    return replace(piece, change=turn or refit)
 
 
 def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:

@@ -11,6 +11,7 @@ from minitron_cli.checkpoint.tensor_digests import combined
 from minitron_cli.checkpoint.verify import Findings, verify_directory
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory
+from minitron_cli.prune.change import changes
 from minitron_cli.prune.compensate import from_record
 from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
@@ -126,7 +127,7 @@ def _check_source(
     if source.shape != plan.source:
         found.problems.append(f"{model} has another shape than the source the kept indices speak of")
         return
-    cut = cuts(source, plan, from_record(manifest, moments))
+    cut = cuts(source, plan, changes(source, plan, from_record(manifest, moments)))
     derived = write_model(None, source, cut, manifest["max_shard_bytes"], finite=False)
     if combined(source.tensors, derived.source, source.config) != manifest["inputs"]["model"]["digest"]:
         found.problems.append(f"{model} is not the model that was pruned (its digest differs)")

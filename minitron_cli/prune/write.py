@@ -16,6 +16,7 @@ from minitron_cli.checkpoint.validation import objections
 from minitron_cli.checkpoint.writer import MAX_SHARD_BYTES
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import rejection
+from minitron_cli.prune.change import changes
 from minitron_cli.prune.check import check_compensated, check_pruned
 from minitron_cli.prune.compensate import Compensation, check_moments, record
 from minitron_cli.prune.gather_plan import cuts
@@ -50,7 +51,7 @@ def write_pruned(
     `compensation` refits matrices to the inputs that stay; with `check` it is judged by its loss on `check_data`.
     """
     config = pruned_config(checkpoint.config, checkpoint.family, plan)
-    cut = cuts(checkpoint, plan, compensation)
+    cut = cuts(checkpoint, plan, changes(checkpoint, plan, compensation))
     need_space(output, sum(c.out.num_bytes for c in cut))
     # Asking transformers about the config takes a second: the streaming goes on meanwhile, and ends at the first block
     # after a rejection.

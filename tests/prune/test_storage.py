@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.prune import trim
+from minitron_cli.prune.change import changes
 from minitron_cli.prune.gather_plan import cuts, reads
 from minitron_cli.prune.mask import masked_source
 from minitron_cli.prune.repairs import Repair, from_bits, to_bits
@@ -80,7 +81,7 @@ def test_every_byte_is_read_once_and_blocks_make_no_difference(block_bytes: int,
     file = source.files[0]
     raw = file.read_bytes()
     at, made = 0, {}
-    for read in reads({file: len(raw)}, cuts(source, plan), block_bytes):
+    for read in reads({file: len(raw)}, cuts(source, plan, changes(source, plan, None)), block_bytes):
         assert read.begin == at
         at += read.num_bytes
         if read.cut is not None:
