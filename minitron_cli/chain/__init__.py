@@ -1,1 +1,1 @@
-"""Floor 3: run a recipe. What is done is skipped, what was interrupted goes on, what changed is made again."""
+"""Floor 3: run a recipe. Finished steps are skipped, interrupted ones are resumed, changed ones are made again."""

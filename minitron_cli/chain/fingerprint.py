@@ -21,7 +21,7 @@ CODE = {
     "eval": (*_GROUND, "data", "evaluate"),
     "bench": (*_GROUND, "evaluate"),
 }
-# A training run's directory holds its checkpoints and timed metrics; the artefact is what lies beside it.
+# A training run's directory holds its checkpoints and timed metrics; the artefact is the files beside it.
 _NOT_CONTENT = "run"
 
 Signature = dict[str, list[int]]

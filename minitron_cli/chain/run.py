@@ -1,4 +1,4 @@
-"""Walk a recipe's steps: decide for each whether it is done, goes on or begins, and call its command line."""
+"""Walk a recipe's steps: decide for each whether it is done, is resumed or begins, and call its command line."""
 
 import shutil
 import time
@@ -21,7 +21,7 @@ _STOPPED = (130, 143)  # by SIGINT, by SIGTERM
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens to a step: `done`, `resume` (an interrupted one goes on) or `run`, and why."""
+    """What happens to a step: `done`, `resume` (an interrupted one) or `run`, and why."""
 
     step: Step
     action: str
@@ -30,7 +30,7 @@ class Decision:
 
 
 def plan_run(recipe: Recipe, directory: Path, begin: str | None = None, until: str | None = None) -> list[Decision]:
-    """What `run` would do now. Steps behind one that will run cannot be judged yet, and are said to depend on it."""
+    """What `run` would do now. Steps after one that will run cannot be judged yet; the reason names it."""
     check_outputs(recipe, directory)
     return [decision for decision, _ in _walk(recipe, directory, load(directory), begin, until)]
 
@@ -43,9 +43,9 @@ def run(
     begin: str | None = None,
     until: str | None = None,
 ) -> list[Decision]:
-    """Bring every step's output up to date. `execute` runs one command line and says how it ended.
+    """Bring every step's output up to date. `execute` runs one command line and returns how it ended.
 
-    A step that fails stops the chain; what it left is taken up again by the next run.
+    A step that fails stops the chain; the next run resumes it.
     """
     for step in recipe.steps:
         command_line(recipe, step, directory)  # an input that was not given is an error before the first step runs
@@ -104,11 +104,11 @@ def _execute(
 
 
 class StepFailed(MinitronError):
-    """A step's command failed. That it was stopped by a signal (130, 143) is handed on; any other failure is 1."""
+    """A step's command failed. That it was stopped by a signal (130, 143) is passed on; any other failure is 1."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(
-            f"step {name!r} ended with exit code {code}", "see above for why; the same line goes on from this step"
+            f"step {name!r} ended with exit code {code}", "see above for why; the same line resumes from this step"
         )
         self.exit_code = code if code in _STOPPED else 1
 
@@ -121,7 +121,7 @@ def _walk(
     names = [step.name for step in recipe.steps]
     if len(order) == 2 and names.index(order[0]) > names.index(order[1]):
         raise MinitronError(
-            f"--from {begin} comes behind --until {until}: nothing would be made", f"the order is {', '.join(names)}"
+            f"--from {begin} is after --until {until}: nothing would be made", f"the order is {', '.join(names)}"
         )
     forced: set[str] = set()
     waiting: set[str] = set()
@@ -150,13 +150,13 @@ def _decide(
     output = directory / step.output
     if output.exists() and not record.begun:
         raise MinitronError(
-            f"{output} exists, but this run did not make it", "move it away, or choose another directory with -o"
+            f"{output} exists, and this run did not make it", "move it away, or choose another directory with -o"
         )
     if missing := recipe.missing(step):
         return Decision(step, "run", "needs " + " ".join(f"--set {name}=..." for name in missing), "")
-    behind = [maker.name for ref in step.needs() if (maker := recipe.maker(ref)) and maker.name in waiting]
-    if behind:
-        return Decision(step, "run", f"after {', '.join(dict.fromkeys(behind))}", "")
+    waiting_for = [maker.name for ref in step.needs() if (maker := recipe.maker(ref)) and maker.name in waiting]
+    if waiting_for:
+        return Decision(step, "run", f"after {', '.join(dict.fromkeys(waiting_for))}", "")
     made = {name: r.digest for name, r in records.items()}
     fingerprint = step_fingerprint(step, input_digests(recipe, step, made, directory))
     if forced:
@@ -166,7 +166,7 @@ def _decide(
     if record.begun != fingerprint:
         return Decision(step, "run", "its options, inputs or code changed", fingerprint)
     if not record.finished:
-        return Decision(step, "resume", "goes on where it was interrupted", fingerprint)
+        return Decision(step, "resume", "resumed where it was interrupted", fingerprint)
     if not output.exists():
         return Decision(step, "run", "its output is gone", fingerprint)
     _check_unchanged(step, output, record)
@@ -174,7 +174,7 @@ def _decide(
 
 
 def _check_unchanged(step: Step, output: Path, record: Record) -> None:
-    """A finished artefact that was changed by other hands is named, never silently used or replaced."""
+    """A finished artefact that something else changed is named, never silently used or replaced."""
     if signature(output) == record.signature:
         return
     now = file_digests(output)

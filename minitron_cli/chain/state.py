@@ -1,4 +1,4 @@
-"""The memory of a run directory: its recipe, which steps were begun and finished, and a lock against a second run."""
+"""The state of a run directory: its recipe, which steps were begun and finished, and a lock against a second run."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ class Record:
     """What is known of a step: the fingerprint it was begun with, and what it had made when it finished.
 
     `digest` is of the whole output, `files` of each file in it; an equal `signature` saves hashing them again.
-    `seconds` add up over the sessions of an interrupted step, those that were killed left out; `forecast` and `took`
+    `seconds` add up over the sessions of an interrupted step, without those that were killed; `forecast` and `took`
     are its cost before and after (see chain/actual_cost).
     """
 
@@ -69,7 +69,7 @@ def save_recipe(directory: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold the run directory; the lock goes with the process, however it ends."""
+    """Hold the run directory; the lock ends with the process, however that ends."""
     folder = directory / _FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def _results(file: Path) -> Mapping[str, Any]:
 
 
 def _evaluation(path: str, results: list[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the evaluations say of the model at `path`, later ones over earlier ones."""
+    """The evaluation of the model at `path`; later results replace earlier ones."""
     found: dict[str, Any] = {}
     for result in results:
         for model in result["models"]:
@@ -94,7 +94,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def known_configs(recipe: Recipe, directory: Path) -> dict[str, dict[str, Any]]:
-    """Config dictionaries of references that lie on disk already, for the cost estimate."""
+    """Config dictionaries of references that exist on disk, for the estimate."""
     references = {ref for step in recipe.steps for ref in step.needs()}
     found = {}
     for reference in references:

@@ -1,4 +1,4 @@
-"""Tables of what a chain will take, and of what it took beside the forecast."""
+"""Tables of what a chain will take, and of what it took beside the estimate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def hours_at(flops: float, tflops: float, mfu: float) -> float:
     """Hours of one GPU that reaches `mfu` of its peak."""
     if not (tflops > 0 and 0 < mfu <= 1):
         raise MinitronError(
-            f"--gpu-tflops {tflops:g} and --mfu {mfu:g} are no speed", "a peak above 0, and a share of it in (0, 1]"
+            f"--gpu-tflops {tflops:g} and --mfu {mfu:g} are not a speed", "a peak above 0, and a share of it in (0, 1]"
         )
     return flops / (tflops * 1e12 * mfu) / 3600
 
@@ -58,7 +58,7 @@ def _costs(step: Mapping[str, Any]) -> list[str]:
 
 
 def show_took(family: Mapping[str, Any]) -> None:
-    """What each finished step took; where the forecast was another, it stands in brackets."""
+    """What each finished step took, with the estimate in brackets where it differs."""
     rows = []
     for step in family["steps"]:
         real, forecast = step["took"], step["forecast"]
@@ -83,6 +83,6 @@ def _pair(real: Mapping[str, Any], forecast: Mapping[str, Any], key: str, show: 
 
 
 def memory_text(real: Mapping[str, Any], forecast: Mapping[str, Any]) -> str:
-    """What a GPU held beside its forecast; on the host, whose figure has interpreter and libraries in it, without."""
+    """Memory of a GPU beside its estimate; of the host, which includes interpreter and libraries, alone."""
     on_host = real["memory_bytes"] in (0, real["host_bytes"])
     return bytes_text(real["host_bytes"]) if on_host else _pair(real, forecast, "memory_bytes", bytes_text)

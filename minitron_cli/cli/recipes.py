@@ -1,4 +1,4 @@
-"""`minitron recipes`: the recipes that come along; where they are found, and which options each verb has."""
+"""`minitron recipes`: the bundled recipes, where they are, and which options each verb has."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from minitron_cli.cli.common import argument, emit, examples, option, table
 from minitron_cli.errors import MinitronError, near_matches
 
 NAME = "recipes"
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The published recipes that come along.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The bundled recipes.")
 
 
 @app.command("ls", epilog=examples("minitron recipes ls", "minitron recipes ls --json | jq -r '.recipes[].name'"))
@@ -31,7 +31,7 @@ def cp(
     name: Annotated[str, argument("RECIPE", help="a name from `minitron recipes ls`")],
     target: Annotated[Path | None, argument("FILE", help="where to [default: RECIPE.yaml]")] = None,
 ) -> None:
-    """Copy a recipe, to make it one's own."""
+    """Copy a recipe, to change it."""
     path = target or Path(f"{name}.yaml")
     if path.exists():
         raise MinitronError(f"{path} exists already", "give another file name")
@@ -40,18 +40,18 @@ def cp(
 
 
 def bundled() -> Path:
-    """The recipes that come along: inside an installed wheel, or beside the package in a checkout."""
+    """The bundled recipes: inside an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(name: str) -> Path:
-    """A path as it stands, or the name of a recipe that comes along."""
+    """A path, or the name of a bundled recipe."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            raise MinitronError(f"there is no recipe at {path}", f"recipes that come along: {', '.join(names())}")
+            raise MinitronError(f"there is no recipe at {path}", f"bundled recipes: {', '.join(names())}")
         return path
     if name not in names():
         raise MinitronError(f"there is no recipe {name!r}", near_matches(name, names()))
@@ -59,7 +59,7 @@ def find_recipe(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """Names of the recipes that come along."""
+    """Names of the bundled recipes."""
     return sorted(file.stem for file in bundled().glob("*.yaml"))
 
 

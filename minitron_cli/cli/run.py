@@ -17,11 +17,11 @@ EXAMPLES = examples("minitron run tiny", "minitron run recipes/tiny.yaml --set m
 
 def command(
     context: typer.Context,
-    recipe: Annotated[str, argument("RECIPE", help="a YAML file, or the name of one that comes along")],
+    recipe: Annotated[str, argument("RECIPE", help="a YAML file, or the name of a bundled one")],
     output: Annotated[Path | None, option("-o", "--output", help="run directory [default: runs/RECIPE]")] = None,
     settings: Annotated[list[str] | None, option("--set", help="STEP.option=value, or input=path; repeatable")] = None,
     begin: Annotated[str | None, option("--from", help="make this step and what follows from it again")] = None,
-    until: Annotated[str | None, option("--until", help="stop behind this step")] = None,
+    until: Annotated[str | None, option("--until", help="stop after this step")] = None,
     print_commands: Annotated[
         bool, option("--print-commands", help="print the chain as shell lines, run nothing")
     ] = False,
@@ -30,7 +30,7 @@ def command(
     mfu: Annotated[float, option("--mfu", help="share of that peak that training reaches")] = 0.4,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Run a chain of commands: what is done is skipped, what was interrupted goes on, what changed is made again."""
+    """Run a chain of commands: finished steps are skipped, interrupted ones resumed, changed ones made again."""
     from minitron_cli.chain.run import plan_run, run
     from minitron_cli.chain.summary import summary_table, write_summary
     from minitron_cli.cli.recipes import check_values, find_recipe, options_by_verb
@@ -57,7 +57,7 @@ def command(
 
 def _show_family(family: dict[str, Any], directory: Path, summary_table: Any) -> None:
     table(*summary_table(family))
-    print("what each step took (in brackets the forecast, where it was another)")
+    print("what each step took (the estimate in brackets where it differs)")
     show_took(family)
     print(f"{directory / 'family.json'}: the family, its lineage and its figures")
 
@@ -95,7 +95,7 @@ def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float
         })  # fmt: skip
     assumed = (
         f"GPU hours at {mfu:.0%} of {tflops:g} TFLOP/s (--mfu, --gpu-tflops); memory on a device: one sequence at a "
-        "time in bfloat16, unless the step says otherwise; disk: the weights that stay"
+        "time in bfloat16, unless the step sets them; disk: the weights that stay"
     )
     return {"run": str(directory), "assumed": assumed, "steps": steps}
 
@@ -103,7 +103,7 @@ def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float
 def _execute(arguments: Sequence[str]) -> Any:
     """Run one step in a process of its own: its memory is freed at its end, and a crash is only the step's.
 
-    SIGTERM is handed on, so that training saves before the chain ends; SIGINT reaches the whole terminal group anyway.
+    SIGTERM is passed on, so that training saves before the chain ends; SIGINT reaches the whole terminal group anyway.
     """
     import signal
     import subprocess

@@ -30,7 +30,7 @@ EXAMPLES = examples(
 def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
     params: Annotated[int | None, option("--params", help="budget of total parameters", parser=parse_count)] = None,
-    tolerance: Annotated[str, option("--tolerance", help="how far from --params a shape may lie")] = "5%",
+    tolerance: Annotated[str, option("--tolerance", help="how far from --params a shape may be")] = "5%",
     memory: Annotated[str | None, option("--memory", help="budget of weights and KV cache in 16 bits: 16GB")] = None,
     kv_tokens: Annotated[
         int, option("--kv-tokens", help="tokens in the cache (context x batch), with --memory", parser=parse_count)
@@ -71,7 +71,7 @@ def command(
     output: Annotated[
         Path | None, option("-o", "--output", help="directory of the search [default: search-PARAMS]")
     ] = None,
-    dry_run: Annotated[bool, option("--dry-run", help="only say what the search would take at the most")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="only say what the search would take at most")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little."""

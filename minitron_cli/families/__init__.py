@@ -35,7 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS,
 )
 
-# Looked at, and left out because a table cannot say them honestly: (model_types, why).
+# Known model types that a table cannot describe, and why.
 _LAYERS_DIFFER = "its layers are of several kinds (attention, recurrent, dense, sparse), a table has one"
 UNSUPPORTED: dict[str, str] = {
     "nemotron_h": _LAYERS_DIFFER,

@@ -10,7 +10,7 @@ GPT_NEOX = family(
     gpt_neox.embed_in.weight                                   vocab hidden
     gpt_neox.layers.{layer}.input_layernorm.weight             hidden
     gpt_neox.layers.{layer}.input_layernorm.bias               hidden
-    # rows lie [q0 k0 v0 q1 k1 v1 ...], head_dim rows each
+    # rows are [q0 k0 v0 q1 k1 v1 ...], head_dim rows each
     gpt_neox.layers.{layer}.attention.query_key_value.weight   (head 3 head_dim) hidden
     gpt_neox.layers.{layer}.attention.query_key_value.bias     (head 3 head_dim)         ?attention_bias
     gpt_neox.layers.{layer}.attention.dense.weight             hidden (head head_dim)

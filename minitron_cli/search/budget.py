@@ -1,8 +1,8 @@
 """The candidates that are fast enough, in the order of their forecast, without measuring all of them.
 
-Times are forecast from those measured so far: a pass costs something, a layer costs something, a weight costs
-something (least squares on the ratio to the source, never negative). A candidate whose forecast is over the budget by
-more than a margin is passed over; every one that is taken was measured.
+Times are forecast from those measured so far: a cost per pass, per layer and per weight
+(least squares on the ratio to the source, never negative). A candidate whose forecast is over the budget by
+more than a margin is skipped; every one that is taken was measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ Times = list[tuple[Candidate, Speed]]
 
 
 def fast_enough(timer: ShapeTimer, source: Candidate, entries: Sequence[Entry], wanted: int, say: Say) -> list[Entry]:
-    """The first `wanted` of `entries` that hold the budget; the speed of each that was measured is set on it.
+    """The first `wanted` of `entries` that meet the budget; the speed of each that was measured is set on it.
 
-    Raises MinitronError when not even the one that should be fastest holds it.
+    Raises MinitronError when not even the one that should be fastest meets it.
     """
     taken: list[Entry] = []
     times: Times = []
@@ -47,7 +47,7 @@ def fast_enough(timer: ShapeTimer, source: Candidate, entries: Sequence[Entry], 
 
 
 def _corners(entries: Sequence[Entry]) -> list[Entry]:
-    """The smallest, the largest, the shallowest and the deepest: what a first forecast of times can stand on."""
+    """The smallest, the largest, the shallowest and the deepest: enough for a first forecast of times."""
     keys: list[Callable[[Entry], tuple[int, int]]] = [
         lambda e: (e.candidate.parameters, e.candidate.shape["layer"]),
         lambda e: (e.candidate.shape["layer"], -e.candidate.parameters),
@@ -99,7 +99,7 @@ def _none_fits(timer: ShapeTimer, times: Times) -> MinitronError:
     given = {"--latency": budget.latency_ms, "--speedup": budget.speedup}
     asked = [f"{flag} {value:g}" for flag, value in given.items() if value is not None]
     return MinitronError(
-        f"no shape on the grid holds {' and '.join(asked)} at {', '.join(map(str, budget.cells))}: the fastest of "
+        f"no shape on the grid meets {' and '.join(asked)} at {', '.join(map(str, budget.cells))}: the fastest of "
         f"{len(times)} measured takes {best.slowest_ms:.1f} ms, {best.least_speedup:.2f} x the source's speed",
         "loosen the budget, or let the grid reach smaller shapes: --grid layers=8:32 --grid ffn=1024:8192:512",
     )

@@ -1,4 +1,4 @@
-"""What a search will take at the most, before it begins: no torch, nothing is read but the config and the headers."""
+"""What a search takes at most, before it begins: from the config and the headers, without torch."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ FIRST_SHARE = 4  # every refined shape is first given this part of its tokens (s
 
 
 def cost(request: SearchRequest) -> dict[str, Any]:
-    """Tokens, FLOPs, memory of a device and disk, as if every shape were the largest and none were given up.
+    """Tokens, FLOPs, memory of a device and disk, as if every shape were the largest and none given up.
 
     Cuts of one axis, which weigh the axes, count as the source. Timing is not counted. Memory is that of one sequence
     at a time in bfloat16; saved steps of the trainings are part of the disk.
@@ -58,5 +58,5 @@ def _rounds(request: SearchRequest) -> list[int]:
 
 
 def refine_steps(tokens: int, batch: int, seq_len: int) -> int:
-    """Updates that a budget of tokens pays for: at least one."""
+    """Updates in a budget of tokens: at least one."""
     return max(1, tokens // (batch * seq_len))

@@ -71,7 +71,7 @@ def read_speed(
         return None
     for flag, value in (("--latency", latency), ("--speedup", speedup)):
         if value is not None and not 0 < value < float("inf"):
-            raise MinitronError(f"{flag} {value:g} is no budget", "milliseconds above 0, or a factor such as 1.5")
+            raise MinitronError(f"{flag} {value:g} is not a budget", "milliseconds above 0, or a factor such as 1.5")
     return SpeedBudget(parse_cells(grid or BENCH_GRID, batches, BENCH_FLAGS), repeats, latency, speedup)
 
 

@@ -1,4 +1,4 @@
-"""What lies in a search's directory must have been made from the same: nothing else is reused."""
+"""A search's directory is reused only by a search with the same inputs and settings."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def check_place(source: Checkpoint, request: SearchRequest) -> None:
 def claim(request: SearchRequest, seq_len: int) -> None:
     """Note what the directory's candidates and losses follow from; another search's directory is refused.
 
-    Scores carry the digest of their model, and cutting checks it, so the scores stand for both.
+    Scores carry the digest of their model, and cutting checks it, so the digest of the scores covers both.
     """
     now = {"scores": file_digest(request.scores), "seq_len": seq_len, "separator": request.separator}
     file = request.output / FILE
@@ -37,7 +37,7 @@ def claim(request: SearchRequest, seq_len: int) -> None:
 
 
 def finished(output: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a training lies at `output`, finished, with these settings; with others it is refused."""
+    """Whether a finished training with these settings is at `output`; one with others is refused."""
     manifest = read_manifest(output)
     if manifest is None:
         return False
@@ -50,5 +50,6 @@ def _refuse(place: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> No
     changed = [f"{key} was {there.get(key)}, is {now[key]}" for key in now if there.get(key) != now[key]]
     if changed:
         raise MinitronError(
-            f"{place} was made otherwise: {'; '.join(changed)}", "choose another output with -o, or remove it"
+            f"{place} was created with different settings: {'; '.join(changed)}",
+            "choose another output with -o, or remove it",
         )

@@ -1,7 +1,7 @@
 """Several trainings at once, one a device, each a command line in a process of its own.
 
-A run is the same as it would be alone: the command line holds all that its result follows from. On CPUs that is so to
-the bit when it has as many threads as it would have had; the processes share those of this one.
+A run gives the same result as it would alone, since the command line determines it. On CPUs that is exact to the bit
+where it has as many threads as it would have had; the processes share those of this one.
 """
 
 import os
@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A command line without its device, its name for people, and where what it prints is kept."""
+    """A command line without its device, its name for people, and the file for what it prints."""
 
     name: str
     words: tuple[str, ...]
@@ -36,9 +36,9 @@ class _Running:
 
 
 def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
-    """`cuda:0,cuda:1`, `cpu,cpu` or `all` (every visible GPU); one that is not there is an error.
+    """`cuda:0,cuda:1`, `cpu,cpu` or `all` (every visible GPU); a device that does not exist is an error.
 
-    Not said, it is all GPUs where there are several and no single `device` was named; else none: one after the other.
+    By default all GPUs where there are several and no single `device` is named; else none: one after the other.
     """
     import torch
 
@@ -57,7 +57,7 @@ def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
         raise MinitronError(f"--devices names {', '.join(twice)} twice", "one training a GPU")
     for name in names:
         if name == "auto" or name == "cuda":
-            raise MinitronError(f"--devices {text!r}: {name!r} is no single device", "write cuda:0,cuda:1 or cpu,cpu")
+            raise MinitronError(f"--devices {text!r}: {name!r} is not one device", "write cuda:0,cuda:1 or cpu,cpu")
         choose_device(name)
     return tuple(names)
 
@@ -65,12 +65,12 @@ def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
 def run_all(works: Sequence[Work], devices: Sequence[str], say: Say) -> None:
     """Run every command line, as many at a time as there are devices; the first that fails stops the others.
 
-    What is stopped saves where it is, and goes on when it is run again.
+    A stopped training saves its state, and resumes when it is run again.
     """
     import torch
 
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what this process keeps for later is theirs now
+        torch.cuda.empty_cache()  # leave the memory that this process has cached to them
     waiting, running = list(works), dict[int, _Running]()
     environment = _environment(devices)
     with _stopped_together(running):
@@ -99,10 +99,10 @@ def _check(ended: _Running) -> None:
         return
     lines = ended.work.log.read_text(errors="replace").splitlines()
     said = [line for line in lines if line.startswith("error: ")] or lines
-    why = said[-1].removeprefix("error: ") if said else "it said nothing"
+    why = said[-1].removeprefix("error: ") if said else "its log is empty"
     raise MinitronError(
         f"{ended.work.name} ended with exit code {code}: {why}",
-        f"see {ended.work.log}; the same line goes on from there",
+        f"see {ended.work.log}; the same line resumes from there",
     )
 
 
@@ -116,7 +116,7 @@ def _environment(devices: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _stopped_together(running: dict[int, _Running]) -> Iterator[None]:
-    """However the block ends, no process of it goes on; SIGTERM ends it as an interruption would."""
+    """However the block ends, its processes are stopped; SIGTERM ends it as an interruption does."""
 
     def stop(*_: object) -> None:
         raise SystemExit(143)

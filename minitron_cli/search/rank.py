@@ -64,7 +64,7 @@ def _open(request: SearchRequest) -> Workspace:
 
 
 def _timed(workspace: Workspace, entries: list[Entry], say: Say) -> list[Entry]:
-    """The entries to measure the loss of: the best by their forecast, where a speed is asked for those that hold it."""
+    """The entries to measure the loss of: the best by their forecast, under a speed budget those that meet it."""
     request, source = workspace.request, workspace.source
     if request.speed is None:
         return entries[: request.measure]

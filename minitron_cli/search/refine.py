@@ -2,7 +2,7 @@
 
 In the paper they flip within the first hundreds of steps (Minitron, arXiv 2407.14679, figure 9). Two rounds: every
 candidate gets a quarter of the budget; those that are then worse than the best by more than three paired standard
-errors *and* a tenth of what training has won so far are given up; the rest are trained on the whole budget.
+errors *and* a tenth of what training has gained so far are given up; the rest are trained on the whole budget.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def refine(workspace: Workspace, entries: Sequence[Entry], say: Say) -> None:
 
 
 def hopeless(losses: np.ndarray, best: np.ndarray, start: np.ndarray | None) -> bool:
-    """Whether a candidate's early losses (window,) are beyond hope against the best one's on the same windows."""
+    """Whether a candidate's early losses (window,) are too far above the best one's on the same windows."""
     gap = losses - best
     won = float(start.mean() - losses.mean()) if start is not None else 0.0
     return bool(gap.mean() > 3 * standard_error(gap) and gap.mean() > 0.1 * max(won, 0.0))
@@ -70,7 +70,7 @@ def _distilled_losses(workspace: Workspace, entries: Sequence[Entry], tokens: in
 
 
 def _settings(workspace: Workspace, name: str, tokens: int, output: Path) -> dict[str, Any]:
-    """The training's options but for its device; what they follow from is in the search's own."""
+    """The training's options except its device."""
     request = workspace.request
     steps = refine_steps(tokens, request.batch, workspace.seq_len)
     return {
@@ -91,7 +91,7 @@ def _settings(workspace: Workspace, name: str, tokens: int, output: Path) -> dic
 
 
 def _work(settings: dict[str, Any]) -> Work:
-    """The same settings as they would be typed."""
+    """The same settings as a command line."""
     words = ["distill", settings["student"]]
     for key, value in settings.items():
         if key != "student" and value is not None:

@@ -1,4 +1,4 @@
-"""What a search is asked for."""
+"""The request of a search."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from minitron_cli.spec.search import Window
 class SearchRequest:
     """`measure` shapes are cut and their held-out loss measured; `refine` of them are also distilled for a while.
 
-    With `speed` those shapes are also timed, and only what holds its budget is taken. With `devices` as many
+    With `speed` those shapes are also timed, and only those that meet its budget are taken. With `devices` as many
     distillations run at once; else they run one after the other on `device`.
     """
 

@@ -1,4 +1,4 @@
-"""What a search finds: candidates with what is known of them, from best to worst."""
+"""The result of a search: candidates and their measurements, from best to worst."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from minitron_cli.spec.shape import Shape
 
 @dataclass(slots=True)
 class Entry:
-    """One candidate on its way through the search. Losses are per held-out window, nats per token: (window,)."""
+    """One candidate of the search. Losses are per held-out window, nats per token: (window,)."""
 
     candidate: Candidate
     forecast: float
@@ -23,7 +23,7 @@ class Entry:
 
     @property
     def stage(self) -> int:
-        """How far it came: 2 refined, 1 measured, 0 only forecast."""
+        """How far it got: 2 refined, 1 measured, 0 only forecast."""
         return 2 if self.refined is not None else 1 if self.losses is not None else 0
 
     @property
@@ -39,7 +39,7 @@ class Entry:
 class SearchResult:
     """Entries from best to worst, the source's own loss, and the weights of the forecast (nats per feature unit).
 
-    `too_slow` were timed and do not hold the budget; they and what was passed over for it are not among the entries.
+    `too_slow` were timed and do not meet the budget; they and those skipped for it are not among the entries.
     """
 
     source: Shape

@@ -16,7 +16,7 @@ MAX_SEQ_LEN = 1024
 
 
 def enumerate_shapes(source: Checkpoint, request: SearchRequest) -> list[Candidate]:
-    """Candidates on the grid, or an error that says how far the grid's sizes reach."""
+    """Candidates on the grid, or an error that names the range of the grid's sizes."""
     grid = dict(request.grid or default_grid(source.shape))
     if request.ffn_factors:
         grid.pop("ffn", None)
@@ -53,7 +53,7 @@ def accepted(source: Checkpoint, found: list[Candidate], say: Callable[[str], No
 
 
 def _objection(source: Checkpoint, shape: Shape) -> str | None:
-    """What transformers has against these widths; the depth stays, for config lists of one entry a layer."""
+    """Why transformers rejects this config; the depth stays, for config lists of one entry a layer."""
     try:
         understood(config_for(source.config, source.family, shape.with_(layer=source.shape["layer"])))
     except Rejected as error:
@@ -64,8 +64,8 @@ def _objection(source: Checkpoint, shape: Shape) -> str | None:
 def single_cuts(source: Checkpoint, shapes: list[Shape]) -> list[Shape]:
     """The source with one axis cut to a middle size of the candidates', for every axis that they cut.
 
-    Heads take their keys and values along where every head has its own, and the hidden size where the model class
-    wants both together. A cut that cannot be built is tried at the next size.
+    Heads are cut with their keys and values where every head has its own, and with the hidden size where the model
+    class wants both together. A cut that cannot be built is tried at the next size.
     """
     found = []
     for axis in SCORED_AXES:

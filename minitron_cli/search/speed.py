@@ -1,4 +1,4 @@
-"""How fast a candidate must be, and how fast it is."""
+"""The speed that a candidate must have, and the speed that it has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from minitron_cli.evaluate.bench import Cell
 
 @dataclass(frozen=True, slots=True)
 class SpeedBudget:
-    """What a candidate must hold in every cell: milliseconds to the last token at the most, speed-up at the least."""
+    """What a candidate must meet in every cell: at most so many milliseconds to the last token, at least a speed-up."""
 
     cells: tuple[Cell, ...]
     repeats: int = 5
@@ -24,8 +24,7 @@ class SpeedBudget:
 class Speed:
     """By cell, as text: seconds to the last token, the source's in the same rounds, and their ratio.
 
-    The fastest round counts, of both: whatever else the machine does can only slow a round down, and a shape that was
-    lucky once must not pass for a fast one.
+    The fastest round of each counts: other work on the machine only ever slows a round down.
     """
 
     seconds: Mapping[str, float]

@@ -76,7 +76,7 @@ class ShapeTimer:
 
 
 def machine(device: str) -> str:
-    """What the times were taken on, in words."""
+    """The machine that the times were measured on, in words."""
     import torch
 
     from minitron_cli.hf.devices import choose_device

@@ -29,7 +29,7 @@ import numpy as np
 class Axis:
     """A named direction of the model.
 
-    `letter` stands for the axis in names of shapes (h3072), `flag` is its option (--hidden); an axis without a flag is
+    `letter` is the axis in names of shapes (h3072), `flag` is its option (--hidden); an axis without a flag is
     never cut. `key` is the usual config key, where there is one. `scope` names the axes inside which its units are
     chosen, so that arrays of scores and kept indices have those dimensions first. `scored` says what ranks the units:
     their activations where a linear layer reads them ("input"), what the routed experts do ("routed"), or the influence

@@ -18,7 +18,7 @@ class Family:
     heads. `defaults` holds config values that old or hand-written configs leave out.
     `per_layer` names config lists with one entry per layer, `per_layer_index` lists of layer indices: both follow the
     layers that stay.
-    `requires` holds config values that the table presupposes; a config that says otherwise is another architecture.
+    `requires` holds config values that the table needs; a config with other values is another architecture.
     `refuses` maps an axis that cannot be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
     `rms_norms` says how the residual stream is read: the line of each RMS norm, and what the names of the weights that
@@ -72,7 +72,7 @@ class Family:
         return tuple(w for w in self.weights if w.layout in (None, layout) and self._expects(w, config))
 
     def unmet(self, config: Mapping[str, Any]) -> list[str]:
-        """What this config says against the table's presuppositions, in words."""
+        """In words, where this config differs from what the table requires."""
         found = {key: config.get(key) for key in self.requires}
         return [
             f"{key} is {value!r}, the {self.name} table needs {self.requires[key]!r}"

@@ -66,7 +66,7 @@ def _place(kept: np.ndarray, index: int) -> int | None:
 def plan_problems(
     source: Shape, target: Shape, kept: Mapping[str, np.ndarray], basis: np.ndarray | None = None
 ) -> list[str]:
-    """Why these kept indices (and directions) do not lead from `source` to `target`; empty when they do."""
+    """Why these kept indices (and directions) do not make `target` of `source`; empty when they do."""
     problems = [] if basis is None else _basis_problems(source, target, kept, basis)
     free = {axis.name for axis in AXES if not axis.units} | ({"hidden"} if basis is not None else set())
     for axis in sorted({*source, *target, *kept}):

@@ -1,7 +1,7 @@
 """A cheap forecast of what a cut costs: how much of each axis' importance it keeps, weighted by measured losses.
 
-The parameter count says nothing of quality: at equal size, candidate shapes differ widely. This forecast ranks all of
-them without touching a weight; the best few are then measured (see the search package).
+Candidate shapes of equal size differ widely in quality. This forecast ranks all of them without touching a weight; the
+best few are then measured (see the search package).
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ Values = Value | tuple[Value, ...]
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """How a verb's command line is put together: which input stands without a flag, and how the output is named."""
+    """How a verb's command line is built: which input has no flag, and how the output is named."""
 
     positional: str | None
     output_flag: str | None = "-o"
@@ -109,7 +109,7 @@ def written(step: Step, place: Callable[[str], str], output: str) -> list[str]:
 
 
 def locate(recipe: Recipe, reference: str, directory: Path) -> str:
-    """The path (or, for a declared input, the text) that a reference stands for."""
+    """The path (or, for a declared input, the text) that a reference means."""
     if reference.startswith("{"):
         name = reference[1 : reference.index("}")]
         if name not in recipe.given:

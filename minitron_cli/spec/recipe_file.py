@@ -9,7 +9,7 @@
         inputs: {model: large, data: world/corpus/train.jsonl}
         options: {samples: 1024}
 
-A step's output lies in the run directory under the step's name. An input is the name of an earlier step, a path below
+A step's output is in the run directory under the step's name. An input is the name of an earlier step, a path below
 one (`world/corpus/train.jsonl`), or `{name}` of a declared input; a list gives several.
 """
 
@@ -25,7 +25,7 @@ from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.spec.recipe import VERBS, Input, Recipe, Step, Value, Values
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-# What a run keeps beside the steps' outputs, and what it decides itself about every command line.
+# What a run keeps beside the steps' outputs, and the options that it sets itself.
 _RESERVED = ("family.json", "report.html")
 _DECIDED = ("output", "dry-run", "json", "help")
 
@@ -70,7 +70,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -78,7 +78,7 @@ def _read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(), _Loader)
     except FileNotFoundError as error:
-        raise MinitronError(f"there is no recipe at {path}", "see recipes/ for the ones that come along") from error
+        raise MinitronError(f"there is no recipe at {path}", "see `minitron recipes ls`") from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise MinitronError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}", "fix the file") from error
 
@@ -128,7 +128,8 @@ def _check_options(name: str, verb: str, given: Mapping[str, Any], options: Mapp
     for key in given:
         if key in _DECIDED:
             raise MinitronError(
-                f"step {name!r}: --{key} is not the step's to say", "outputs lie in the run directory under their names"
+                f"step {name!r}: --{key} is set by `run`, not by a step",
+                "outputs are named after their steps",
             )
         if key not in options[verb]:
             raise MinitronError(
@@ -192,7 +193,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
             "see recipes/tiny.yaml for the form",
         )
     if wrong := [key for key in value if not isinstance(key, str)]:
-        raise MinitronError(f"{where}: {wrong[0]!r} is no name", "put it in quotes, or use letters")
+        raise MinitronError(f"{where}: {wrong[0]!r} is not a name", "put it in quotes, or use letters")
     return value
 
 
@@ -204,5 +205,7 @@ def _values(value: Any, where: str) -> Values:
 
 def _scalar(value: Any, where: str) -> Value:
     if not isinstance(value, str | int | float | bool):
-        raise MinitronError(f"{where}: {value!r} is no option value", "give text, a number, true or false, or a list")
+        raise MinitronError(
+            f"{where}: {value!r} is not an option value", "give text, a number, true or false, or a list"
+        )
     return value

@@ -1,4 +1,4 @@
-"""Candidate shapes under a budget: every point of a grid whose size lies in the window (Minitron, section 2.3)."""
+"""Candidate shapes under a budget: every point of a grid whose size is in the window (Minitron, section 2.3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

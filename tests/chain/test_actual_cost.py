@@ -138,7 +138,7 @@ def test_a_dry_run_says_what_done_steps_took(
     assert steps["small"]["took"]["tokens"] == steps["small"]["tokens"] == 384
     assert steps["small"]["memory_bytes"] > 0
     assert run_line([*line, "--mfu", "0"]) == 1
-    assert "--mfu 0 are no speed" in capsys.readouterr().err
+    assert "--mfu 0 are not a speed" in capsys.readouterr().err
 
 
 def test_seconds_add_up_over_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

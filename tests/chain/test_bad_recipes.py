@@ -22,8 +22,8 @@ def _train(options: str) -> str:
         (_train("stpes: 3"), "has no option 'stpes'\nhint: did you mean 'steps'"),
         (_train("steps: many"), "step 't': Invalid value for '--steps': 'many' is not a count"),
         (_train("from-scratch: 7"), "step 't': Got unexpected extra argument"),
-        (_train("output: elsewhere"), "step 't': --output is not the step's to say"),
-        (_train("dry-run: true"), "step 't': --dry-run is not the step's to say"),
+        (_train("output: elsewhere"), "step 't': --output is set by `run`, not by a step"),
+        (_train("dry-run: true"), "step 't': --dry-run is set by `run`, not by a step"),
         (WORLD + SCORES + "  s.safetensors: {verb: toy}\n", "would write to s.safetensors, as step 's' does"),
         (WORLD + "  W: {verb: toy}\n", "step 'W' would write to W, as step 'w' does"),
         ("steps:\n  family.json: {verb: toy}\n", "would write to family.json, as the run itself does"),
@@ -33,7 +33,7 @@ def _train(options: str) -> str:
         ("steps:\n", "steps is not a mapping of names but empty"),
         ("", "recipe.yaml is not a mapping of names but empty"),
         ("- a\n", "is not a mapping of names but ['a']"),
-        ("steps:\n  1: {verb: toy}\n", "steps: 1 is no name"),
+        ("steps:\n  1: {verb: toy}\n", "steps: 1 is not a name"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_before_anything_runs(
@@ -56,9 +56,9 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_from_behind_until(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_after_until(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["run", "tiny", "--from", "small", "--until", "large", "--dry-run"]) == 1
-    assert "--from small comes behind --until large" in capsys.readouterr().err
+    assert "--from small is after --until large" in capsys.readouterr().err
 
 
 def test_a_recipe_without_inputs_says_so(capsys: pytest.CaptureFixture[str]) -> None:

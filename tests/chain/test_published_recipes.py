@@ -1,4 +1,4 @@
-"""Every recipe that comes along ends, by shape alone, at the published parameter counts."""
+"""Every bundled recipe ends, by shape alone, at the published parameter counts."""
 
 import json
 from pathlib import Path

@@ -156,9 +156,11 @@ def test_nothing_of_other_settings_is_reused(
 ) -> None:
     line, output = searched
     assert run([*line, "--lr", "3e-4"]) == 1
-    assert re.search(r"refined/\S+ was made otherwise: lr was 0.0001, is 0.0003", capsys.readouterr().err)
+    assert re.search(
+        r"refined/\S+ was created with different settings: lr was 0.0001, is 0.0003", capsys.readouterr().err
+    )
     assert run([*line, "--seq-len", "16"]) == 1
-    assert f"{output} was made otherwise: seq_len was 32, is 16" in capsys.readouterr().err
+    assert f"{output} was created with different settings: seq_len was 32, is 16" in capsys.readouterr().err
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
     assert run([*line[:-1], str(tmp_path / "notes")]) == 1

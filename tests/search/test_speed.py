@@ -78,7 +78,7 @@ def test_both_bounds_must_hold_in_every_cell() -> None:
 
 def test_a_budget_that_nothing_holds_names_the_fastest() -> None:
     watch = FakeWatch(SpeedBudget(CELLS, 5, latency_ms=0.01))
-    with pytest.raises(MinitronError, match=r"no shape on the grid holds --latency 0.01 .* takes \d+\.\d ms"):
+    with pytest.raises(MinitronError, match=r"no shape on the grid meets --latency 0.01 .* takes \d+\.\d ms"):
         fast_enough(watch, SOURCE, _entries(), 6, lambda text: None)  # type: ignore[arg-type]
     assert watch.calls <= 5, "the smallest are timed, and no more"
 
@@ -153,15 +153,15 @@ def test_the_machine_is_part_of_what_a_time_is() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--latency", "-1"], "--latency -1 is no budget"),
-        (["--speedup", "0"], "--speedup 0 is no budget"),
+        (["--latency", "-1"], "--latency -1 is not a budget"),
+        (["--speedup", "0"], "--speedup 0 is not a budget"),
         (["--speedup", "2", "--list"], "--list knows sizes, not speeds"),
-        (["--speedup", "2", "--bench-grid", "8"], "can not read the grid '8'"),
+        (["--speedup", "2", "--bench-grid", "8"], "cannot read the grid '8'"),
         (["--speedup", "2", "--bench-grid", "500x500"], "longer than the context"),
-        (["--speedup", "1e9"], "no shape on the grid holds --speedup 1e+09"),
+        (["--speedup", "1e9"], "no shape on the grid meets --speedup 1e+09"),
         (["--kv-tokens", "5", "--params", "60K"], "--kv-tokens counts towards --memory"),
         (["--params", "60K", "--tolerance", "20%", "--devices", "gpu"], "'gpu' is not a device"),
-        (["--params", "60K", "--tolerance", "20%", "--devices", "cuda"], "no single device"),
+        (["--params", "60K", "--tolerance", "20%", "--devices", "cuda"], "not one device"),
     ],
 )
 def test_bad_input(line: list[str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

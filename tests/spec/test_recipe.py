@@ -78,7 +78,7 @@ def test_steps_come_after_what_they_need_and_become_command_lines(tmp_path: Path
             "input 'txt', which is not declared",
         ),
         ("model: world/teacher-init", "model: small", "the steps form a cycle: "),
-        ("  world:\n    verb: toy", "  world:\n    verb: toy\n  world:\n    verb: toy", "'world' stands twice"),
+        ("  world:\n    verb: toy", "  world:\n    verb: toy\n  world:\n    verb: toy", "'world' is there twice"),
         ("  world:", "  ../world:", "cannot name a directory"),
         ("hidden: 48", "hidden: {a: 1}", "cut.hidden"),
         ("about: a chain", "about: [", "is not a YAML recipe"),
