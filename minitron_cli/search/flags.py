@@ -1,4 +1,4 @@
-"""What is typed after `minitron search`, read: budgets, grids, shares; and the request that comes of it."""
+"""The flags of `minitron search` as a request: budgets, grids, shares."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from minitron_cli.search.speed import SpeedBudget
 from minitron_cli.spec.counts import count_text
 from minitron_cli.spec.search import Window, around
 
+MOST_SIZES = 10_000  # of an axis on a grid
 BENCH_GRID = "128x128"
 BENCH_FLAGS = ("--bench-grid", "--bench-batch-sizes")
 
@@ -23,10 +24,9 @@ def search_request(
     lr: float = 1e-4, seed: int = 0, separator: str = "auto", text_field: str | None = None, device: str = "auto",
     output: Path | None = None,
 ) -> SearchRequest:  # fmt: skip
-    """The checked request that these flags come to. Held-out text is `eval_data`, or else `data`."""
+    """The checked request that these flags make. Held-out text is `eval_data`, or else `data`."""
     speed = read_speed(bench_grid, bench_batch_sizes, bench_repeats, latency, speedup)
     window = read_window(params, tolerance, memory, kv_tokens, speed)
-    require_counts(measure=measure, refine=refine, eval_windows=eval_windows, batch=batch, seq_len=seq_len or 1)
     return SearchRequest(
         model=model, scores=scores or Path(), data=tuple(data), eval_data=tuple(eval_data or data),
         output=output or Path("search" if params is None else f"search-{count_text(params)}"), window=window,
@@ -66,7 +66,7 @@ def read_window(
 def read_speed(
     grid: str | None, batches: str, repeats: int, latency: float | None, speedup: float | None
 ) -> SpeedBudget | None:
-    """What is timed and what it must hold; None where nothing is asked of it."""
+    """What is timed and what it must meet; None where nothing is to be timed."""
     if grid is None and latency is None and speedup is None:
         return None
     for flag, value in (("--latency", latency), ("--speedup", speedup)):
@@ -116,18 +116,14 @@ def _grid_values(entry: str, values: str) -> tuple[int, ...]:
     try:
         if ":" in values:
             low, high, *step = (int(part) for part in values.split(":"))
-            found = tuple(range(low, high + 1, *step))
+            found: Sequence[int] = range(low, high + 1, *step)
         else:
-            found = tuple(int(part) for part in values.split(","))
-    except (ValueError, TypeError) as error:
+            found = [int(part) for part in values.split(",")]
+        num_sizes = len(found)
+    except (ValueError, TypeError, OverflowError) as error:
         raise MinitronError(f"--grid {entry!r} cannot be read", "write AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]") from error
-    if not found or min(found) < 1:
+    if not num_sizes or min(found[0], found[-1], *found[:MOST_SIZES]) < 1:
         raise MinitronError(f"--grid {entry!r} names no sizes", "sizes are 1 or more, LOW is not above HIGH")
-    return found
-
-
-def require_counts(**counts: int) -> None:
-    """Every count must be 1 or more; all offenders at once."""
-    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in counts.items() if value < 1]
-    if wrong:
-        raise MinitronError(f"not a count: {', '.join(wrong)}", "1 or more")
+    if num_sizes > MOST_SIZES:
+        raise MinitronError(f"--grid {entry!r} lists {num_sizes:,} sizes", "give a step: AXIS=LOW:HIGH:STEP")
+    return tuple(found)

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from minitron_cli.errors import MinitronError
 from minitron_cli.search.speed import SpeedBudget
+from minitron_cli.spec.limits import SEED, above, count, violations
 from minitron_cli.spec.search import Window
 
 
@@ -24,16 +27,20 @@ class SearchRequest:
     window: Window
     grid: Mapping[str, tuple[int, ...]] | None = None
     ffn_factors: tuple[float, ...] = ()
-    measure: int = 8
-    eval_windows: int = 64
-    seq_len: int | None = None
-    refine: int = 0
-    refine_tokens: int = 0
-    batch: int = 32
-    lr: float = 1e-4
+    measure: Annotated[int, count()] = 8
+    eval_windows: Annotated[int, count()] = 64
+    seq_len: Annotated[int | None, count(2, 2**24)] = None
+    refine: Annotated[int, count(0)] = 0
+    refine_tokens: Annotated[int, count(0)] = 0
+    batch: Annotated[int, count(1, 2**20)] = 32
+    lr: Annotated[float, above(0)] = 1e-4
     separator: str = "auto"
     text_field: str | None = None
     device: str = "auto"
     devices: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     speed: SpeedBudget | None = None
+
+    def __post_init__(self) -> None:
+        if wrong := violations(self, lambda name: "--" + name.replace("_", "-")):
+            raise MinitronError("; ".join(wrong), "see `minitron search --help`")

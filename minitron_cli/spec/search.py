@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import lcm
+from math import lcm, prod
 from typing import Any
 
 from minitron_cli.errors import MinitronError
@@ -11,6 +11,7 @@ from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters
 
+MOST_POINTS = 1_000_000  # of a grid, each of which is counted: about a minute
 CLOSE = 0.02  # relative distance from a budget that counts as meeting it
 
 
@@ -106,6 +107,9 @@ def candidates(
     unknown = [axis for axis in grid if axis not in source]
     if unknown:
         raise MinitronError(f"the model has no axis {', '.join(unknown)}", f"axes: {', '.join(source)}")
+    points = prod(map(len, grid.values())) * max(1, len(ffn_factors))
+    if points > MOST_POINTS:
+        raise MinitronError(f"the grid has {points:,} shapes", f"at most {MOST_POINTS:,}: give AXIS=LOW:HIGH:STEP")
     lines = family.expected(config)
     found = []
     axes = list(grid)

@@ -142,12 +142,23 @@ def test_the_next_command_runs(searched: tuple[list[str], Path], tmp_path: Path)
         (["--params", "60K", "--grid", "fnn=1"], "did you mean 'ffn'"),
         (["--params", "60K", "--grid", "ffn=a"], "cannot be read"),
         (["--params", "9B", "--list"], "no shape on the grid has"),
+        (["--params", "60K", "--grid", "ffn=0:8"], "names no sizes"),
+        (["--params", "60K", "--grid", "ffn=1:8:0"], "cannot be read"),
+        (["--params", "60K", "--grid", "layers=1:999999999999"], "lists 999,999,999,999 sizes"),
+        (["--params", "60K", "--grid", "layers=1:9999999999999999999999"], "cannot be read"),
+        (["--params", "60K", "--grid", "ffn=1:5000", "--grid", "hidden=1:5000", "--list"], "the grid has 25,000,000"),
+        (["--params", "60K", "--seed", "-1"], "--seed must be at least 0; got -1"),
+        (["--params", "60K", "--lr", "nan"], "--lr must be above 0; got nan"),
+        (
+            ["--params", "60K", "--measure", "0", "--seq-len", "1"],
+            "--measure must be at least 1; got 0; --seq-len",
+        ),
     ],
 )
 def test_bad_input(words: list[str], message: str, toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["search", str(toy("llama")), *words]) == 1
     stderr = capsys.readouterr().err
-    assert re.search(r"^error: .*\nhint: ", stderr)
+    assert re.search(r"^error: .*\nhint: ", stderr, re.MULTILINE)
     assert message in stderr
 
 
