@@ -34,15 +34,17 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         return 0
     if control["export_step"] is not None:
         return _export(options, control)
-    if control["nproc"] > 1 and "WORLD_SIZE" not in os.environ:
-        from minitron_cli.training.distributed import launch_workers
+    from minitron_cli.training.launch import is_worker, launch_workers, reporting
+
+    if control["nproc"] > 1 and not is_worker():
         from minitron_cli.training.prepare import prepare, world_of
 
         # What is wrong with the request is said once, here, and the data is tokenised before any worker waits for it.
         prepare(options, world_of(options, control["nproc"]))
         assert sys.argv[1:2] == [verb], "several processes are started from a command line, not from Python"
         return launch_workers(control["nproc"], sys.argv[1:])
-    return _run(options, control)
+    with reporting():
+        return _run(options, control)
 
 
 def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:

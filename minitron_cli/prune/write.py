@@ -1,12 +1,12 @@
 """The verb: plan in, pruned checkpoint out, atomically, with everything that is needed to check it later."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir
+from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.provenance import write_manifest, write_plan
@@ -24,10 +24,6 @@ from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
-
-# Everything beside the weights that a model directory needs to be used as before.
-CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-           "generation_config.json", "chat_template*", "preprocessor_config.json", "LICENSE*", "NOTICE*")  # fmt: skip
 
 
 def write_pruned(
@@ -120,9 +116,3 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> None:
     import json
 
     (directory / "config.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
-
-
-def carry(source: Path, directory: Path) -> None:
-    """Copy tokenizer, generation config, chat template and licence along."""
-    for file in sorted({f for pattern in CARRIED for f in source.glob(pattern) if f.is_file()}):
-        shutil.copyfile(file, directory / file.name)

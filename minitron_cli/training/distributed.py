@@ -141,34 +141,3 @@ def sync_gradients(module: nn.Module, on: bool) -> None:
     switch = getattr(module, "set_requires_gradient_sync", None)
     if switch is not None:
         switch(on)
-
-
-def launch_workers(nproc: int, arguments: Sequence[str]) -> int:
-    """Run a minitron command line in `nproc` processes on this machine by torchrun; returns its exit code.
-
-    torchrun passes SIGINT and SIGTERM on and waits; the workers save and stop by themselves (see interrupt.py).
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser, parse_args, run
-
-    options = ["--standalone", f"--nproc-per-node={nproc}"]
-    if "--shutdown-timeout" in get_args_parser().format_help():
-        options.append("--shutdown-timeout=600")  # a checkpoint takes longer than the usual 30 seconds
-    try:
-        run(parse_args([*options, "-m", "minitron_cli", *without_nproc(arguments)]))
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval)
-    except ChildFailedError as failed:
-        return max(1, failed.get_first_failure()[1].exitcode)
-    return 0
-
-
-def without_nproc(arguments: Sequence[str]) -> list[str]:
-    """A command line without `--nproc N`: torchrun reads on behind the script's name and takes it for its own."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and not argument.startswith("--nproc="):
-            kept.append(argument)
-        skip = argument == "--nproc"
-    return [argument for argument in kept if argument != "--nproc"]

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import write_manifest
 from minitron_cli.checkpoint.reader import list_tensors, load_config
@@ -23,8 +24,6 @@ from minitron_cli.training.state import load_weights, model_tensors
 STUDENT = "student."
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CARRIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-_OURS = ("config.json", MANIFEST, "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
         (directory / "generation_config.json").unlink(missing_ok=True)
         (directory / "config.json").write_text(json.dumps(_config(origin.model, dtype), indent=2) + "\n")
         for place in (origin.tokenizer, origin.model):
-            _carry(place, directory)
+            carry(place, directory)
 
 
 def publish(finished: Path, output: Path) -> None:
@@ -96,13 +95,15 @@ def publish(finished: Path, output: Path) -> None:
 
 
 def export(
-    output: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype, manifest: Mapping[str, Any]
-) -> None:
-    """Write the checkpoint beside its place and publish it into `output`, which may hold the run directory already."""
+    output: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype, manifest: Mapping[str, Any],
+    check: Callable[[Path], None] = lambda directory: None,
+) -> None:  # fmt: skip
+    """Write the checkpoint beside its place, `check` it, and publish it into `output`, where the run directory is."""
     finished = output / "run" / ".export"
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir(parents=True)
     write_model(finished, origin, tensors, dtype)
+    check(finished)
     write_manifest(finished, **manifest)
     publish(finished, output)
 
@@ -121,13 +122,6 @@ def _config(source: Path, dtype: torch.dtype) -> dict[str, Any]:
     config = load_config(source)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     return {**config, key: str(dtype).removeprefix("torch.")}
-
-
-def _carry(source: Path, directory: Path) -> None:
-    """Copy tokenizer, chat template and generation config; remote code is the user's to copy."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in _CARRIED and file.name not in _OURS:
-            shutil.copyfile(file, directory / file.name)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

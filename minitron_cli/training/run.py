@@ -1,21 +1,21 @@
 """One training run, from options to the exported checkpoint."""
 
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.disk import write_errors
+import torch
+
 from minitron_cli.data.order import Order
-from minitron_cli.errors import MinitronError
-from minitron_cli.hf.devices import machine_words
 from minitron_cli.training import export, export_run, loop, rundir, state
-from minitron_cli.training.announce import announce, check_room, facts
+from minitron_cli.training.announce import check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.barelimit import bare_seconds
-from minitron_cli.training.distributed import World, agree, barrier, join
+from minitron_cli.training.begin import begun, is_done
+from minitron_cli.training.distributed import World, agree, join
 from minitron_cli.training.inputs import digests
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
@@ -24,6 +24,7 @@ from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare, world_of
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
+from minitron_cli.training.reload import check_reloaded, live_loss
 from minitron_cli.training.rows import Rows, rows_of, with_known_ids
 from minitron_cli.training.state import Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
@@ -74,67 +75,16 @@ def train(
         ready = prepare(options, world)
         place = rundir.place_of(output, overwrite)
         inputs = digests(ready.models, ready.order, options.from_scratch) if world.rank == 0 else {}
-        done = world.rank == 0 and _is_done(ready, place, output, inputs, say)
+        done = world.rank == 0 and is_done(ready, place, output, inputs, say)
         if agree(world, 0, done)[1]:
             return _outcome(output, ready.options, _latest(output / "run"), was_done=True)
-        with _begun(ready, place, inputs, world, preflight, say):
+        with begun(ready, place, inputs, world, preflight, say):
             progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals)
             if stopped_by:
                 return _outcome(place, ready.options, progress, stopped_by=stopped_by)
             if world.rank == 0:
                 rundir.publish(place, output)
         return _outcome(output, ready.options, progress)
-
-
-def _is_done(ready: Prepared, place: Path, output: Path, inputs: dict[str, str], say: Say) -> bool:
-    """Whether the result is there and whole; a run of other options in `output` is refused, in OUT.new discarded."""
-    if place != output:
-        if changed := rundir.changes(place, ready.options, inputs):
-            say(f"{place} is discarded: it was started with different options ({'; '.join(changed)})")
-            shutil.rmtree(place)
-        done = rundir.examine(place, ready.options, inputs) and not rundir.damage(place)
-        if done:
-            rundir.publish(place, output)
-        return done
-    if not rundir.examine(output, ready.options, inputs):
-        return False
-    if problems := rundir.damage(output):
-        if not state.checkpoints(output / "run"):
-            raise MinitronError(
-                f"{output} is damaged ({'; '.join(problems)}) and has no checkpoint to export again",
-                "train again with --overwrite",
-            )
-        say(f"warning: {output} is damaged ({'; '.join(problems)}); it is exported again")
-        return False
-    return True
-
-
-@contextmanager
-def _begun(
-    ready: Prepared, place: Path, inputs: dict[str, str], world: World, preflight: bool, say: Say
-) -> Iterator[None]:
-    """Announce the run and hold its directory; one that fails before its first checkpoint leaves none behind."""
-    if world.rank != 0:
-        barrier(world)
-        yield
-        return
-    announce(ready, world, say)
-    if preflight:
-        check_room(ready, world)
-    if place != Path(ready.options.output):
-        say(f"{ready.options.output} stays as it is until the new run, in {place}, is complete")
-    with write_errors(place):
-        created = rundir.create(place, ready.options, inputs, f"{world.size} x {machine_words(world.device)}")
-        try:
-            with rundir.locked(place):
-                barrier(world)
-                yield
-        except BaseException:
-            if created and not state.checkpoints(place / "run"):
-                shutil.rmtree(place / "run", ignore_errors=True)
-                with suppress(OSError):
-                    place.rmdir()
-            raise
 
 
 def _train_and_export(
@@ -146,11 +96,31 @@ def _train_and_export(
         progress = follow(ready, assembly, place / "run", stop, inputs, say)
     if progress.step < ready.schedule.steps:
         return progress, stop.exit_code
-    tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
-    if world.rank == 0:
-        facts = export_run.manifest(ready.options, ready.models, progress, inputs)
-        export.export(place, export_run.origin_of(ready.options, ready.models), tensors, ready.export_dtype, facts)
+    _export(ready, assembly, progress, place, inputs)
     return progress, 0
+
+
+def _export(ready: Prepared, assembly: Assembly, progress: Progress, place: Path, inputs: dict[str, str]) -> None:
+    """Gather the student (a collective), write it, and check that it loads as what it was in memory."""
+    world = assembly.job.world
+    vocab = ready.objective.vocab or ready.sizes[0].shape["vocab"]
+    live = live_loss(assembly, vocab)
+    tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
+    assembly.job.optimizer.state.clear()  # makes room for the student that is loaded again
+    if world.rank != 0:
+        return
+    types = (ready.export_dtype, assembly.cast_to or torch.float32)
+    check = partial(
+        check_reloaded,
+        live=live,
+        vocab=vocab,
+        dtype=max(types, key=lambda dtype: torch.finfo(dtype).eps),
+        device=world.device if world.size == 1 else torch.device("cpu"),  # one device may not hold it whole
+        trust_remote_code=ready.options.trust_remote_code,
+    )
+    facts = export_run.manifest(ready.options, ready.models, progress, inputs)
+    origin = export_run.origin_of(ready.options, ready.models)
+    export.export(place, origin, tensors, ready.export_dtype, facts, check)
 
 
 def start(options: Options, job: Job, run: Path, say: Say) -> tuple[Progress, bool]:

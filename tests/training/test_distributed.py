@@ -1,6 +1,7 @@
 """Two processes on gloo make what one makes, and read one another's checkpoints."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minitron_cli.errors import MinitronError
 from minitron_cli.training import state
-from minitron_cli.training.distributed import World, without_nproc
+from minitron_cli.training.distributed import World
+from minitron_cli.training.launch import outcome
 from minitron_cli.training.metrics import read_metrics
 from tests.toys import make_toy
 from tests.training import worker
@@ -117,7 +120,39 @@ def test_a_signal_stops_all_ranks_at_one_step_and_one_process_goes_on(
     assert alone.wait(timeout=120) == code
 
 
-def test_the_workers_line_does_not_say_nproc() -> None:
-    """torchrun would read it as its own option, wherever it stands."""
-    line = ["distill", "s", "--nproc", "8", "--lr", "1", "--nproc=4", "-o", "out"]
-    assert without_nproc(line) == ["distill", "s", "--lr", "1", "-o", "out"]
+def test_what_one_process_refuses_is_said_once(line: Callable[..., list[str]], tmp_path: Path) -> None:
+    """The first process alone looks at the output; the other one fails in the middle of waiting for it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    _, stderr = start(line("out", "--nproc", "2")).communicate(timeout=120)
+    assert [text for text in stderr.splitlines() if not text.startswith("reading ")] == [
+        f"error: {tmp_path / 'out'} exists and holds no run of minitron", "hint: choose another output with -o"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_all_processes_refuse_is_said_once(line: Callable[..., list[str]]) -> None:
+    process = start(line("out", "--nproc", "2", "--warmup", "0", "--grad-clip", "inf", "--lr", "1e18"))
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert stderr.count("error: ") == stderr.count("hint: ") == 1
+    assert "not finite in step" in stderr
+    assert "Traceback" not in stderr
+
+
+REFUSED = {"time": 2.0, "traceback": "MinitronError", "message": "no", "hint": "do"}
+BUG = {"time": 1.0, "traceback": "the cause"}
+SECONDARY = {"time": 3.0, "traceback": "Connection closed by peer"}
+
+
+def test_of_several_failures_the_cause_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for reports in ({0: SECONDARY, 1: REFUSED}, {0: REFUSED, 1: {**REFUSED, "time": 9.0}}):
+        with pytest.raises(MinitronError, match=r"^no$"):
+            outcome([1, 1], reports)
+    assert outcome([1, 1], {0: SECONDARY, 1: BUG}) == 1
+    assert "process 1 of 2 failed first:\nthe cause" in capsys.readouterr().err
+    with pytest.raises(MinitronError, match=re.escape("killed 1 (SIGKILL)")):
+        outcome([1, -9], {0: SECONDARY})
+    assert outcome([143, 143], {}, [15]) == 143
+    assert outcome([-15, 1], {1: SECONDARY}, [15]) == 143
+    assert outcome([0, 0], {}) == 0

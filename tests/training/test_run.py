@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
-from minitron_cli.training import state
+from minitron_cli.training import export, state
 from minitron_cli.training.export_run import export_step
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.run import train
@@ -112,10 +113,13 @@ def test_the_same_line_again_finds_it_done(toy: Toy, text: Path, tmp_path: Path)
 def test_the_export_is_the_student_as_it_was_stored(tied: bool, text: Path, tmp_path: Path) -> None:
     student = make_toy("llama", tmp_path / "student", dtype=torch.bfloat16, tie_word_embeddings=tied)
     (student / "chat_template.jinja").write_text("{{ messages }}")
+    (student / "LICENSE.txt").write_text("free")
+    (student / "NOTICE").write_text("by us")
     (student / "generation_config.json").write_text('{"max_new_tokens": 7}')
     out = tmp_path / "out"
     train(options(student, text, out, steps=2))
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert [(out / name).read_text() for name in ("LICENSE.txt", "NOTICE")] == ["free", "by us"]
     assert json.loads((out / "generation_config.json").read_text()) == {"max_new_tokens": 7}
     assert json.loads((out / "config.json").read_text()) == json.loads((student / "config.json").read_text())
     assert weights(out).keys() == weights(student).keys()
@@ -127,6 +131,27 @@ def test_the_export_is_the_student_as_it_was_stored(tied: bool, text: Path, tmp_
     assert master.dtype == torch.float32
     assert torch.equal(model.state_dict()[name], master.to(torch.bfloat16))
     assert not torch.equal(master, weights(student)[name].float()), "nothing was learned"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_that_computes_something_else_is_refused(
+    dtype: str, toy: Toy, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A final norm that is saved with twice its weights; with the right ones the same run goes through."""
+    line = options(toy("llama"), text, tmp_path / "out", steps=2, export_dtype=dtype, teacher=toy("llama", seed=5))
+    right = export.gather
+
+    def wrong(*args: Any) -> dict[str, torch.Tensor]:
+        found = right(*args)
+        return {**found, "model.norm.weight": 2 * found["model.norm.weight"]}
+
+    monkeypatch.setattr(export, "gather", wrong)
+    with pytest.raises(MinitronError, match="does not compute what the trained one does"):
+        train(line)
+    assert not (tmp_path / "out" / "minitron.json").exists()
+    monkeypatch.setattr(export, "gather", right)
+    assert train(line).progress.step == 2
+    assert (tmp_path / "out" / "minitron.json").exists()
 
 
 def test_the_export_of_a_saved_step(toy: Toy, text: Path, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Where a run begins on disk: what is there already, and the directory that it makes and holds."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from minitron_cli.checkpoint.disk import write_errors
+from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import machine_words
+from minitron_cli.training import rundir, state
+from minitron_cli.training.announce import announce, check_room
+from minitron_cli.training.distributed import World, barrier
+from minitron_cli.training.prepare import Prepared
+
+Say = Callable[[str], None]
+
+
+def is_done(ready: Prepared, place: Path, output: Path, inputs: dict[str, str], say: Say) -> bool:
+    """Whether the result is there and whole; a run of other options in `output` is refused, in OUT.new discarded."""
+    if place != output:
+        if changed := rundir.changes(place, ready.options, inputs):
+            say(f"{place} is discarded: it was started with different options ({'; '.join(changed)})")
+            shutil.rmtree(place)
+        done = rundir.examine(place, ready.options, inputs) and not rundir.damage(place)
+        if done:
+            rundir.publish(place, output)
+        return done
+    if not rundir.examine(output, ready.options, inputs):
+        return False
+    if problems := rundir.damage(output):
+        if not state.checkpoints(output / "run"):
+            raise MinitronError(
+                f"{output} is damaged ({'; '.join(problems)}) and has no checkpoint to export again",
+                "train again with --overwrite",
+            )
+        say(f"warning: {output} is damaged ({'; '.join(problems)}); it is exported again")
+        return False
+    return True
+
+
+@contextmanager
+def begun(
+    ready: Prepared, place: Path, inputs: dict[str, str], world: World, preflight: bool, say: Say
+) -> Iterator[None]:
+    """Announce the run and hold its directory; one that fails before its first checkpoint leaves none behind."""
+    if world.rank != 0:
+        barrier(world)
+        yield
+        return
+    announce(ready, world, say)
+    if preflight:
+        check_room(ready, world)
+    if place != Path(ready.options.output):
+        say(f"{ready.options.output} stays as it is until the new run, in {place}, is complete")
+    with write_errors(place):
+        created = rundir.create(place, ready.options, inputs, f"{world.size} x {machine_words(world.device)}")
+        try:
+            with rundir.locked(place):
+                barrier(world)
+                yield
+        except BaseException:
+            if created and not state.checkpoints(place / "run"):
+                shutil.rmtree(place / "run", ignore_errors=True)
+                with suppress(OSError):
+                    place.rmdir()
+            raise
