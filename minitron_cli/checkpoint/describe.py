@@ -1,36 +1,43 @@
 """The facts about a checkpoint that its config and headers give away."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
 from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token
 
 
-def describe(checkpoint: Checkpoint, context: int) -> dict[str, Any]:
-    """Family, shape, exact parameter counts, bytes, KV bytes and FLOPs per token, and what can be pruned."""
-    shape, family = checkpoint.shape, checkpoint.family
-    weights = {m.weight.name: m.weight for m in checkpoint.matches.values()}.values()
+def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
+    """Family, shape, exact parameter counts, bytes, KV bytes and FLOPs per token, and what can be pruned.
+
+    Of a config alone there are no types and no number of tensors; bytes are those of the config's dtype.
+    """
+    shape, family = model.shape, model.family
+    if isinstance(model, Checkpoint):
+        counted = {"parameters": _count(model), "non_embedding_parameters": _count(model, embedding=False)}
+    else:
+        counted = {"parameters": model.parameters, "non_embedding_parameters": model.non_embedding}
+    tensors = model.tensors if isinstance(model, Checkpoint) else {}
     return {
-        "model": str(checkpoint.path),
-        "model_type": checkpoint.config["model_type"],
+        "model": str(model.path) if isinstance(model, Checkpoint) else None,
+        "model_type": model.config["model_type"],
         "family": family.name,
+        "weights": isinstance(model, Checkpoint),
         "shape": dict(shape.sizes),
-        "parameters": _count(checkpoint),
-        "non_embedding_parameters": _count(checkpoint, embedding=False),
-        "bytes": checkpoint.num_bytes,
-        "dtypes": sorted(Counter(t.dtype for t in checkpoint.tensors.values())),
+        **counted,
+        "bytes": model.num_bytes,
+        "dtypes": sorted({t.dtype for t in tensors.values()}),
         "kv_bytes_per_token": kv_bytes_per_token(shape),
-        "flops_per_token": flops_per_token(weights, shape, context),
+        "flops_per_token": flops_per_token(stored_weights(model), shape, context),
         "context": context,
-        "tensors": len(checkpoint.tensors),
-        "axes": [_axis(checkpoint, axis) for axis in shape],
+        "tensors": len(tensors),
+        "axes": [_axis(model, axis) for axis in shape],
     }
 
 
-def _axis(checkpoint: Checkpoint, axis: str) -> Mapping[str, Any]:
+def _axis(checkpoint: Checkpoint | Architecture, axis: str) -> Mapping[str, Any]:
     family = checkpoint.family
     if axis in family.refuses:
         note = f"no: {family.refuses[axis]}"

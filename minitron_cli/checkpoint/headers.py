@@ -16,6 +16,7 @@ ITEM_BYTES = {
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are stored in, unless they are quantised
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 
 _HINT = "the file is damaged or was not downloaded completely; fetch it again"
@@ -76,7 +77,7 @@ def _entry(file: Path, name: str, entry: Any, data: int, size: int) -> TensorInf
     if dtype not in ITEM_BYTES:
         raise MinitronError(
             f"{file}: {name!r} is stored as {dtype}, which cannot be sliced",
-            f"convert the checkpoint to one of {', '.join(ITEM_BYTES)}",
+            f"convert the checkpoint to one of {', '.join(FLOATS)}",
         )
     begin, end = offsets
     info = TensorInfo(name, dtype, tuple(shape), file, data + begin)

@@ -2,19 +2,21 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.headers import TensorInfo, read_header
-from minitron_cli.errors import MinitronError
+from minitron_cli.checkpoint.headers import FLOATS, TensorInfo, read_header
+from minitron_cli.checkpoint.validation import known_activations
+from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.families import family_of
 from minitron_cli.spec.axes import Weight, size
 from minitron_cli.spec.family import Family, Match, match
 from minitron_cli.spec.shape import Shape, copies, shape_of
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_FETCHED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -57,11 +59,13 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             "give the unquantised checkpoint (or dequantise it: from_pretrained, model.dequantize(), save_pretrained)",
         )
     tensors = list_tensors(path)
-    return Checkpoint(path, config, family, shape, tensors, _explain(family, config, shape, tensors, path))
+    matches = _explain(family, config, shape, tensors, path)
+    _require_floats(matches, tensors, path)
+    return Checkpoint(path, config, family, shape, tensors, matches)
 
 
-def resolve_model(model: str | Path) -> Path:
-    """A directory stays what it is; `org/name` is fetched from the hub (safetensors, configs and tokenizer only)."""
+def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path:
+    """A directory stays what it is; of `org/name` the files that match are fetched from the hub."""
     path = Path(model)
     if path.is_dir():
         return path
@@ -70,9 +74,8 @@ def resolve_model(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt"]
     try:
-        return Path(snapshot_download(str(model), allow_patterns=patterns))
+        return Path(snapshot_download(str(model), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MinitronError(
             f"{model} is no directory here, and the hub did not give it: {str(error).splitlines()[0]}",
@@ -88,12 +91,31 @@ def load_config(path: Path) -> dict[str, Any]:
             f"{path} is no checkpoint: it has no config.json", "give the directory that holds config.json"
         )
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_nan)
     except (ValueError, RecursionError) as error:
         raise MinitronError(f"{file} is not valid JSON: {error}", "fetch the file again") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise MinitronError(f"{file} names no model_type", "give a Hugging Face model directory")
+    known = known_activations()
+    for key in ("hidden_act", "hidden_activation"):
+        if known and config.get(key) is not None and config[key] not in known:
+            raise MinitronError(
+                f"{file}: {key} is {config[key]!r}, which transformers does not know", near_matches(config[key], known)
+            )
     return config
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a model directory holds weights of any format, or an index of them."""
+    patterns = ("*.safetensors", "*.safetensors.index.json", *_PICKLES)
+    return any(file for pattern in patterns for file in path.glob(pattern))
+
+
+def _no_nan(constant: str) -> float:
+    """Infinity has its uses in a config (an open interval), NaN has none."""
+    if constant == "NaN":
+        raise ValueError("it holds NaN")
+    return float(constant)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -127,7 +149,7 @@ def list_tensors(path: Path) -> dict[str, TensorInfo]:
 
 def _shards(path: Path, index: Path) -> list[Path]:
     try:
-        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise MinitronError(f"{index} is not a safetensors index: {error}", "fetch the file again") from error
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
@@ -169,6 +191,17 @@ def _explain(
             "check that config.json and the weights belong together and are complete",
         )
     return matches
+
+
+def _require_floats(matches: Mapping[str, Match], tensors: Mapping[str, TensorInfo], path: Path) -> None:
+    """Integers, booleans and float8 are weights only together with scales, which the tables do not describe."""
+    wrong = [n for n, found in matches.items() if not found.weight.junk and tensors[n].dtype not in FLOATS]
+    if wrong:
+        raise MinitronError(
+            f"{path} stores {len(wrong)} weights in other types than {', '.join(FLOATS)}, "
+            f"e.g. {wrong[0]} as {tensors[wrong[0]].dtype}, and has no quantization_config",
+            "without their scales such numbers are no weights; give the unquantised checkpoint",
+        )
 
 
 def _sizes(weight: Weight, shape: Shape) -> tuple[int, ...]:

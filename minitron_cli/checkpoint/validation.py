@@ -5,11 +5,32 @@ four, no interpreter lock to share, and no memory taken from here. Should that p
 Run as a script, this file is that process.
 """
 
+import ast
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+
+@cache
+def known_activations() -> tuple[str, ...]:
+    """Names that transformers accepts as activation functions, read from its source: importing it takes torch.
+
+    Empty where the source cannot be found or is written in another way.
+    """
+    package = find_spec("transformers")
+    file = Path(package.origin).with_name("activations.py") if package and package.origin else None
+    if file is None or not file.is_file():
+        return ()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="ACT2CLS")], value=ast.Dict(keys=keys)):
+                return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+    return ()
 
 
 class Rejected(Exception):

@@ -1,6 +1,7 @@
 """What all commands share: option names with their environment variables, numbers as people write them, output."""
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,11 @@ def interruptible(text: str) -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"interrupted: {text}")
         raise
+
+
+def command_line(*words: object) -> str:
+    """A line to type, quoted for the shell; for `next:` and hints."""
+    return shlex.join(["minitron", *map(str, words)])
 
 
 def say(text: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minitron_cli.cli.common import argument, bytes_text, count_text, emit, examples, option, say, table
+from minitron_cli.cli.common import argument, bytes_text, command_line, count_text, emit, examples, option, say, table
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -134,4 +134,4 @@ def _show_done(facts: dict[str, Any], tokenizer: Path) -> None:
         f"{facts['output']}: {facts['tokens']:,} tokens in {facts['documents']:,} documents, "
         f"{facts['bytes_per_token']:.2f} bytes a token, separator {facts['separator']}"
     )
-    print(f"next: minitron importance {tokenizer} --data {facts['output']} -o scores.safetensors")
+    print("next: " + command_line("importance", tokenizer, "--data", facts["output"], "-o", "scores.safetensors"))

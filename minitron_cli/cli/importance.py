@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from minitron_cli.cli.common import argument, emit, examples, option, parse_count, require_model, say, table
+from minitron_cli.cli.common import (
+    argument,
+    command_line,
+    emit,
+    examples,
+    option,
+    parse_count,
+    require_model,
+    say,
+    table,
+)
 
 NAME = "importance"
 EXAMPLES = examples(
@@ -172,4 +182,5 @@ def _show(facts: dict[str, Any], model: Path) -> None:
             print(f"depth {name}: least harm by dropping {fact['best']['layers']}: "
                   f"{fact['full']:.4f} -> {fact['best']['value']:.4f}")  # fmt: skip
     print(f"{facts['output']}: {facts['made']} in {facts['seconds']:.1f} s")
-    print(f"next: minitron prune {model} --target width --scores {facts['output']} --hidden N --ffn M -o OUT")
+    line = command_line("prune", model, "--target", "width", "--scores", facts["output"], "--hidden", "N", "--ffn", "M")
+    print(f"next: {line} -o OUT")

@@ -1,4 +1,4 @@
-"""`minitron inspect`: what a checkpoint is, from its config and headers alone."""
+"""`minitron inspect`: what a checkpoint is, from its config and, where there are weights, their headers."""
 
 from typing import Annotated, Any
 
@@ -14,10 +14,14 @@ def command(
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""
+    from minitron_cli.checkpoint.architecture import architecture_of
     from minitron_cli.checkpoint.describe import describe
-    from minitron_cli.checkpoint.reader import open_checkpoint
+    from minitron_cli.checkpoint.reader import has_weights, load_config, open_checkpoint, resolve_model
 
-    facts = describe(open_checkpoint(require_model(model, NAME)), context)
+    name = require_model(model, NAME)
+    path = resolve_model(name, ["config.json"])  # of a hub model no weights are fetched to be counted
+    found = open_checkpoint(path) if has_weights(path) else architecture_of(load_config(path))
+    facts = describe(found, context) | {"model": name}
     emit(facts, as_json, lambda: _show(facts))
 
 
@@ -27,8 +31,8 @@ def _show(facts: dict[str, Any]) -> None:
         [
             ["parameters", f"{facts['parameters']:,}"],
             ["non-embedding", f"{facts['non_embedding_parameters']:,}"],
-            ["weights on disk", bytes_text(facts["bytes"])],
-            ["storage type", ", ".join(facts["dtypes"])],
+            ["weights on disk", bytes_text(facts["bytes"]) + " by its config: none are here" * (not facts["weights"])],
+            ["storage type", ", ".join(facts["dtypes"]) or "not known"],
             ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],
             [f"forward FLOPs per token at {facts['context']}", count_text(facts["flops_per_token"])],
         ],

@@ -1,6 +1,5 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from minitron_cli.cli.common import (
     argument,
     bytes_text,
+    command_line,
     count_text,
     emit,
     examples,
@@ -145,15 +145,7 @@ def _show_done(result: "PruneResult", source: str) -> None:
         say(_checked(result.manifest["check"]))
     before, after = facts.parameters
     print(f"{facts.output}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
-    line = [
-        "minitron",
-        "distill",
-        facts.output,
-        "--teacher",
-        source,
-        "--data",
-        "DATA",
-        "-o",
-        f"{facts.output}-distilled",
-    ]
-    print(f"next: {shlex.join(line)}")
+    line = command_line(
+        "distill", facts.output, "--teacher", source, "--data", "DATA", "-o", f"{facts.output}-distilled"
+    )
+    print(f"next: {line}")

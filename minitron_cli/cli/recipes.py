@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minitron_cli.cli.common import argument, emit, examples, option, table
+from minitron_cli.cli.common import argument, command_line, emit, examples, option, table
 from minitron_cli.errors import MinitronError, near_matches
 
 NAME = "recipes"
@@ -35,8 +35,8 @@ def cp(
     path = target or Path(f"{name}.yaml")
     if path.exists():
         raise MinitronError(f"{path} exists already", "give another file name")
-    path.write_text(find_recipe(name).read_text())
-    print(f"{path}: a copy of {name}; next: minitron run {path} --dry-run")
+    path.write_text(find_recipe(name).read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"{path}: a copy of {name}; next: {command_line('run', path, '--dry-run')}")
 
 
 def bundled() -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minitron_cli.cli.common import emit, examples, option
+from minitron_cli.cli.common import command_line, emit, examples, option
 
 NAME = "toy"
 EXAMPLES = examples("minitron toy world", "minitron toy world --seed 7 --questions 500 --overwrite")
@@ -42,7 +42,8 @@ def _show(made: dict[str, Any]) -> None:
     print(f"corpus/     {counts['train']:,} documents to train on, {counts['valid']:,} to validate on")
     print(f"tasks/      {', '.join(made['tasks'])} ({made['questions']:,} questions)")
     print(f"teacher-init/  a config and a tokenizer of {made['vocab_size']} tokens, no weights")
-    print(
-        f"made {directory}; next: minitron train {directory}/teacher-init --from-scratch"
-        f" --data {directory}/corpus/train.jsonl -o {directory}/teacher"
-    )
+    line = command_line(
+        "train", f"{directory}/teacher-init", "--from-scratch", "--data", f"{directory}/corpus/train.jsonl",
+        "-o", f"{directory}/teacher",
+    )  # fmt: skip
+    print(f"made {directory}; next: {line}")

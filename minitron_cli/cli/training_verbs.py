@@ -1,13 +1,12 @@
 """What `distill` and `train` do with what was typed: run it, here or in several processes, and show what came of it."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.common import bytes_text, count_text, emit, require_model, say
+from minitron_cli.cli.common import bytes_text, command_line, count_text, emit, require_model, say
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
     print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])} in all")
     if facts["finished"]:
         data = [word for source in options.data for word in ("--data", source)]
-        print("next:", shlex.join(["minitron", "distill", options.student, "--teacher", facts["output"], *data]))
+        print("next:", command_line("distill", options.student, "--teacher", facts["output"], *data))
     else:
         print("next: type the same line again, it goes on from there")
 
@@ -158,12 +157,12 @@ def _next(outcome: "Outcome") -> str:
     options = outcome.options
     teachers = [model for model, _ in map(split_share, options.teacher) if (Path(model) / "config.json").is_file()]
     before = teachers or ([] if options.from_scratch else [options.student])
-    line = ["minitron", "eval", *before, str(outcome.output)]
+    line = ["eval", *before, outcome.output]
     if not options.eval_data:
-        return shlex.join([*line, "--suite", "minitron"])
+        return command_line(*line, "--suite", "minitron")
     data = [word for source in options.eval_data for word in ("--data", source)]
     separator = [] if options.separator == "auto" else ["--separator", options.separator]
-    return shlex.join([*line, *data, *separator])
+    return command_line(*line, *data, *separator)
 
 
 def _pairs(outcome: "Outcome") -> list[tuple[str, float, float]]:

@@ -110,7 +110,11 @@ def _from_passes(
     model = cache(lambda: load(job, options))
     made = "aggregated"
     if not known.raw or (options.second_moments and not moments):
-        progress = run_pass(job, mode, model)
+        try:
+            progress = run_pass(job, mode, model)
+        finally:
+            if world.rank == 0:
+                second_moments.discard_partial(output)
         known = Known(world.sum_arrays(progress.raw), progress.rows, known.arrays, known.depth)
         made = "measured"
         moments = second_moments.find(output, identity, False) if options.second_moments else {}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint import moments_file as files
-from minitron_cli.checkpoint.disk import need_space
+from minitron_cli.checkpoint.atomic import replacing
+from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.hooks import Site
 from minitron_cli.hf.process_group import World
@@ -39,7 +40,9 @@ class SecondMoments:
     def __init__(self, checkpoint: Checkpoint, output: Path, identity: Mapping[str, Any], world: World) -> None:
         self._checkpoint, self._identity, self._world = checkpoint, identity, world
         self._output = files.moments_path(output)
-        self._partial = self._output.with_name(f".{self._output.name}.partial")
+        self._partial = _partial(output)
+        if world.rank == 0:
+            discard_partial(output)
         need_space(self._output, disk_bytes(checkpoint))
         self._sums: dict[Key, Tensor] = {}
         self._axis_and_readers: dict[Key, tuple[str, tuple[str, ...]]] = {}
@@ -123,18 +126,29 @@ class SecondMoments:
             tokens, sums = total(self._tokens[key]), total(self._sums.pop(key).cpu().numpy())
             found.append((files.Input(axis, layer, readers, (int(tokens[0]), int(tokens[1])), expert=key[2]), sums))
         if self._world.rank == 0:
-            self._partial.mkdir(parents=True, exist_ok=True)
-            self._written += files.write_inputs(self._partial, layer, found)
+            with write_errors(self._output):
+                self._partial.mkdir(parents=True, exist_ok=True)
+                self._written += files.write_inputs(self._partial, layer, found)
 
     def finish(self) -> None:
         """Write the rest and the index; the directory takes its name when it is complete."""
         for layer in dict.fromkeys(key[0] for key in self._sums):
             self.close(layer)
         if self._world.rank == 0:
-            files.write_index(self._partial, self._identity, self._written)
-            if self._output.exists():
-                shutil.rmtree(self._output)
-            self._partial.replace(self._output)
+            with write_errors(self._output):
+                files.write_index(self._partial, self._identity, self._written)
+                with replacing(self._output):
+                    self._partial.replace(self._output)
+
+
+def discard_partial(output: Path) -> None:
+    """Remove what a pass that did not end has written: sums are not taken up again."""
+    shutil.rmtree(_partial(output), ignore_errors=True)
+
+
+def _partial(output: Path) -> Path:
+    path = files.moments_path(output)
+    return path.with_name(f".{path.name}.partial")
 
 
 def _add_gram(total: Tensor, tokens: Tensor) -> None:

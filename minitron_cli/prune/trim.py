@@ -1,8 +1,8 @@
 """Trimming: the source's bytes pass by once, front to back; what stays is gathered and written, front to back.
 
-Nothing here knows a dtype beyond its width (but for repairs), so bf16 and fp8 pass through bit for bit, and nothing is
-held but the blocks in flight: peak memory does not grow with the model. The stages - read, hash, gather, hash, write -
-run side by side, each in a thread of its own; all of their work lets go of the interpreter lock.
+Stored values pass through bit for bit (but for repairs), whatever their type, and nothing is held but the blocks in
+flight: peak memory does not grow with the model. The stages - read, hash, gather, hash, write - run side by side, each
+in a thread of its own; all of their work lets go of the interpreter lock.
 """
 
 import hashlib

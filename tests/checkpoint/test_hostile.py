@@ -244,6 +244,8 @@ def test_weights_stored_quantised_are_named(model: Path) -> None:
         ('{"model_type": "qwen2_moe", "mlp_only_layers": [0]}', "mlp_only_layers is [0], the qwen2_moe table needs []"),
         ('{"model_type": "stablelm", "qk_layernorm": true}', "qk_layernorm is True"),
         ('{"model_type": ["llama"]}', "unknown model_type"),
+        ('{"model_type": "llama", "rms_norm_eps": NaN}', "not valid JSON: it holds NaN"),
+        ('{"model_type": "llama", "hidden_act": "wat"}', "hidden_act is 'wat', which transformers does not know"),
     ],
 )
 def test_a_config_that_is_none(model: Path, content: str | None, message: str) -> None:
@@ -254,3 +256,25 @@ def test_a_config_that_is_none(model: Path, content: str | None, message: str) -
         open_checkpoint(model)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "int64", "float8_e4m3fn", "float8_e5m2", "uint8", "complex64"])
+def test_numbers_that_are_no_weights(dtype: str, model: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(getattr(torch, dtype))}, model / "model.safetensors")
+    with pytest.raises(MinitronError) as caught:
+        open_checkpoint(model)
+    assert name in caught.value.message
+    assert "I64" not in caught.value.hint
+
+
+def test_known_activations_are_those_of_transformers() -> None:
+    from transformers.activations import ACT2FN
+
+    from minitron_cli.checkpoint.validation import known_activations
+
+    assert set(known_activations()) == set(ACT2FN)

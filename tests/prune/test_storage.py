@@ -25,7 +25,7 @@ from tests.toys import make_toy, toy_ids
 Toy = Callable[..., Path]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_stored_values_pass_through_bit_for_bit(dtype: torch.dtype, toy: Toy, tmp_path: Path) -> None:
     """Trimming a low-precision checkpoint gives the very bits that indexing the loaded tensors gives."""
     source = Path(shutil.copytree(toy("llama"), tmp_path / "source"))
@@ -37,10 +37,9 @@ def test_stored_values_pass_through_bit_for_bit(dtype: torch.dtype, toy: Toy, tm
     for row, layer in enumerate(plan.kept["layer"]):
         name = "model.layers.{}.mlp.down_proj.weight"
         ffn = torch.as_tensor(plan.kept["ffn"][row])
-        expected = tensors[name.format(layer)].view(torch.uint8 if dtype.itemsize == 1 else dtype)[hidden][:, ffn]
         small = found[name.format(row)]
         assert small.dtype == dtype
-        assert torch.equal(small.view(expected.dtype), expected)
+        assert torch.equal(small, tensors[name.format(layer)][hidden][:, ffn])
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe"])
@@ -153,17 +152,6 @@ def test_repair_in_bfloat16(model_type: str, tmp_path: Path) -> None:
     expected = masked_source(load(source), checkpoint.family, plan)(toy_ids(2, 11))
     assert difference(logits_of(tmp_path / "small"), expected) < 0.1
     write_pruned(checkpoint, plan, tmp_path / "checked", check=True)
-
-
-def test_fp8_can_not_be_repaired(toy: Toy, tmp_path: Path) -> None:
-    from minitron_cli.errors import MinitronError
-
-    source = Path(shutil.copytree(toy("gemma2"), tmp_path / "source"))
-    tensors = {n: t.to(torch.float8_e4m3fn) for n, t in load_file(source / "model.safetensors").items()}
-    save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MinitronError, match="cannot be rescaled"):
-        prune_to(source, tmp_path / "small", {"hidden": 36})
-    assert [f.name for f in tmp_path.iterdir()] == ["source"]
 
 
 def test_old_buffers_on_disk_are_left_behind(toy: Toy, tmp_path: Path) -> None:
