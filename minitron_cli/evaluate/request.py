@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file, check_file
+from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import default_cache
@@ -113,7 +114,7 @@ def write_results(found: Mapping[str, Any], output: Path, say: Say) -> None:
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         say(f"warning: {', '.join(places[:3])}{more} are NaN or infinite: null in {output}")
     with atomic_file(output) as temporary:
-        temporary.write_text(json_text(plain, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(sealed(plain), indent=2) + "\n", encoding="utf-8")
 
 
 def _measure(request: EvalRequest, options: Options, gates: Sequence[Gate], say: Say) -> Any:
