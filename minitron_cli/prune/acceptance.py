@@ -1,6 +1,6 @@
 """Whether transformers builds and runs a shape, and the nearest shapes that it does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.hfconfig import config_for
@@ -16,18 +16,26 @@ _REACH = 64  # sizes on either side that are tried
 
 def check_accepted(source: Checkpoint | Architecture, shape: Shape) -> None:
     """Ask transformers for the config of `shape`, which takes a second. Raises MinitronError with sizes that work."""
-    # The depth stays, for config lists of one entry a layer.
-    widths = config_for(source.config, source.family, shape.with_(layer=source.shape["layer"]))
-    if (why := objections([widths])[0]) is not None:
+    if (why := obstacles(source, [shape])[0]) is not None:
         raise rejection(source, shape, f"transformers rejects the target's config: {why}")
 
 
 def check_strides(source: Checkpoint | Architecture, shape: Shape) -> None:
     """Refuse experts whose first forward pass would fail."""
-    if wrong := _misaligned(source, shape):
-        sizes = ", ".join(f"--{FLAG_OF_AXIS[axis]} {shape[axis]}" for axis in wrong)
-        multiple = max(wrong.values())
-        raise rejection(source, shape, f"{sizes}: the experts' matrix product runs on multiples of {multiple} only")
+    if (why := _misalignment(source, shape)) is not None:
+        raise rejection(source, shape, why)
+
+
+def obstacles(source: Checkpoint | Architecture, shapes: Sequence[Shape]) -> list[str | None]:
+    """Why each shape cannot be built or run, None where it can. Transformers is asked once for each set of widths.
+
+    The depth stays the source's, for config lists of one entry a layer.
+    """
+    depth = source.shape["layer"]
+    widths = [tuple(shape.with_(layer=depth).sizes.items()) for shape in shapes]
+    of_widths = {key: config_for(source.config, source.family, source.shape.with_(**dict(key))) for key in widths}
+    found = dict(zip(of_widths, objections(list(of_widths.values()))))
+    return [_misalignment(source, shape) or found[key] for shape, key in zip(shapes, widths)]
 
 
 def rejection(source: Checkpoint | Architecture, shape: Shape, why: str) -> MinitronError:
@@ -43,6 +51,14 @@ def rejection(source: Checkpoint | Architecture, shape: Shape, why: str) -> Mini
     return MinitronError(why, hint)
 
 
+def _misalignment(source: Checkpoint | Architecture, shape: Shape) -> str | None:
+    wrong = _misaligned(source, shape)
+    if not wrong:
+        return None
+    sizes = ", ".join(f"--{FLAG_OF_AXIS[axis]} {shape[axis]}" for axis in wrong)
+    return f"{sizes}: the experts' matrix product runs on multiples of {max(wrong.values())} only"
+
+
 def _misaligned(source: Checkpoint | Architecture, shape: Shape) -> dict[str, int]:
     """Axes of experts that were cut to sizes whose rows begin at other bytes, and the multiples they need."""
     found: dict[str, int] = {}
@@ -56,9 +72,7 @@ def _misaligned(source: Checkpoint | Architecture, shape: Shape) -> dict[str, in
 def _nearest(source: Checkpoint | Architecture, shape: Shape, axis: str) -> str:
     """ "441 or 450": the next smaller and the next larger size of one axis that work, all others as they are."""
     shapes = list(_neighbours(source, shape, axis))
-    depth = source.shape["layer"]
-    configs = [config_for(source.config, source.family, one.with_(layer=depth)) for one in shapes]
-    works = [one[axis] for one, why in zip(shapes, objections(configs)) if why is None]
+    works = [one[axis] for one, why in zip(shapes, obstacles(source, shapes)) if why is None]
     below, above = [n for n in works if n < shape[axis]], [n for n in works if n > shape[axis]]
     return " or ".join(map(str, [*below[-1:], *above[:1]]))
 
@@ -66,7 +80,7 @@ def _nearest(source: Checkpoint | Architecture, shape: Shape, axis: str) -> str:
 def _neighbours(source: Checkpoint | Architecture, shape: Shape, axis: str) -> Iterator[Shape]:
     for size in range(max(1, shape[axis] - _REACH), min(source.shape[axis], shape[axis] + _REACH) + 1):
         one = shape.with_(**{axis: size})
-        if size == shape[axis] or one == source.shape or _misaligned(source, one):
+        if size == shape[axis] or one == source.shape:
             continue
         try:
             check_target(source.family, source.shape, one)

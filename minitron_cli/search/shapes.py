@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
+from minitron_cli.prune.acceptance import obstacles
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.search import Candidate, candidates, default_grid
@@ -35,30 +34,15 @@ def enumerate_shapes(source: Checkpoint, request: SearchRequest) -> list[Candida
 
 
 def accepted(source: Checkpoint, found: list[Candidate], say: Callable[[str], None]) -> list[Candidate]:
-    """The shapes that transformers builds: it is asked once for each combination of widths."""
-    reasons: dict[tuple[tuple[str, int], ...], str | None] = {}
-    kept = []
-    for candidate in found:
-        widths = tuple(sorted((axis, candidate.shape[axis]) for axis in candidate.shape if axis != "layer"))
-        if widths not in reasons:
-            reasons[widths] = _objection(source, candidate.shape)
-        if reasons[widths] is None:
-            kept.append(candidate)
+    """The shapes that transformers builds and runs."""
+    reasons = obstacles(source, [candidate.shape for candidate in found])
+    kept = [candidate for candidate, why in zip(found, reasons) if why is None]
     if len(kept) < len(found):
-        why = next(text for text in reasons.values() if text is not None)
+        why = next(why for why in reasons if why is not None)
         if not kept:
             raise MinitronError(f"transformers rejects every shape in the budget: {why}", "give another --grid")
         say(f"{len(found) - len(kept)} shapes left out, which transformers rejects: {why}")
     return kept
-
-
-def _objection(source: Checkpoint, shape: Shape) -> str | None:
-    """Why transformers rejects this config; the depth stays, for config lists of one entry a layer."""
-    try:
-        understood(config_for(source.config, source.family, shape.with_(layer=source.shape["layer"])))
-    except Rejected as error:
-        return str(error)
-    return None
 
 
 def single_cuts(source: Checkpoint, shapes: list[Shape]) -> list[Shape]:
@@ -94,7 +78,7 @@ def _buildable(source: Checkpoint, shape: Shape) -> bool:
         check_target(source.family, source.shape, shape)
     except MinitronError:
         return False
-    return _objection(source, shape) is None
+    return obstacles(source, [shape]) == [None]
 
 
 def window_length(source: Checkpoint, request: SearchRequest) -> int:

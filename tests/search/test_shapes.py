@@ -40,6 +40,15 @@ def test_what_transformers_rejects_is_left_out_and_named(toy: Callable[..., Path
         accepted(source, only, said.append)
 
 
+def test_experts_that_cannot_run_are_left_out(toy: Callable[..., Path]) -> None:
+    """Transformers' grouped product of experts in float32 takes rows of 4 values."""
+    source, said = open_checkpoint(toy("mixtral")), list[str]()
+    grid = {"expert_ffn": [16, 18, 20]}
+    found = candidates(source.family, source.config, source.shape, grid, Window(0, float("inf")))
+    assert {c.shape["expert_ffn"] for c in accepted(source, found, said.append)} == {16, 20}
+    assert "--expert-ffn 18: the experts' matrix product runs on multiples of 4 only" in said[0]
+
+
 @pytest.mark.parametrize(
     ("family", "grid"),
     [
