@@ -16,7 +16,7 @@ import numpy as np
 
 from minitron_cli.prune.reconstruction import Error
 
-_RIDGE = 1e-9  # of the mean diagonal of G and M: embeddings and streams may leave directions out
+_RIDGE = 1e-5  # of the mean diagonal of G and M, which are float32: both may leave directions out
 _NOTHING = 1e-6  # of G's largest eigenvalue: its products are float32
 
 
