@@ -175,6 +175,25 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(
     assert facts["scores"] == ["scores-middle"]
 
 
+def test_figures_that_are_not_finite_are_named_and_the_rest_is_shown(fake_run: Path, tmp_path: Path) -> None:
+    """A diverged model: `eval` writes null for what JSON cannot say."""
+    directory = shutil.copytree(fake_run, tmp_path / "fake")
+    results = json.loads((directory / "figures.json").read_text())
+    small = next(m for m in results["models"] if m["name"] == "small")
+    small |= {"loss": None, "bits_per_byte": None}
+    for figures in small["losses"].values():
+        figures |= dict.fromkeys(("nats_per_token", "bits_per_byte", "kl"), None)
+        figures["difference"] = {"difference": None, "stderr": None, "num_blocks": 70}
+    next(row for row in results["rows"] if row["model"] == "small")["value"] = None
+    (directory / "figures.json").write_text(json.dumps(results))
+    facts = report(directory)
+    assert facts["problems"] == []
+    shown = Page((directory / "report.html").read_text())
+    assert shown.sections["evaluation"].count("not finite") == 1 + 3
+    assert "nan" not in shown.text.lower()
+    assert next(m["loss"] for m in facts["models"] if m["name"] == "middle") == 1.377
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

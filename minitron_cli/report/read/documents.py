@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from minitron_cli.errors import MinitronError
@@ -19,7 +20,15 @@ _PLANNED = {"step": str, "verb": str, "command": list}
 _FAMILY_STEP = {"step": str, "command": list, "seconds": _NUMBER}
 _FAMILY_MODEL = {"name": str, "parameters": int, "shape": dict}
 _EVALUATED = {"name": str, "path": str}
-_ROW = {"task": str, "metric": str, "model": str, "value": _NUMBER, "num_samples": int, "higher_is_better": bool}
+# A figure that was not finite is null in a results file.
+_ROW = {
+    "task": str,
+    "metric": str,
+    "model": str,
+    "value": (*_NUMBER, NoneType),
+    "num_samples": int,
+    "higher_is_better": bool,
+}
 _BENCH_FIGURES = (
     *("ratios", "prefill_tokens_per_second", "decode_tokens_per_second"),
     *("time_to_first_token", "time_per_output_token"),

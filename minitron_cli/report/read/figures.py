@@ -111,4 +111,5 @@ def kept_accuracy(model: Model, reference: Model | None) -> float | None:
 def loss_interval(model: Model) -> tuple[float, float] | None:
     """The loss above the evaluation's reference with half its 95% interval, both nats per token (paired)."""
     found = model.evaluation.get("losses", {}).get("all", {}).get("difference")
-    return (found["difference"], 1.96 * found["stderr"]) if found else None
+    known = found is not None and found["difference"] is not None and found["stderr"] is not None
+    return (found["difference"], 1.96 * found["stderr"]) if known else None

@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 
 def task_picture(results: Results, look: Mapping[str, Style]) -> Picture | None:
     """The scores between 0 and 1 of which more is better, with the chance level of each task."""
-    rows = [row for row in results.content.get("rows", ()) if row["higher_is_better"] and abs(row["value"]) <= 1]
+    known = [row for row in results.content.get("rows", ()) if row["value"] is not None]
+    rows = [row for row in known if row["higher_is_better"] and abs(row["value"]) <= 1]
     if not rows:
         return None
     measures = [Measure(_task(row), row["model"], row["value"], row["stderr"]) for row in rows]
@@ -92,6 +93,8 @@ def _setting(row: Row) -> str:
 def _cell(row: Row | None) -> Cell | str:
     if row is None:
         return text.NOTHING
+    if row["value"] is None:
+        return "not finite"
     error = f" ± {row['stderr']:.4f}" if row["stderr"] is not None else ""
     paired, under = row.get("comparison"), []
     if row.get("kept") is not None and row["higher_is_better"]:
@@ -106,8 +109,11 @@ def _cell(row: Row | None) -> Cell | str:
 def _loss_cell(figures: Row | None) -> Cell | str:
     if not figures:
         return text.NOTHING
+    if figures["nats_per_token"] is None:
+        return "not finite"
     under = []
-    if found := figures.get("difference"):
+    found = figures.get("difference")
+    if found and found["difference"] is not None:
         under.append(f"{found['difference']:+.4f} ± {INTERVAL * found['stderr']:.4f}")
     if figures.get("bits_per_byte") is not None:
         under.append(f"{figures['bits_per_byte']:.4f} bits/byte")
