@@ -278,3 +278,14 @@ def test_known_activations_are_those_of_transformers() -> None:
     from minitron_cli.checkpoint.validation import known_activations
 
     assert set(known_activations()) == set(ACT2FN)
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    import re
+
+    import minitron_cli
+
+    risky = re.compile(r"import pickle|from pickle|torch\.load\(|allow_pickle=True|weights_only=False|joblib|marshal\b")
+    sources = sorted(Path(minitron_cli.__file__).parent.rglob("*.py"))
+    assert len(sources) > 100
+    assert [file.name for file in sources if risky.search(file.read_text(encoding="utf-8"))] == []

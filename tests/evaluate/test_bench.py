@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.cli.app import app
 from minitron_cli.cli.common import parse_bytes
 from minitron_cli.errors import MinitronError
@@ -109,7 +110,7 @@ def test_the_command_writes_what_it_shows(toy, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*line, "--json"])
     assert shown.exception is None
     found = json.loads(shown.stdout)
-    assert found == json.loads((tmp_path / "bench.json").read_text())
+    assert sealed(found) == json.loads((tmp_path / "bench.json").read_text())
     assert [(row["batch"], row["model"]) for row in found["rows"]] == [
         (batch, model["name"]) for batch in (1, 2) for model in found["models"]
     ]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from minitron_cli.__main__ import run as command_line
+from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import side_by_side, suites
@@ -43,7 +44,7 @@ def test_rows_compare_with_the_first_model(line: list[str], tmp_path: Path) -> N
     out, error = run(*line, "--json", "-o", tmp_path / "results.json")
     assert error is None
     found = json.loads(out)
-    assert found == json.loads((tmp_path / "results.json").read_text())
+    assert sealed(found) == json.loads((tmp_path / "results.json").read_text())
     first, second = (model["name"] for model in found["models"])
     assert found["reference"] == first
     rows = {(row["model"], row["metric"]): row for row in found["rows"]}
