@@ -7,10 +7,10 @@ from typing import Any
 
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.data.order import Order
+from minitron_cli.hf.devices import choose_dtype, dtype_name
+from minitron_cli.hf.memory import free_memory
+from minitron_cli.hf.process_group import World
 from minitron_cli.training import preflight
-from minitron_cli.training.distributed import World
-from minitron_cli.training.load import compute_dtype
-from minitron_cli.training.metrics import available_memory
 from minitron_cli.training.prepare import Prepared
 
 
@@ -18,13 +18,13 @@ def announce(ready: Prepared, world: World, say: Callable[[str], None]) -> None:
     """Print sizes, tokens, device, memory and place."""
     for line in _lines(ready, world):
         say(line)
-    need, free = memory(ready, world), available_memory(world.device)
+    need, free = memory(ready, world), free_memory(world.device)
     say(f"memory: about {need.total() / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free; output: {ready.options.output}")
 
 
 def check_room(ready: Prepared, world: World) -> None:
     """Raise when memory or disk will not do."""
-    preflight.check_memory(memory(ready, world), available_memory(world.device), str(world.device))
+    preflight.check_memory(memory(ready, world), free_memory(world.device), str(world.device))
     need_space(Path(ready.options.output), _disk(ready))
 
 
@@ -53,8 +53,8 @@ def memory(ready: Prepared, world: World) -> preflight.Need:
     """Bytes that one device of `world` must hold during a step."""
     options, (student, *teachers) = ready.options, ready.sizes
     assert options.seq_len is not None
-    dtype = compute_dtype(options.dtype, world.device)
-    stored = dtype if options.teacher_dtype == "auto" else compute_dtype(options.teacher_dtype, world.device)
+    dtype = choose_dtype(options.dtype, world.device)
+    stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, world.device)
     elsewhere = options.teacher_device is not None and options.teacher_device != str(world.device)
     return preflight.memory(
         student,
@@ -88,7 +88,7 @@ def _lines(ready: Prepared, world: World) -> list[str]:
     passes = "streamed"
     if isinstance(ready.order, Order):
         passes = ", ".join(f"{epochs:.2f}" for epochs in ready.order.epochs(options.steps)) + " passes over the data"
-    dtype = str(compute_dtype(options.dtype, world.device)).removeprefix("torch.")
+    dtype = dtype_name(choose_dtype(options.dtype, world.device))
     origin = ", new weights" if options.from_scratch else ""
     return [
         f"{options.verb} {options.student} ({student.parameters:,} parameters{origin}){taught}",

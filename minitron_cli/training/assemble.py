@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minitron_cli.training.distributed import World, choose_device, shard, shard_frozen
-from minitron_cli.training.load import compute_dtype, load_student, load_teacher, run_again_in_backward
+from minitron_cli.hf.devices import choose_device, choose_dtype
+from minitron_cli.hf.process_group import World
+from minitron_cli.training.distributed import shard, shard_frozen
+from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job
 from minitron_cli.training.optimizer import Call, build, measurer, trainer
 from minitron_cli.training.options import Options
@@ -31,7 +33,7 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
     """Load, shard and connect everything that a run needs."""
     options = ready.options
     assert options.seq_len is not None
-    dtype = compute_dtype(options.dtype, world.device)
+    dtype = choose_dtype(options.dtype, world.device)
     step = build_step(ready, world, dtype)
     cast_to = dtype if world.size == 1 and dtype != torch.float32 else None
     optimizer = build(step, options.betas, options.eps, options.weight_decay)
@@ -74,6 +76,6 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
 
 def _teacher(path: Path, options: Options, world: World, dtype: torch.dtype) -> nn.Module:
     device = choose_device(options.teacher_device) if options.teacher_device else world.device
-    stored = dtype if options.teacher_dtype == "auto" else compute_dtype(options.teacher_dtype, device)
+    stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, device)
     teacher = load_teacher(path, stored, options.trust_remote_code)
     return teacher if options.shard_teacher and world.size > 1 else teacher.to(device)

@@ -8,9 +8,9 @@ from pathlib import Path
 from minitron_cli.checkpoint.disk import write_errors
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import machine_words
+from minitron_cli.hf.process_group import World
 from minitron_cli.training import rundir, state
 from minitron_cli.training.announce import announce, check_room
-from minitron_cli.training.distributed import World, barrier
 from minitron_cli.training.prepare import Prepared
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ def begun(
 ) -> Iterator[None]:
     """Announce the run and hold its directory; one that fails before its first checkpoint leaves none behind."""
     if world.rank != 0:
-        barrier(world)
+        world.barrier()
         yield
         return
     announce(ready, world, say)
@@ -57,7 +57,7 @@ def begun(
         created = rundir.create(place, ready.options, inputs, f"{world.size} x {machine_words(world.device)}")
         try:
             with rundir.locked(place):
-                barrier(world)
+                world.barrier()
                 yield
         except BaseException:
             if created and not state.checkpoints(place / "run"):

@@ -9,15 +9,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
-    if name != "auto":
-        return _DTYPES[name]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.distributed import World, agree, sync_gradients, total
+from minitron_cli.hf.process_group import World
+from minitron_cli.training.distributed import sync_gradients
 from minitron_cli.training.interrupt import StopFlag
 from minitron_cli.training.optimizer import Call, clip, is_spike, remember, set_rate
 from minitron_cli.training.rows import Rows, Share, micro_batches
@@ -56,7 +57,7 @@ def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> 
     while progress.step < job.schedule.steps:
         started = time.perf_counter()
         share = job.rows(progress.step)
-        tokens, stopped = agree(job.world, share.num_targets(), bool(stop.signal))
+        tokens, stopped = job.world.agree(share.num_targets(), bool(stop.signal))
         if stopped:
             break
         seed_step(job.seed, progress.step, job.world.rank)
@@ -87,7 +88,7 @@ def accumulate(job: Job, share: Share, tokens: int) -> dict[str, Tensor]:
 
 def _read(terms: Mapping[str, Tensor], norm: Tensor, world: World) -> dict[str, float]:
     """The global loss terms and gradient norm as numbers: one all-reduce and one wait for the device in a step."""
-    packed = total(world, torch.stack([value.float() for value in terms.values()]))
+    packed = world.sum(torch.stack([value.float() for value in terms.values()]))
     *values, grad_norm = torch.cat([packed, norm.float().reshape(1)]).tolist()
     return {**dict(zip(terms, values)), "grad_norm": grad_norm}
 

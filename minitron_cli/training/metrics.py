@@ -2,14 +2,9 @@
 
 import json
 import math
-import os
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.errors import MinitronError
@@ -61,32 +56,3 @@ def _board(directory: Path, step: int) -> Any:
             "--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'"
         ) from error
     return SummaryWriter(str(directory), purge_step=step + 1)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most the GPU's allocator held so far, or on a CPU the most this process had resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that could still be taken: the GPU's free memory, or the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) * 1024, _cgroup_limit())
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_limit() -> int:
-    """What a container may still take, where it has a limit."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if not limit.exists() or not used.exists():
-        return sys.maxsize
-    text = limit.read_text().strip()
-    return sys.maxsize if text == "max" else int(text) - int(used.read_text())

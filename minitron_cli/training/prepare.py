@@ -13,11 +13,12 @@ from minitron_cli.data.order import Order, require_windows
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokens import TokenFile, require_ids_below
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import choose_device
+from minitron_cli.hf.process_group import World
 from minitron_cli.spec.plan import hidden_origin
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
 from minitron_cli.training.defaults import export_steps, fill_cadence, fill_length, fill_steps, schedule_of
-from minitron_cli.training.distributed import World, choose_device
 from minitron_cli.training.inputs import (
     Models,
     check_recording,

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minitron_cli.hf.memory import peak_memory
 from minitron_cli.training import state
 from minitron_cli.training.loop import Job
-from minitron_cli.training.metrics import MetricsLog, peak_memory
+from minitron_cli.training.metrics import MetricsLog
 from minitron_cli.training.progress import Display
 from minitron_cli.training.state import Progress
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from minitron_cli.data.order import Order
 from minitron_cli.data.tokens import require_ids_in
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits.store import Recording, Taught
-from minitron_cli.training.distributed import World
 from minitron_cli.training.options import Options
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from minitron_cli.data.order import Order
+from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.begin import begun, is_done
-from minitron_cli.training.distributed import World, agree, join
 from minitron_cli.training.inputs import digests
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
@@ -76,7 +76,7 @@ def train(
         place = rundir.place_of(output, overwrite)
         inputs = digests(ready.models, ready.order, options.from_scratch) if world.rank == 0 else {}
         done = world.rank == 0 and is_done(ready, place, output, inputs, say)
-        if agree(world, 0, done)[1]:
+        if world.agree(0, done)[1]:
             return _outcome(output, ready.options, _latest(output / "run"), was_done=True)
         with begun(ready, place, inputs, world, preflight, say):
             progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals)

@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.distributed import ALONE, World, barrier, gather_bytes
+from minitron_cli.hf.process_group import World
+from minitron_cli.training.distributed import gather_bytes
 from minitron_cli.training.step_files import (
     Damaged,
     Stored,
@@ -99,7 +100,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         need_space(final, sum(t.numel() * t.element_size() for t in contents.values()))
         temporary.mkdir(parents=True)
-    barrier(world)
+    world.barrier()
     mine = {name: own_part(t)[0] for name, t in contents.items() if world.rank == 0 or isinstance(t, DTensor)}
     try:
         with write_errors(final):
@@ -118,7 +119,7 @@ def save(
         remaining = [p for p in checkpoints(run) if p.name <= final.name][-keep:]
         for old in set(checkpoints(run)) - set(remaining):
             shutil.rmtree(old)
-    barrier(world)
+    world.barrier()
     return final
 
 
@@ -171,7 +172,7 @@ def _shown(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
 
 def load_weights(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint whose names (see `tensors`) begin with `prefix`: whole, on the CPU, one at a time."""
-    for name, stored in open_tensors(path, ALONE).items():
+    for name, stored in open_tensors(path, World()).items():
         if name.startswith(prefix):
             whole = torch.empty(stored.shape, dtype=stored.dtype)
             stored.read(0, whole)

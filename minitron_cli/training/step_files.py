@@ -27,7 +27,7 @@ from minitron_cli.checkpoint.seal import is_altered, is_sealed, sealed
 from minitron_cli.checkpoint.tensors import DTYPES, STORAGE_TYPES, bytes_of, read_bytes
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, reserve
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.distributed import World, total
+from minitron_cli.hf.process_group import World
 
 STATE = "state.json"
 FORMAT = 2
@@ -144,5 +144,5 @@ def _check_shards(path: Path, files: Mapping[str, str], world: World) -> None:
         name = list(files)[index]
         file = path / name
         wrong[index] = not file.is_file() or file_digest(file) != files[name]
-    if named := [name for name, bad in zip(files, total(world, wrong)) if bad]:
+    if named := [name for name, bad in zip(files, world.sum(wrong)) if bad]:
         raise Damaged(f"{path} is damaged: {', '.join(named)} missing or not what was written (sha256 differs)")

@@ -6,7 +6,7 @@ from minitron_cli.data.source import parse_sources
 from minitron_cli.data.stream import RowStream, StreamOrder
 from minitron_cli.data.tokenizer import load_tokenizer
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.distributed import World
+from minitron_cli.hf.process_group import World
 from minitron_cli.training.inputs import Models, parse_phases
 from minitron_cli.training.options import Options
 from minitron_cli.training.rows import Rows, part_of, share_of

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from minitron_cli.data.tokens import TokenFile
-from minitron_cli.training.distributed import World, total
+from minitron_cli.hf.process_group import World
 from minitron_cli.training.loop import Job
 from minitron_cli.training.optimizer import Call
 from minitron_cli.training.options import Options
@@ -59,5 +59,5 @@ def _mean(measure: Call, share: Share, micro_batch: int, world: World) -> dict[s
         for name in _TERMS:
             if name in terms:
                 sums[name] = sums[name] + terms[name] if name in sums else terms[name].float()
-    values = total(world, torch.stack(list(sums.values()))).tolist()
+    values = world.sum(torch.stack(list(sums.values()))).tolist()
     return dict(zip(sums, values))

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits import store
 from minitron_cli.training.cached_logits.record import record_teacher
-from minitron_cli.training.distributed import World
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.rows import positions_in
 from minitron_cli.training.run import prepare, train

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.process_group import World
 from minitron_cli.training import state
-from minitron_cli.training.distributed import World
 from minitron_cli.training.launch import outcome
 from minitron_cli.training.metrics import read_metrics
 from tests.toys import make_toy

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.process_group import World
 from minitron_cli.training import loop
-from minitron_cli.training.distributed import World
 from minitron_cli.training.interrupt import StopFlag
 from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_part_first() -> None:
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announce, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(announce, "free_memory", lambda device: 1000)
     line = options(toy("llama"), write_text(tmp_path / "text.jsonl"), tmp_path / "out", steps=1)
     with pytest.raises(MinitronError, match="a step needs about"):
         train(line)

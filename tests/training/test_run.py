@@ -279,7 +279,7 @@ def test_a_directory_of_something_else_is_left_alone(toy: Toy, text: Path, tmp_p
         ({"batch": 10_000, "micro_batch": None}, "the data is too short"),
         ({"micro_batch": 3}, "--batch 4 is 4 sequences per process, which does not divide into micro-batches of 3"),
         ({"warmup": 12}, "--warmup 12 is as long as the run"),
-        ({"device": "tpu-9"}, "is no device"),
+        ({"device": "tpu-9"}, "is not a device"),
         ({"export_dtype": "int3"}, "--export-dtype must be one of"),
     ],
 )

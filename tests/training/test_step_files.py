@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from minitron_cli.checkpoint.provenance import file_digest
 from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.process_group import World
 from minitron_cli.training import state
-from minitron_cli.training.distributed import ALONE
 from minitron_cli.training.export_run import export_step
 from minitron_cli.training.run import train
 from minitron_cli.training.step_files import STATE, open_tensors, shard_name, write_shard, write_state
@@ -166,7 +166,7 @@ def test_pieces_of_any_number_of_ranks_make_any_slice(size: int, tmp_path: Path)
         files[shard_name(rank, size)] = write_shard(tmp_path / shard_name(rank, size), mine)
     whole["scalar"] = torch.tensor(2.5)
     write_state(tmp_path, {}, {name: tuple(t.shape) for name, t in whole.items()}, files)
-    stored = open_tensors(tmp_path, ALONE)
+    stored = open_tensors(tmp_path, World())
     assert stored.keys() == whole.keys()
     for name, tensor in whole.items():
         flat = tensor.flatten()

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import loop, state
-from minitron_cli.training.distributed import World, join, shard, shard_frozen
+from minitron_cli.training.distributed import shard, shard_frozen
 from minitron_cli.training.interrupt import StopFlag
 from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job

@@ -13,13 +13,14 @@ from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.order import Order
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import choose_device, choose_dtype
+from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits import store, topk
 from minitron_cli.training.cached_logits.store import Header
-from minitron_cli.training.distributed import World, choose_device
 from minitron_cli.training.head import check_head, head_of
 from minitron_cli.training.inputs import windows_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
-from minitron_cli.training.load import compute_dtype, load_teacher
+from minitron_cli.training.load import load_teacher
 from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
@@ -117,7 +118,7 @@ def record_teacher(
 def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
     """Append the records that are missing; returns how many windows there are now."""
     ready, header = plan.ready, plan.header
-    dtype = compute_dtype(ready.options.teacher_dtype, plan.device)
+    dtype = choose_dtype(ready.options.teacher_dtype, plan.device)
     teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code).to(plan.device)
     check_head(teacher, "teacher")
     counts = [store.recorded(path, header, i) for i in range(len(plan.windows))]
