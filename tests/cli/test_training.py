@@ -100,7 +100,7 @@ ERRORS = [
     (["--phase", "soon"], "--phase 'soon' cannot be read"),
     (["--layer-map", "1:9", "--loss", "logits+hidden"], "not a pair of blocks: 1:9"),
     (["--layer-map", "1:1"], "compares no layers"),
-    (["--teacher-device", "tpu-9"], "is no device"),
+    (["--teacher-device", "tpu-9"], "is not a device"),
     (["--warmup", "3"], "--warmup 3 is as long as the run"),
     (["--export-dtype", "int3"], "--export-dtype must be one of"),
     (["--branch-from", "{place}", "--schedule", "wsd"], "is no checkpoint"),

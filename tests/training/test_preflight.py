@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(toy: Toy, tmp_path: Path
 
     def fill(_: str) -> None:
         if next(say_count) == 0:
-            blocker.write_bytes(b"0" * (13 << 20))
+            blocker.write_bytes(b"0" * (14 << 20))
 
     with pytest.raises(MinitronError, match="free"):
         train(line, preflight=False, say=fill)
