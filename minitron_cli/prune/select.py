@@ -101,7 +101,7 @@ def _eliminate(columns: np.ndarray, matrix: np.ndarray, stay: int) -> np.ndarray
         end = min(begin + step, total - stay)
         cost = torch.where(left, weight.square().sum(0) / diagonal, torch.inf)
         go = cost.argsort(stable=True)[: end - begin]
-        own = inverse[:, go] - dropped[:, :begin] @ dropped[go, :begin].T
+        own = inverse[go].T - dropped[:, :begin] @ dropped[go, :begin].T
         factor, failed = torch.linalg.cholesky_ex(own[go])
         if failed:
             return None
