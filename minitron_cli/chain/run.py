@@ -49,6 +49,7 @@ def run(
     """
     for step in recipe.steps:
         command_line(recipe, step, directory)  # an input that was not given is an error before the first step runs
+    estimate(recipe, known_configs(recipe, directory))  # and so is a step that its verb would refuse
     check_outputs(recipe, directory)
     with lock(directory):
         records = load(directory)
@@ -83,10 +84,10 @@ def _execute(
     recipe: Recipe, decision: Decision, record: Record, records: dict[str, Record], directory: Path, execute: Execute
 ) -> None:
     step, output = decision.step, directory / decision.step.output
+    cost = next(c for c in estimate(recipe, known_configs(recipe, directory)) if c.step.name == step.name)
     if decision.action == "run":
         _remove(output)
         record.seconds = 0.0
-    cost = next(c for c in estimate(recipe, known_configs(recipe, directory)) if c.step.name == step.name)
     record.begun, record.digest, record.signature = decision.fingerprint, "", {}
     record.command = command_line(recipe, step, directory)
     record.forecast, record.took = estimate_facts(cost), {}

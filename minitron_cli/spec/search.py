@@ -12,6 +12,8 @@ from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters
 
 MOST_POINTS = 1_000_000  # of a grid, each of which is counted: about a minute
+# Of the widths of experts: transformers multiplies them by a product whose rows begin at multiples of 16 bytes.
+EXPERT_MULTIPLE = 8
 CLOSE = 0.02  # relative distance from a budget that counts as meeting it
 
 
@@ -44,14 +46,16 @@ def default_grid(source: Shape, steps: int = 8, multiple: int = 1) -> dict[str, 
     """About `steps` values per axis, from half the source's size (two thirds of its layers) upwards.
 
     Heads stay: the authors found models that keep their heads stronger at equal size (arXiv 2408.11796, insights).
-    Hidden sizes are multiples of their number, as some model classes demand. Widths below the source's are multiples of
-    `multiple`; where that is 1, of the largest power of two that divides the source's and gives enough values.
+    Hidden sizes are multiples of their number, as some model classes demand, and widths of experts multiples of 8.
+    Widths below the source's are multiples of `multiple`; where that is 1, of the largest power of two that divides
+    the source's and gives enough values.
     """
     grid = {}
     for axis, share in (("hidden", 0.5), ("ffn", 0.5), ("expert_ffn", 0.5), ("layer", 2 / 3)):
         if axis in source:
             heads = source.get("head", 1) if axis == "hidden" else 1
-            unit = heads if source[axis] % heads == 0 else 1
+            aligned = EXPERT_MULTIPLE if "expert" in source and axis in ("hidden", "expert_ffn") else 1
+            unit = next(n for n in (lcm(heads, aligned), heads, 1) if source[axis] % n == 0)
             bottom = round(source[axis] * share)
             rounded = axis != "layer" and multiple > 1
             grid[axis] = (_multiples(source[axis], bottom, steps, lcm(unit, multiple)) if rounded

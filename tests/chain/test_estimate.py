@@ -11,13 +11,14 @@ import pytest
 from safetensors import safe_open
 
 from minitron_cli.chain.estimate import Estimate, estimate
-from minitron_cli.checkpoint.provenance import model_digest
+from minitron_cli.chain.run import run
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.execute import prune
 from minitron_cli.prune.request import PruneRequest, request_from_options
-from minitron_cli.spec.recipe import Recipe, Step
+from minitron_cli.spec.recipe import Input, Recipe, Step
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import shape_of
 from tests.prune.cutting import random_scores
@@ -26,7 +27,7 @@ Toy = Callable[..., Path]
 # Every option of prune: what cuts a toy, what goes with it, and values that leave the sizes as they are.
 CUTS: dict[str, Any] = {
     "hidden": 36, "ffn": 56, "heads": 4, "kv-heads": 1, "layers": 2, "drop-layers": "0,2", "experts": 3,
-    "expert-ffn": 16, "shared-ffn": 32, "experts-per-token": 1, "params": "50K",
+    "expert-ffn": 16, "shared-ffn": 32, "experts-per-token": 1, "params": "85.7K",
 }  # fmt: skip
 WITH: dict[str, dict[str, Any]] = {
     "kv-heads": {"heads": 3},
@@ -58,7 +59,7 @@ def _estimate(config: Mapping[str, Any], options: Mapping[str, Any], **inputs: s
 def _written(model: Path, options: Mapping[str, Any], directory: Path) -> tuple[int, int]:
     """Parameters and bytes of what prune writes with these options, counted tensor by tensor."""
     shape = open_checkpoint(model).shape
-    provenance = {"model": {"name": "toy", "digest": model_digest(model)}}
+    provenance = {"model": {"name": "toy", "digest": source_digest(model)}}
     write_scores(directory / "scores", Scores(random_scores(shape).values, provenance))
     given = {**options, "scores": directory / "scores", "output": directory / "cut"}
     prune(request_from_options(str(model), given), lambda wanted: pytest.fail("nothing was to be measured"))
@@ -78,8 +79,8 @@ def test_a_cut_is_estimated_as_it_is_written(flag: str, toy: Toy, tmp_path: Path
     found, (parameters, size) = _estimate(_config(model), options), _written(model, options, tmp_path)
     assert found.model is not None
     if flag == "params":  # which units stay is not known before there are scores, only how many
-        assert abs(found.model.parameters / 50_000 - 1) < 0.02
-        assert abs(parameters / 50_000 - 1) < 0.02
+        assert abs(found.model.parameters / 85_700 - 1) < 0.02
+        assert abs(parameters / 85_700 - 1) < 0.02
         return
     assert (found.model.parameters, found.disk_bytes) == (parameters, size)
     if flag != "experts-per-token":
@@ -136,6 +137,14 @@ def test_what_the_verb_refuses_is_refused_before_the_first_step(
         _estimate(_config(toy("llama")), options, **inputs)
     assert caught.value.message.startswith(message)
     assert caught.value.hint
+
+
+def test_a_step_that_its_verb_refuses_stops_the_run_before_the_first_one(toy: Toy, tmp_path: Path) -> None:
+    steps = (Step("world", "toy", {}, {}), Step("cut", "prune", {"model": ("{m}",)}, {"ffn": 999}))
+    recipe = Recipe("r", "", {"m": Input("a model")}, steps, {"m": str(toy("llama"))})
+    with pytest.raises(MinitronError, match="step 'cut': --ffn 999 is larger"):
+        run(recipe, tmp_path / "run", lambda words: pytest.fail("a step ran"), lambda text: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_is_estimated_step_after_step(toy: Toy) -> None:
