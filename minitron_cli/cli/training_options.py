@@ -55,7 +55,6 @@ LOSS = (
     _option(
         "layer_map", list[str], "--layer-map", help="STUDENT:TEACHER blocks, or kept [default: third last of both]"
     ),
-    _option("loss_impl", str, "--loss-impl", help="fused, or naive to check it [default: fused]"),
     _option("teacher_dtype", str, "--teacher-dtype", help="float32 or bfloat16 [default: as --dtype]"),
     _option("teacher_device", str, "--teacher-device", help="where the teacher runs [default: with the student]"),
     _option("shard_teacher", bool, "--shard-teacher/--no-shard-teacher", help="split it over the devices"),
@@ -106,7 +105,6 @@ WATCHING = (
     _option("eval_every", int, "--eval-every", help="steps between evaluations [default: a tenth]"),
     _option("eval_windows", int, "--eval-windows", help="windows of each --eval-data [default: 128]"),
     _option("tensorboard", bool, "--tensorboard/--no-tensorboard", help="also write TensorBoard events"),
-    _option("bare_limit", bool, "--bare-limit/--no-bare-limit", help="measure the bare limit first, log the ratio"),
     _option("export_dtype", str, "--export-dtype", help="type of the saved weights [default: the student's]"),
     _option("export_step", int, "--export-step", help="only export this saved step, to OUTPUT-step-N"),
     _option(

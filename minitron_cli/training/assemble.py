@@ -16,17 +16,16 @@ from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.rows import Rows
 from minitron_cli.training.state import prime
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import KDStep, kd_step
 from minitron_cli.training.student import backbone_of, blocks_of, compile_blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A job, the call that measures its step without training it, and the type that one process casts weights to."""
+    """A job, and the call that measures its step without training it."""
 
     job: Job
     measure: Call
-    cast_to: torch.dtype | None
 
 
 def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
@@ -36,7 +35,7 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
     dtype = choose_dtype(options.dtype, world.device)
     step = build_step(ready, world, dtype)
     cast_to = dtype if world.size == 1 and dtype != torch.float32 else None
-    optimizer = build(step, options.betas, options.eps, options.weight_decay)
+    optimizer = build(step, step.param_groups(), options.betas, options.eps, options.weight_decay)
     prime(optimizer)
     job = Job(
         step=step,
@@ -52,7 +51,7 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
         flops_per_token=ready.flops_per_token,
         world=world,
     )
-    return Assembly(job, measurer(step, cast_to), cast_to)
+    return Assembly(job, measurer(step, cast_to))
 
 
 def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
@@ -61,7 +60,7 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
     code = options.trust_remote_code
     student = load_student(models.student, from_scratch=options.from_scratch, seed=options.seed, trust_remote_code=code)
     teachers = [_teacher(path, options, world, dtype) for path in models.teachers]
-    step = KDStep(student, teachers, ready.objective, origin=ready.origin, seed=options.seed)
+    step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed)
     for teacher in teachers:
         if options.shard_teacher:
             shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)

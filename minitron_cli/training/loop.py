@@ -69,7 +69,7 @@ def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> 
             _check_finite(values, progress.step, share, job)
             set_rate(job.optimizer, lr)
             job.optimizer.step()
-            job.step.update_alpha(values)
+            job.step.after_update(values)
         job.optimizer.zero_grad()
         progress = _advance(progress, job, values, skip, time.perf_counter() - started)
         after_step(progress, {**values, "lr": lr})

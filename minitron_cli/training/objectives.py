@@ -8,7 +8,6 @@ from minitron_cli.errors import MinitronError, near_matches
 KINDS = ("forward_kl", "reverse_kl", "jsd", "soft_ce")
 TERMS = ("logits", "logits+hidden", "logits+embedding", "logits+hidden+embedding")
 METRICS = ("cosine", "mse")
-IMPLEMENTATIONS = ("fused", "naive")
 # The embedding counts as the block before the first.
 EMBEDDING = -1
 
@@ -60,15 +59,11 @@ class Objective:
     shares: tuple[float, ...] = ()
     vocab: int | None = None
     chunk_tokens: int | None = None
-    implementation: str = "fused"
 
     def __post_init__(self) -> None:
         faults = [
             f"{name} {got!r} is not one of {', '.join(allowed)}"
-            for name, got, allowed in (
-                ("hidden loss", self.metric, METRICS),
-                ("loss implementation", self.implementation, IMPLEMENTATIONS),
-            )
+            for name, got, allowed in (("hidden loss", self.metric, METRICS),)
             if got not in allowed
         ]
         numbers = {"kd weight": self.kd_weight, "ce weight": self.ce_weight, "alpha": self.alpha or 0.0}
@@ -103,7 +98,6 @@ def build_objective(
     divergence: Divergence = FORWARD_KL,
     ce_weight: float = 0.0,
     metric: str = "cosine",
-    implementation: str = "fused",
     shares: Sequence[float] = (),
     vocab: int | None = None,
 ) -> Objective:
@@ -124,7 +118,6 @@ def build_objective(
         layer_map=pairs,
         embedding="embedding" in parts,
         metric=metric,
-        implementation=implementation,
         shares=tuple(shares),
         vocab=vocab,
     )

@@ -10,31 +10,51 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from minitron_cli.training.terms import ParamGroup
+
 # The spike guard compares with the median of this many accepted norms, and waits until it has seen a few.
 _WINDOW, _ENOUGH = 64, 8
 
 
-def build(module: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in its fused form (one kernel on a GPU, one pass over memory on a CPU); matrices decay, vectors do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+def build(
+    module: nn.Module, special: Sequence[ParamGroup], betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW in its fused form (one kernel on a GPU, one pass over memory on a CPU); matrices decay, vectors do not.
+
+    The parameters of each group in `special` get an optimizer group of their own, with its settings and no decay.
+    """
+    apart = {id(p) for group in special for p in group.parameters}
+    trained = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        *(
+            {"params": list(g.parameters), "weight_decay": 0.0, "rate": g.rate, "maximize": g.maximize, "clip": g.clip}
+            for g in special
+        ),
     ]
     # The rate is set before each step.
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate."""
+    """Set every group's learning rate: `lr`, times the group's own factor where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
 
 
 def clip(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
-    """Scale the gradients so that their global L2 norm is at most `limit`; returns the norm before, a scalar."""
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, limit)
+    """Scale the gradients so that their global L2 norm is at most `limit`; returns the norm before, a scalar.
+
+    A group with a limit of its own is clipped by itself and does not count in the norm that is returned.
+    """
+    together: list[Tensor] = []
+    for group in optimizer.param_groups:
+        if group.get("clip") is None:
+            together += group["params"]
+        else:
+            nn.utils.clip_grad_norm_(group["params"], group["clip"])
+    norm = nn.utils.clip_grad_norm_(together, limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

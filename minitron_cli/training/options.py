@@ -64,7 +64,6 @@ class Options:
     ce_weight: Annotated[float, Within(0)] = 0.0
     hidden_loss: Annotated[str, OneOf(METRICS)] = "cosine"
     layer_map: tuple[str, ...] = ()
-    loss_impl: Annotated[str, OneOf(("fused", "naive"))] = "fused"
     # Precision.
     dtype: Annotated[str, OneOf(DTYPES)] = "auto"
     teacher_dtype: Annotated[str, OneOf(DTYPES)] = "auto"
@@ -83,7 +82,6 @@ class Options:
     eval_every: _Steps = None
     eval_windows: Annotated[int, count()] = 128
     tensorboard: bool = False
-    bare_limit: bool = False
     trust_remote_code: bool = False
 
     def floor_lr(self) -> float:

@@ -28,7 +28,7 @@ from minitron_cli.training.inputs import (
     open_order,
     paths_read,
 )
-from minitron_cli.training.objectives import Divergence, Objective, build_objective
+from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check
 from minitron_cli.training.preflight import Size, size_of
 from minitron_cli.training.rows import choose_micro_batch
@@ -114,8 +114,6 @@ def prepare(options: Options, world: World) -> Prepared:
 def _check_machine(options: Options, world: World) -> None:
     if options.teacher_device:
         choose_device(options.teacher_device)
-    if options.bare_limit and world.size > 1:
-        raise MinitronError("--bare-limit is measured in one process", "measure it once without --nproc")
     if options.tensorboard and find_spec("tensorboard") is None:
         raise MinitronError("--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'")
 
@@ -145,12 +143,10 @@ def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> O
     divergence = Divergence(options.kind, options.temperature, options.beta)
     if models.recording is not None:
         vocab = models.recording.header.vocab
-        return Objective(
-            divergence=divergence, ce_weight=options.ce_weight, vocab=vocab, implementation=options.loss_impl
-        )
+        return Objective(divergence=divergence, ce_weight=options.ce_weight, vocab=vocab)
     student, *teachers = (size.shape for size in sizes)
     if not teachers:
-        return Objective(implementation=options.loss_impl)
+        return LOGITS_ONLY
     plan = read_plan(models.student)
     heads = {shape["vocab"] for shape in (student, *teachers)}
     return build_objective(
@@ -162,7 +158,6 @@ def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> O
         divergence=divergence,
         ce_weight=options.ce_weight,
         metric=options.hidden_loss,
-        implementation=options.loss_impl,
         shares=models.shares,
         # The tokenizers agree: where heads are padded to different lengths, only the ids that all have are compared.
         vocab=min(heads) if len(heads) > 1 else None,

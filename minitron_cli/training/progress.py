@@ -23,14 +23,11 @@ class Display:
         elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def step(
-        self, step: int, values: Mapping[str, float], tokens_per_second: float, bare_ratio: float | None = None
-    ) -> None:
-        """One finished step; `values` are the loss terms and gradient norm, `bare_ratio` t_bare / t_step."""
+    def step(self, step: int, values: Mapping[str, float], tokens_per_second: float) -> None:
+        """One finished step; `values` are the loss terms and gradient norm."""
         if self._quiet:
             return
         text = "  ".join(f"{name} {values[name]:z.4f}" for name in _shown(values)) + f"  {rate_text(tokens_per_second)}"
-        text += "" if bare_ratio is None else f"  {bare_ratio:.0%} of the limit"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
             return

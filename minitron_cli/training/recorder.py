@@ -40,7 +40,6 @@ class Recorder:
     evaluate: Callable[[], dict[str, float]] | None
     export: Callable[[Progress], None]
     progress: Progress
-    bare_seconds: float | None = None
     _since: tuple[float, int] = field(init=False)
     _saved: int = field(init=False)
 
@@ -52,7 +51,7 @@ class Recorder:
         """After a step: log, evaluate, save."""
         self.progress = progress
         rate = self._rate()
-        self.display.step(progress.step, values, rate, self._bare_ratio(rate))
+        self.display.step(progress.step, values, rate)
         if self.cadence.due(self.cadence.log, progress.step):
             self._write(values, rate)
         if self.evaluate is not None and self.cadence.due(self.cadence.evaluate, progress.step):
@@ -98,10 +97,6 @@ class Recorder:
         seconds = time.perf_counter() - self._since[0]
         return (self.progress.tokens - self._since[1]) / seconds if seconds > 0 else 0.0
 
-    def _bare_ratio(self, rate: float) -> float | None:
-        """t_bare / t_step at this rate of tokens."""
-        return None if self.bare_seconds is None else self.bare_seconds * rate / self.job.tokens_per_step
-
     def _skip_time(self, seconds: float) -> None:
         began, tokens = self._since
         self._since = (began + seconds, tokens)
@@ -118,7 +113,5 @@ class Recorder:
             line |= {"tokens_per_second": round(rate, 1), "peak_memory": peak_memory(self.job.world.device)}
             if progress.skipped:
                 line["skipped"] = progress.skipped
-            if (ratio := self._bare_ratio(rate)) is not None:
-                line["bare_ratio"] = round(ratio, 4)
             self.log.write(line)
         self._since = (time.perf_counter(), progress.tokens)

@@ -14,7 +14,6 @@ from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
-from minitron_cli.training.barelimit import bare_seconds
 from minitron_cli.training.begin import begun, is_done
 from minitron_cli.training.inputs import digests
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
@@ -176,7 +175,6 @@ def follow(
         evaluate=_evaluator(ready, assembly),
         export=export_run.exporter(ready, job.step, world.rank, run / "exported", inputs),
         progress=progress,
-        bare_seconds=bare_seconds(job, assembly.cast_to) if options.bare_limit else None,
     )
     try:
         if not continued:

@@ -33,7 +33,7 @@ from minitron_cli.data.source import parse_sources
 from minitron_cli.training import optimizer
 from minitron_cli.training.load import load_student, load_teacher
 from minitron_cli.training.schedule import Schedule, learning_rate
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import kd_step
 from tests.benchmarks.measure import parse
 
 Curve = list[tuple[int, float]]  # (step, held-out nats per token)
@@ -127,10 +127,10 @@ def rows_of(world: World, file: Path) -> Any:
 
 def distill(world: World, model: torch.nn.Module, steps: int, lr: float, seed: int) -> Curve:
     """Train towards the teacher; (step, held-out nats per token) before, and after every EVERY steps."""
-    step = KDStep(model, load_teacher(world.teacher, torch.float32))
+    step = kd_step(model, load_teacher(world.teacher, torch.float32))
     order = Order(rows_of(world, world.train), (1.0,), SEQ_LEN, world.batch, seed)
     held = rows_of(world, world.held)[0].windows(np.arange(WINDOWS), SEQ_LEN)
-    adam = optimizer.build(step, (0.9, 0.95), 1e-8, 0.0)
+    adam = optimizer.build(step, (), (0.9, 0.95), 1e-8, 0.0)
     schedule = Schedule("cosine", lr, lr / 10, world.warmup, steps)
     curve = [(0, held_out(model, held))]
     for number in range(steps):
@@ -155,7 +155,7 @@ def weights(ids: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def held_out(model: torch.nn.Module, rows: np.ndarray) -> float:
     """Cross-entropy in nats per predicted token: rows (window, token)."""
-    alone = KDStep(model)
+    alone = kd_step(model)
     parts = [torch.from_numpy(part) for part in np.split(rows, len(rows) // 32)]
     return mean(float(alone(ids, weights(ids))["ce"]) for ids in parts)
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli.training.fused import chunk_size
-from minitron_cli.training.objectives import LOGITS_ONLY, Objective, build_objective
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.objectives import LOGITS_ONLY, build_objective
+from minitron_cli.training.step import KDStep, kd_step
 from tests.benchmarks.measure import paired_ratio, paired_seconds, parse
+from tests.training.naive import naive_step
 
 # (hidden, ffn, blocks, heads, kv heads, vocab) of teacher and student.
 SHAPES = {
@@ -77,9 +78,8 @@ def bare(student: nn.Module, teacher: nn.Module, ids: Tensor) -> Callable[[], No
     return run
 
 
-def whole(student: nn.Module, teacher: nn.Module, ids: Tensor, objective: Objective) -> Callable[[], None]:
+def whole(step: KDStep, ids: Tensor) -> Callable[[], None]:
     """The step as the loop runs it."""
-    step = KDStep(student, teacher, objective)
     weights = torch.full(ids.shape, 1 / (ids.numel() - len(ids)), device=ids.device)
     weights[:, -1] = 0
 
@@ -105,13 +105,13 @@ def main() -> None:
     ids = torch.randint(0, SHAPES[args.shapes][0][-1], (args.tokens // args.seq_len, args.seq_len), device=args.device)
     blocks = len(student.model.layers)
     objectives = {
-        "fused": LOGITS_ONLY,
-        "fused, all losses": build_objective("logits+hidden+embedding", blocks, len(teacher.model.layers)),
-        "naive": Objective(implementation="naive"),
+        "fused": (kd_step, LOGITS_ONLY),
+        "fused, all losses": (kd_step, build_objective("logits+hidden+embedding", blocks, len(teacher.model.layers))),
+        "naive": (naive_step, LOGITS_ONLY),
     }
-    chosen = {name: value for name, value in objectives.items() if args.only is None or name in args.only}
+    chosen = {name: make for name, make in objectives.items() if args.only is None or name in args.only}
     runs = {"bare limit": bare(student, teacher, ids)}
-    runs |= {name: whole(student, teacher, ids, objective) for name, objective in chosen.items()}
+    runs |= {name: whole(make(student, teacher, objective), ids) for name, (make, objective) in chosen.items()}
     seconds = paired_seconds(runs, args.rounds, args.device, args.cpu_time)
     sizes = " -> ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.0f}M" for m in (teacher, student))
     print(f"{sizes}, {args.tokens} tokens, {args.dtype} {args.device}, {torch.get_num_threads()} threads")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from minitron_cli.training.export import Origin, export_dtype, gather, write_model
 from minitron_cli.training.load import load_student
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import kd_step
 from tests.toys import TOY_CONFIGS, make_toy
 
 
@@ -21,7 +21,7 @@ def stored(directory: Path) -> dict[str, torch.Tensor]:
 def test_an_untrained_student_is_exported_as_it_was(model_type: str, tmp_path: Path) -> None:
     """Names, shapes, types and bits: what loading renames and fuses, saving undoes."""
     source, out = make_toy(model_type, tmp_path / "source", dtype=torch.bfloat16), tmp_path / "out"
-    step = KDStep(load_student(source, from_scratch=False, seed=0))
+    step = kd_step(load_student(source, from_scratch=False, seed=0))
     dtype = export_dtype(source, None)
     assert dtype == torch.bfloat16
     out.mkdir()

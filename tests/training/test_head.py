@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.head import Head, check_head, head_of, logit_rule, logits
 from minitron_cli.training.objectives import Objective
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import kd_step
 from minitron_cli.training.student import Taps, backbone_of, blocks_of
 from tests.toys import BASE, TOY_CONFIGS
 
@@ -63,7 +63,7 @@ def test_head_with_another_convention_is_refused() -> None:
     model = build("llama")
     model.lm_head.register_forward_hook(lambda _, __, output: 2 * output)
     with pytest.raises(MinitronError, match=r"the teacher's logits \(llama\) are not its head applied"):
-        KDStep(build("llama"), model)
+        kd_step(build("llama"), model)
 
 
 def test_check_leaves_the_mode_alone() -> None:
@@ -105,7 +105,7 @@ def test_every_family_distils_into_a_copy_of_itself(model_type: str) -> None:
     objective = Objective(layer_map=((1, 1),), embedding=True, metric="mse", alpha=1.0)
     weights = torch.full((2, 9), 1 / 16)
     weights[:, -1] = 0
-    terms = KDStep(student, teacher, objective)(torch.randint(0, 97, (2, 9)), weights)
+    terms = kd_step(student, teacher, objective)(torch.randint(0, 97, (2, 9)), weights)
     terms["loss"].backward()
     assert terms["loss"] == 0
     assert all(p.grad is None or (p.grad == 0).all() for p in student.parameters())

@@ -20,7 +20,7 @@ from minitron_cli.training.optimizer import build, is_spike, trainer
 from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import kd_step
 from minitron_cli.training.student import backbone_of, blocks_of
 from tests.toys import toy_ids
 
@@ -44,8 +44,8 @@ def job(toy: Toy, *, micro_batch: int = 2, cast_to: torch.dtype | None = None, c
     if checkpointing:
         run_again_in_backward(blocks_of(backbone_of(student)))
     teacher = load_teacher(toy("llama", hidden_size=66, seed=5), torch.float32)
-    step = KDStep(student, teacher, Objective(layer_map=((1, 1),), embedding=True, alpha=0.5))
-    optimizer = build(step, (0.9, 0.95), 1e-8, 0.1)
+    step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, alpha=0.5))
+    optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     return Job(
         step=step,

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.head import Head
 from minitron_cli.training.losses import Teacher, fused_cross_entropy, fused_distillation
-from minitron_cli.training.naive import naive_distillation
 from minitron_cli.training.objectives import KINDS, Divergence
+from tests.training.naive import naive_distillation
 
 VOCAB, HIDDEN = 3001, 16
 

@@ -12,8 +12,8 @@ from minitron_cli.training.cached_logits.topk import TopK, record
 from minitron_cli.training.fused import LossSums
 from minitron_cli.training.head import Head
 from minitron_cli.training.losses import Teacher, fused_cross_entropy, fused_distillation, fused_topk_distillation
-from minitron_cli.training.naive import naive_cross_entropy, naive_distillation, naive_topk_distillation
 from minitron_cli.training.objectives import KINDS, Divergence
+from tests.training.naive import naive_cross_entropy, naive_distillation, naive_topk_distillation
 
 N, V, HS, HT = 7, 11, 3, 5
 

@@ -19,7 +19,7 @@ from minitron_cli.training.optimizer import build
 from minitron_cli.training.preflight import LOSS_CHUNK, check_memory, memory, size_of, size_of_config
 from minitron_cli.training.run import train
 from minitron_cli.training.state import model_tensors, prime
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import kd_step
 from tests.training.runs import options, write_text
 
 Toy = Callable[..., Path]
@@ -40,8 +40,8 @@ def test_weights_optimizer_and_teacher_are_what_torch_holds(toy: Toy) -> None:
         load_student(toy("llama"), from_scratch=False, seed=0),
         load_teacher(toy("llama"), torch.bfloat16),
     )
-    step = KDStep(student, teacher)
-    optimizer = build(step, (0.9, 0.95), 1e-8, 0.1)
+    step = kd_step(student, teacher)
+    optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     size = size_of(toy("llama"), 32)
     need = memory(size, [], tokens=32, world=1, item=4, teacher_item=2, shard_teacher=False, checkpointing=False)

@@ -338,16 +338,6 @@ def test_a_stream_resumes_bitwise_and_needs_its_length(toy: Toy, text: Path, tmp
         train(replace(line, output=str(tmp_path / "endless"), steps=None))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_bare_limit_is_logged_and_leaves_no_trace(dtype: str, toy: Toy, text: Path, tmp_path: Path) -> None:
-    teacher = toy("llama", hidden_size=66, seed=5)
-    for name, measured in (("plain", False), ("measured", True)):
-        train(options(toy("llama"), text, tmp_path / name, teacher, steps=3, dtype=dtype, bare_limit=measured))
-    assert_bitwise(weights(tmp_path / "plain"), weights(tmp_path / "measured"))
-    assert all(0 < line["bare_ratio"] < 2 for line in read_metrics(tmp_path / "measured" / "run"))
-    assert "bare_ratio" not in read_metrics(tmp_path / "plain" / "run")[0]
-
-
 def test_students_are_exported_on_the_way(toy: Toy, text: Path, tmp_path: Path) -> None:
     line = options(toy("llama"), text, tmp_path / "out", save_every=3, keep=9, export_at=("25%", "6,12"))
     train(line)

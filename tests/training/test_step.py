@@ -1,7 +1,6 @@
 """The step against the models' own logits and states: what is compared, how it is weighted, what is trained."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.training import optimizer
 from minitron_cli.training.cached_logits.topk import record
 from minitron_cli.training.head import head_of
 from minitron_cli.training.objectives import Divergence, Objective, auto_terms, build_objective, resolve_layer_map
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import KDStep, kd_step
 from minitron_cli.training.student import compile_blocks, projection
+from minitron_cli.training.terms import Context, CrossEntropy, ParamGroup, Requests, Term
+from tests.training.naive import naive_step
 
 VOCAB = 61
 
@@ -60,7 +62,7 @@ def pair() -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
 def test_terms_are_those_of_the_models_own_logits(pair: tuple[nn.Module, nn.Module]) -> None:
     student, teacher = pair
     ids, weights = batch()
-    terms = KDStep(student, teacher, Objective(ce_weight=0.5))(ids, weights)
+    terms = kd_step(student, teacher, Objective(ce_weight=0.5))(ids, weights)
     log_p, log_q = (m(ids).logits.log_softmax(-1) for m in pair)
     kd = (F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1) * weights).sum()
     ce = (F.cross_entropy(log_p[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * weights[:, :-1]).sum()
@@ -76,18 +78,18 @@ def test_without_a_teacher_it_is_the_models_own_loss(pair: tuple[nn.Module, nn.M
     ids, _ = batch()
     weights = torch.full(ids.shape, 1 / (ids.numel() - len(ids)))
     weights[:, -1] = 0
-    terms = KDStep(pair[0])(ids, weights)
+    terms = kd_step(pair[0])(ids, weights)
     assert set(terms) == {"loss", "ce"}
     torch.testing.assert_close(terms["loss"], pair[0](ids, labels=ids).loss)
 
 
 def test_teacher_is_frozen_and_not_part_of_the_module(pair: tuple[nn.Module, nn.Module]) -> None:
     student, teacher = pair
-    step = KDStep(student, teacher, build_objective("logits+hidden+embedding", 4, 5)).train()
+    step = kd_step(student, teacher, build_objective("logits+hidden+embedding", 4, 5)).train()
     assert not teacher.training
     mine = {id(p) for p in teacher.parameters()}
     assert not any(id(p) in mine for p in step.parameters())
-    assert {name.split(".")[0] for name in step.state_dict()} == {"student", "projection", "alpha"}
+    assert {name.split(".")[0] for name in step.state_dict()} == {"student", "states"}
     step(*batch())["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -96,7 +98,7 @@ def test_measuring_reports_agreement_and_makes_no_graph(pair: tuple[nn.Module, n
     student, teacher = pair
     ids, weights = batch()
     with torch.no_grad():
-        terms = KDStep(student, teacher, Objective(Divergence(temperature=2.0)))(ids, weights)
+        terms = kd_step(student, teacher, Objective(Divergence(temperature=2.0)))(ids, weights)
     assert set(terms) == {"loss", "kd", "ce", "agreement"}
     same = student(ids).logits.argmax(-1) == teacher(ids).logits.argmax(-1)
     torch.testing.assert_close(terms["agreement"], (same * weights).sum())
@@ -112,7 +114,7 @@ OBJECTIVES: list[Any] = [
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_micro_batches_add_up(pair: tuple[nn.Module, nn.Module], objective: Callable[[], Objective]) -> None:
-    step = KDStep(*pair, objective())
+    step = kd_step(*pair, objective())
     ids, weights = batch(rows=4)
     whole = step(ids, weights)
     expected = gradients(step, whole["loss"])
@@ -126,7 +128,7 @@ def test_micro_batches_add_up(pair: tuple[nn.Module, nn.Module], objective: Call
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_padding_changes_nothing(pair: tuple[nn.Module, nn.Module], objective: Callable[[], Objective]) -> None:
-    step = KDStep(*pair, objective())
+    step = kd_step(*pair, objective())
     ids, weights = batch()
     padded = step(F.pad(ids, (0, 5), value=7), F.pad(weights, (0, 5)))
     for name, value in step(ids, weights).items():
@@ -136,7 +138,7 @@ def test_padding_changes_nothing(pair: tuple[nn.Module, nn.Module], objective: C
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_naive_is_fused(pair: tuple[nn.Module, nn.Module], objective: Callable[[], Objective]) -> None:
     ids, weights = batch()
-    fused, obvious = (KDStep(*pair, replace(objective(), implementation=i), seed=1) for i in ("fused", "naive"))
+    fused, obvious = (make(*pair, objective(), seed=1) for make in (kd_step, naive_step))
     a, b = fused(ids, weights), obvious(ids, weights)
     assert a.keys() == b.keys()
     torch.testing.assert_close(a, b)
@@ -144,11 +146,11 @@ def test_naive_is_fused(pair: tuple[nn.Module, nn.Module], objective: Callable[[
 
 def test_student_that_is_the_teacher_gets_no_gradient(pair: tuple[nn.Module, nn.Module]) -> None:
     student, teacher = llama(24, 3, seed=5), llama(24, 3, seed=5)
-    terms = KDStep(student, teacher)(*batch())
+    terms = kd_step(student, teacher)(*batch())
     assert terms["loss"] == 0
     assert all((g == 0).all() for g in gradients(student, terms["loss"]).values())
     # Negative control: another student has both.
-    assert KDStep(llama(24, 3, seed=6), teacher)(*batch())["loss"] > 0.01
+    assert kd_step(llama(24, 3, seed=6), teacher)(*batch())["loss"] > 0.01
 
 
 def test_tied_head_gets_the_sum_of_both_gradients() -> None:
@@ -156,7 +158,7 @@ def test_tied_head_gets_the_sum_of_both_gradients() -> None:
     tied, apart = llama(24, 3, seed=3, tie_word_embeddings=True), llama(24, 3, seed=3)
     apart.load_state_dict(tied.state_dict())
     teacher, (ids, weights) = llama(32, 4, seed=4), batch()
-    found, expected = (gradients(m, KDStep(m, teacher)(ids, weights)["loss"]) for m in (tied, apart))
+    found, expected = (gradients(m, kd_step(m, teacher)(ids, weights)["loss"]) for m in (tied, apart))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     both = expected["model.embed_tokens.weight"] + expected["lm_head.weight"]
     torch.testing.assert_close(found["model.embed_tokens.weight"], both)
@@ -166,21 +168,21 @@ def test_tied_head_gets_the_sum_of_both_gradients() -> None:
 def test_several_teachers_and_a_share_each(pair: tuple[nn.Module, nn.Module]) -> None:
     student, teacher = pair
     other, (ids, weights) = llama(16, 2, seed=9), batch()
-    terms = KDStep(student, [teacher, other], Objective(shares=(3.0, 1.0)))(ids, weights)
+    terms = kd_step(student, [teacher, other], Objective(shares=(3.0, 1.0)))(ids, weights)
     mixed = 0.75 * teacher(ids).logits.softmax(-1) + 0.25 * other(ids).logits.softmax(-1)
     log_p = student(ids).logits.log_softmax(-1)
     kd = (F.kl_div(log_p, mixed, reduction="none").sum(-1) * weights).sum()
     torch.testing.assert_close(terms["kd"], kd.detach())
     with pytest.raises(MinitronError, match="3 shares for 2 teachers"):
-        KDStep(student, [teacher, other], Objective(shares=(1.0, 1.0, 1.0)))
+        kd_step(student, [teacher, other], Objective(shares=(1.0, 1.0, 1.0)))
 
 
 def test_padded_head_needs_the_shared_ids_named(pair: tuple[nn.Module, nn.Module]) -> None:
     student, (ids, weights) = pair[0], batch()
     padded = llama(32, 3, seed=7, vocab_size=VOCAB + 3)
     with pytest.raises(MinitronError, match=f"{VOCAB} and {VOCAB + 3} rows"):
-        KDStep(student, padded)
-    terms = KDStep(student, padded, Objective(vocab=VOCAB))(ids, weights)
+        kd_step(student, padded)
+    terms = kd_step(student, padded, Objective(vocab=VOCAB))(ids, weights)
     log_p, log_q = student(ids).logits.log_softmax(-1), padded(ids).logits[..., :VOCAB].log_softmax(-1)
     kd = (F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1) * weights).sum()
     torch.testing.assert_close(terms["kd"], kd.detach())
@@ -192,14 +194,14 @@ def test_recorded_teacher_stands_for_the_teacher(pair: tuple[nn.Module, nn.Modul
     with torch.no_grad():
         hidden = teacher.base_model(ids).last_hidden_state.flatten(0, 1)
     cache = record(hidden, head_of(teacher), VOCAB - 1)
-    live, cached = KDStep(student, teacher)(ids, weights), KDStep(student)(ids, weights, recorded=cache)
+    live, cached = kd_step(student, teacher)(ids, weights), kd_step(student)(ids, weights, recorded=cache)
     assert cached.keys() == live.keys()
     torch.testing.assert_close(cached["kd"], live["kd"])
 
 
 def test_states_are_read_behind_the_norm_that_reads_them(pair: tuple[nn.Module, nn.Module]) -> None:
     """hidden and embedding from the models' own `output_hidden_states`, which the step never asks for."""
-    step = KDStep(*pair, Objective(layer_map=((1, 2), (3, 4)), embedding=True, alpha=1.0))
+    step = kd_step(*pair, Objective(layer_map=((1, 2), (3, 4)), embedding=True, alpha=1.0))
     ids, weights = batch()
     terms = step(ids, weights)
     raw = [m.base_model(ids, output_hidden_states=True) for m in pair]
@@ -211,7 +213,7 @@ def test_states_are_read_behind_the_norm_that_reads_them(pair: tuple[nn.Module, 
         return model.layers[block + 1].input_layernorm(raw[side].hidden_states[block + 1])
 
     def term(student: int, teacher: int) -> Tensor:
-        mapped = state(0, student) @ step.projection.weight.T
+        mapped = state(0, student) @ step.states.projection.weight.T
         return ((1 - F.cosine_similarity(mapped, state(1, teacher), dim=-1)) * weights).sum()
 
     torch.testing.assert_close(terms["hidden"], (term(1, 2) + term(3, 4)) / 2)
@@ -233,22 +235,22 @@ def test_projection_starts_as_the_selection_of_the_kept_channels() -> None:
 
 
 def test_alpha_follows_the_sums_of_the_step_before(pair: tuple[nn.Module, nn.Module]) -> None:
-    step = KDStep(*pair, Objective(layer_map=((1, 2),), embedding=True))
+    step = kd_step(*pair, Objective(layer_map=((1, 2),), embedding=True))
     ids, weights = batch()
     first = step(ids, weights)
     torch.testing.assert_close(first["loss"], first["kd"])
-    step.update_alpha(first)
+    step.after_update(first)
     second = step(ids, weights)
     # The total is twice the logit loss, and alpha itself carries no gradient.
     torch.testing.assert_close(second["loss"], 2 * first["kd"])
-    step.update_alpha({name: value.item() for name, value in second.items()})
+    step.after_update({name: value.item() for name, value in second.items()})
     ratio = second["kd"] / (second["hidden"] + second["embedding"])
-    torch.testing.assert_close(step.alpha, ratio.detach())
+    torch.testing.assert_close(step.states.alpha, ratio.detach())
 
 
 def test_checkpointed_activations_change_nothing(pair: tuple[nn.Module, nn.Module]) -> None:
     student, teacher = pair
-    step = KDStep(student, teacher, Objective(layer_map=((1, 2),), embedding=True, alpha=1.0)).train()
+    step = kd_step(student, teacher, Objective(layer_map=((1, 2),), embedding=True, alpha=1.0)).train()
     ids, weights = batch()
     expected = gradients(step, step(ids, weights)["loss"])
     student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -261,7 +263,7 @@ def test_checkpointed_activations_change_nothing(pair: tuple[nn.Module, nn.Modul
 def test_compiled_blocks_change_nothing(pair: tuple[nn.Module, nn.Module]) -> None:
     """Blocks share their code, not their hooks: some states are read, others not."""
     student, teacher = llama(24, 6, seed=1), pair[1]
-    step = KDStep(student, teacher, Objective(layer_map=((1, 1), (2, 2)), embedding=True, alpha=1.0))
+    step = kd_step(student, teacher, Objective(layer_map=((1, 1), (2, 2)), embedding=True, alpha=1.0))
     ids, weights = batch()
     expected = step(ids, weights)
     compile_blocks(student.model, backend="aot_eager")
@@ -270,7 +272,7 @@ def test_compiled_blocks_change_nothing(pair: tuple[nn.Module, nn.Module]) -> No
 
 
 def test_positions_that_start_again_keep_documents_apart(pair: tuple[nn.Module, nn.Module]) -> None:
-    step = KDStep(*pair, Objective(layer_map=((1, 2),), alpha=1.0))
+    step = kd_step(*pair, Objective(layer_map=((1, 2),), alpha=1.0))
     ids, weights = batch(rows=1, length=12)
     weights[0, 4] = 0
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
@@ -302,3 +304,48 @@ def test_objective_by_depth() -> None:
 def test_nonsense_is_refused_with_every_offender(bad: Callable[[], object], names: str) -> None:
     with pytest.raises(MinitronError, match=names):
         bad()
+
+
+class Multiplier(Term):
+    """A toy of what learned masks need: lambda * (mean of the states - 1), ascended in lambda."""
+
+    name = "multiplier"
+    requests = Requests(student=(1,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.tensor(0.5)), []  # type: ignore[var-annotated]
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [ParamGroup([self.weight], rate=10.0, maximize=True, clip=1e-3)]
+
+    def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        gap = (context.student.states[1].mean(-1) * context.weights).sum() - 1
+        return self.weight * gap, {"gap": gap.detach()}
+
+    def after_update(self, values: Mapping[str, Tensor | float]) -> None:
+        self.seen.append(values["gap"])
+
+
+def test_a_new_term_fits_in_without_the_step_or_the_loop_knowing_it(pair: tuple[nn.Module, nn.Module]) -> None:
+    student, (ids, weights) = pair[0], batch()
+    term = Multiplier()
+    step = KDStep(student, [], [CrossEntropy(Objective()), term])
+    adam = optimizer.build(step, step.param_groups(), (0.0, 0.0), 1e-8, 0.1)
+    before = {name: p.detach().clone() for name, p in step.named_parameters()}
+    found = step(ids, weights)
+    torch.testing.assert_close(found["loss"], found["ce"] + 0.5 * found["gap"])
+    found["loss"].backward()
+    norm = optimizer.clip(adam, 1e9)
+    expected = torch.stack([p.grad.norm() for p in student.parameters() if p.grad is not None]).norm()
+    torch.testing.assert_close(norm, expected)
+    assert abs(term.weight.grad) == pytest.approx(1e-3, rel=1e-3)
+    optimizer.set_rate(adam, 1e-3)
+    adam.step()
+    step.after_update(found)
+    # AdamW without memory moves by its rate: ten times the student's, up the gradient (the gap's sign).
+    climbed = float(term.weight.detach() - before["multiplier.weight"])
+    assert climbed == pytest.approx(1e-2 * float(found["gap"].sign()), rel=1e-3)
+    moved = (student.model.norm.weight - before["student.model.norm.weight"]).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-2, atol=1e-5)
+    assert term.seen == [found["gap"]]

@@ -23,7 +23,7 @@ from minitron_cli.training.optimizer import build, trainer
 from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
-from minitron_cli.training.step import KDStep
+from minitron_cli.training.step import kd_step
 from minitron_cli.training.student import backbone_of, blocks_of
 from tests.toys import toy_ids
 
@@ -52,11 +52,11 @@ def job(models: Path, case: str, world: World) -> Job:
     if checkpointing:
         run_again_in_backward(blocks_of(backbone_of(student)))
     teacher = load_teacher(models / "teacher", torch.float32)
-    step = KDStep(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
+    step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
     if shard_teacher:
         shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
     shard(step, list(blocks_of(backbone_of(student))), world, torch.float32)
-    optimizer = build(step, (0.9, 0.95), 1e-8, 0.1)
+    optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     part = slice(world.rank * ROWS // world.size, (world.rank + 1) * ROWS // world.size)
     return Job(

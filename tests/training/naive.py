@@ -1,6 +1,6 @@
 """The same losses written the obvious way, with every logit in memory and autograd for the gradient.
 
-The oracle of the tests, and `--loss-impl naive` for who wants to see that the fused path changes only the memory.
+The oracle of the tests; `NaiveLogits` puts it in the place of the fused term in a step.
 """
 
 from collections.abc import Sequence
@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitron_cli.training.cached_logits.topk import TopK
 from minitron_cli.training.fused import LossSums
-from minitron_cli.training.head import Head, compute_dtype
+from minitron_cli.training.head import Head, compute_dtype, head_of
 from minitron_cli.training.losses import Teacher, shared_vocab
-from minitron_cli.training.objectives import FORWARD_KL, Divergence
+from minitron_cli.training.objectives import FORWARD_KL, LOGITS_ONLY, Divergence, Objective
+from minitron_cli.training.step import KDStep
+from minitron_cli.training.terms import Context, Logits, terms_of
 
 
 def naive_distillation(
@@ -106,3 +108,22 @@ def _logits(hidden: Tensor, head: Head, vocab: int) -> Tensor:
     bias = None if head.bias is None else head.bias[:vocab].to(dtype)
     z = F.linear(hidden.to(dtype), head.weight[:vocab].to(hidden.device, dtype), bias) * head.scale
     return z if head.softcap is None else torch.tanh(z / head.softcap) * head.softcap
+
+
+class NaiveLogits(Logits):
+    """The term `Logits` on teachers in memory, by the naive loss."""
+
+    def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        wanted = self.objective
+        sums = naive_distillation(
+            context.student.last.flatten(0, 1), head_of(context.student.model), self._teachers(context.teachers),
+            context.weights.flatten(), div=wanted.divergence, targets=context.targets, kd_weight=wanted.kd_weight,
+            ce_weight=wanted.ce_weight, vocab=wanted.vocab,
+        )  # fmt: skip
+        return sums.loss, {"kd": sums.kd, "ce": sums.ce}
+
+
+def naive_step(student: nn.Module, teacher: nn.Module, objective: Objective = LOGITS_ONLY, seed: int = 0) -> KDStep:
+    """`kd_step` with the naive loss."""
+    terms = terms_of(objective, student, [teacher], seed=seed)
+    return KDStep(student, [teacher], [NaiveLogits(objective), *terms[1:]])
