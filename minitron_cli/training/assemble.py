@@ -22,10 +22,11 @@ from minitron_cli.training.student import backbone_of, blocks_of, compile_blocks
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A job, and the call that measures its step without training it."""
+    """A job, the call that measures its step without training it, and the type that one process casts weights to."""
 
     job: Job
     measure: Call
+    cast_to: torch.dtype | None
 
 
 def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
@@ -51,7 +52,7 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
         flops_per_token=ready.flops_per_token,
         world=world,
     )
-    return Assembly(job, measurer(step, cast_to))
+    return Assembly(job, measurer(step, cast_to), cast_to)
 
 
 def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
