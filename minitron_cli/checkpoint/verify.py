@@ -40,6 +40,10 @@ def verify_directory(directory: Path) -> tuple[Findings, Mapping[str, Any]]:
             "for a model of another maker use `minitron inspect`",
         )
     wrong = [key for key, kind in _TYPES.items() if not isinstance(manifest.get(key), kind)]
+    if not wrong and not all(
+        isinstance(step, dict) and {"model", "verb"} <= step.keys() for step in manifest["lineage"]
+    ):
+        wrong = ["lineage"]
     if wrong:
         raise MinitronError(
             f"{directory / MANIFEST} is damaged: {', '.join(wrong)} missing or of the wrong kind", "make it again"

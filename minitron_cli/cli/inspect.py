@@ -10,7 +10,7 @@ EXAMPLES = examples("minitron inspect meta-llama/Llama-3.1-8B", "minitron inspec
 
 def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
-    context: Annotated[int, option("--context", help="tokens of context for the FLOPs figure")] = 4096,
+    context: Annotated[int, option("--context", help="tokens of context for the FLOPs figure", min=1)] = 4096,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""

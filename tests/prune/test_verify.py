@@ -103,6 +103,14 @@ def test_a_manifest_sealed_anew_contradicts_the_model(path: tuple[Any, ...], cop
     assert any("not th" in problem for problem in verify(copy, load=False).problems)
 
 
+@pytest.mark.parametrize("lineage", [[5], ["root"], [{}]])
+def test_a_lineage_that_is_none_is_refused(lineage: list, copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(sealed({**manifest, "lineage": lineage})))
+    with pytest.raises(MinitronError, match="damaged: lineage"):
+        verify(copy, load=False)
+
+
 def test_files_that_a_loader_would_read_must_be_listed(copy: Path) -> None:
     (copy / "model-00002-of-00002.safetensors").write_bytes(b"")
     (copy / "modeling.py").write_text("")
