@@ -50,7 +50,7 @@ LOSS = (
     _option("kind", str, "--kind", help="forward_kl, reverse_kl, jsd or soft_ce [default: forward_kl]"),
     _option("temperature", float, "--temperature", help="of both softmaxes [default: 1]"),
     _option("beta", float, "--beta", help="of --kind jsd: the teacher's share of the mixture [default: 0.5]"),
-    _option("ce_weight", float, "--ce-weight", help="share of the hard-label loss [default: 0]"),
+    _option("ce_weight", float, "--ce-weight", help="weight at which the hard-label loss is added [default: 0]"),
     _option("hidden_loss", str, "--hidden-loss", help="cosine or mse [default: cosine]"),
     _option(
         "layer_map", list[str], "--layer-map", help="STUDENT:TEACHER blocks, or kept [default: third last of both]"
@@ -110,7 +110,7 @@ WATCHING = (
     _option(
         "overwrite", bool, "--overwrite", help="start again, replacing an output that minitron made", default=False
     ),
-    _option("dry_run", bool, "--dry-run", help="only say what would be done", default=False),
+    _option("dry_run", bool, "--dry-run", help="make every check, and only say what would be done", default=False),
     _option("as_json", bool, "--json", help="one JSON object on stdout", default=False),
 )
 RUNNING = (*TEXT, *MACHINE, *WATCHING)

@@ -81,9 +81,9 @@ def paths_read(options: Options, models: Models) -> list[Path]:
 
 
 def _with_recording(options: Options, student: Path, path: Path, num_teachers: int) -> Models:
-    """A student that learns from a recorded teacher; what a recording can not do is refused."""
+    """A student that learns from a recorded teacher; what a recording cannot do is refused."""
     if num_teachers > 1:
-        raise MinitronError(f"{path} is a recorded teacher and can not be mixed with others", "give it alone")
+        raise MinitronError(f"{path} is a recorded teacher and cannot be mixed with others", "give it alone")
     if options.loss not in ("auto", "logits"):
         raise MinitronError(
             f"--loss {options.loss} needs the teacher's hidden states", "give --teacher MODEL, or --loss logits"
@@ -187,7 +187,7 @@ def _phase(spec: str) -> tuple[int, tuple[float, ...]]:
         colon = ""
     if not colon:
         raise MinitronError(
-            f"--phase {spec!r} can not be read", "write it as STEP:WEIGHT,WEIGHT,..., one weight per --data"
+            f"--phase {spec!r} cannot be read", "write it as STEP:WEIGHT,WEIGHT,..., one weight per --data"
         )
     return phase
 

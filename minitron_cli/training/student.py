@@ -1,10 +1,10 @@
 """Where states are read in a HF model, and the map from the student's states to the teacher's.
 
-The state after block k is read behind the norm that reads it: the next block's input norm, or the final norm after the
+The state after block k is read after the norm that reads it: the next block's input norm, or the final norm after the
 last block (the paper's hidden states are "always post-LayerNorm", arXiv 2407.14679, section 3). It costs nothing: the
-model has computed it; it tames the few huge channels of the residual stream by the gain the model uses; and it says
-what the loss wants said, that the next block should read the same thing. Where blocks have no input norm (OLMo2) the
-model's final norm is applied to the block's output. The embedding is the state after block -1.
+model has computed it; it tames the few huge channels of the residual stream by the gain the model uses; and it is what
+the next block reads. Where blocks have no input norm (OLMo2) the model's final norm is applied to the block's output.
+The embedding is the state after block -1.
 """
 
 from collections.abc import Sequence
