@@ -38,17 +38,22 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def parse_count(text: str | int) -> int:
-    """A count as people write it: "4.5B", "300M", "1_000", "2e9" -> int. A default comes as the int it is."""
-    try:
-        return counts.parse_count(text)
-    except MinitronError as error:
-        raise typer.BadParameter(f"{error.message}; {error.hint}") from error
+def _parsed(parse: Callable[[str | int], int]) -> Callable[[str | int], int]:
+    """A parser of values whose errors are usage errors of the option."""
+
+    def parsed(text: str | int) -> int:
+        try:
+            return parse(text)
+        except MinitronError as error:
+            raise typer.BadParameter(f"{error.message}; {error.hint}") from error
+
+    parsed.__name__ = parse.__name__
+    return parsed
 
 
-def parse_bytes(text: str) -> int:
-    """24GB, 512MB or a plain count of bytes."""
-    return parse_count(text.strip().upper().removesuffix("B").replace("G", "B"))
+# A default comes as the int it is.
+parse_count = _parsed(counts.parse_count)
+parse_bytes = _parsed(counts.parse_bytes)
 
 
 def bytes_text(value: float) -> str:

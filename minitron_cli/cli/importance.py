@@ -8,12 +8,15 @@ from minitron_cli.cli.common import (
     command_line,
     emit,
     examples,
+    interruptible,
     option,
+    parse_bytes,
     parse_count,
     require_model,
     say,
     table,
 )
+from minitron_cli.errors import MinitronError
 
 NAME = "importance"
 EXAMPLES = examples(
@@ -37,16 +40,16 @@ def command(
     depth_metric: Annotated[str, option("--depth-metric", help="of a dropped block: loss, kl or mse")] = "loss",
     depth_task: Annotated[str | None, option("--depth-task", help="judge blocks by this lm-eval task instead")] = None,
     include: Annotated[list[Path] | None, option("--include", help="directory of your own task YAMLs")] = None,
-    task_limit: Annotated[int | None, option("--task-limit", help="documents of the task")] = None,
+    task_limit: Annotated[int | None, option("--task-limit", help="documents of the task", min=1)] = None,
     depth_greedy: Annotated[int, option("--depth-greedy", help="drop N layers one by one, measuring anew")] = 0,
     depth_samples: Annotated[int, option("--depth-samples", help="samples of those for the depth sweeps")] = 256,
-    layer_score: Annotated[str, option("--layer-score", help="by influence, loss, kl or mse")] = "influence",
+    layer_score: Annotated[str, option("--layer-score", help="influence, norm-ratio, loss, kl or mse")] = "influence",
     second_moments: Annotated[bool, option("--second-moments", help="E[x x^T], for prune --compensate")] = False,
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
     device_map: Annotated[str | None, option("--device-map", help="auto: let accelerate place the model")] = None,
     mode: Annotated[str, option("--mode", help="auto, resident, or stream: one layer at a time")] = "auto",
-    memory: Annotated[int | None, option("--memory", help="bytes it may use: 8B is 8 GB", parser=parse_count)] = None,
+    memory: Annotated[int | None, option("--memory", help="what it may use: 16GB", parser=parse_bytes)] = None,
     separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
     text_field: Annotated[str | None, option("--text-field", help="column that holds the text")] = None,
     allow_fewer: Annotated[bool, option("--allow-fewer", help="go on with fewer samples than asked for")] = False,
@@ -71,10 +74,13 @@ def command(
         depth_greedy=depth_greedy, depth_samples=depth_samples, layer_score=layer_score,
         trust_remote_code=trust_remote_code, second_moments=second_moments,
     )  # fmt: skip
+    if not depth_task and (include or task_limit is not None):
+        raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
     if dry_run:
         return _dry_run(path, options, output, as_json)
     judge = _judge(path, depth_task, include or [], task_limit) if depth_task else None
-    result = run(path, options, output, say=say, show=_Progress(), judge=judge)
+    with interruptible("the same line goes on from what is done, up to the last minute"):
+        result = run(path, options, output, say=say, show=_Progress(), judge=judge)
     if _is_main_process():
         facts = _facts(result)
         emit(facts, as_json, lambda: _show(facts, path))
@@ -141,10 +147,10 @@ def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:
     """What would be measured, from config and headers alone."""
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.importance.forecast import forecast
-    from minitron_cli.importance.run import check_place
+    from minitron_cli.importance.run import check_request
 
     source = open_checkpoint(model)
-    check_place(source, options, output)
+    check_request(source, options, output)
     facts = forecast(source, options) | {"output": str(output), "exists": output.exists()}
 
     def show() -> None:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minitron_cli.errors import MinitronError
 from minitron_cli.hf.readers import EXPERT_USAGE, layout
-from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, SEQ, Row, Rows
+from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, NORM_RATIO, SEQ, Row, Rows
 from minitron_cli.spec.axes import SCOPE, Dim
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.scores import score_shape
@@ -28,11 +27,6 @@ class Aggregation:
 
     batch: str = "l2"
     seq: str = "mean"
-
-    def __post_init__(self) -> None:
-        for flag, value, allowed in (("--batch-agg", self.batch, BATCH), ("--seq-agg", self.seq, SEQ)):
-            if value not in allowed:
-                raise MinitronError(f"{flag} {value!r} is unknown", f"one of {', '.join(allowed)}")
 
 
 def over_samples(sums: np.ndarray, count: int, how: str) -> np.ndarray:
@@ -72,7 +66,7 @@ def to_scores(
     count = int(raw[COUNT].sum() if half is None else raw[COUNT][half])
     values = {}
     for axis, array in raw.items():
-        if axis in (COUNT, EXPERT_USAGE):
+        if axis in (COUNT, EXPERT_USAGE, NORM_RATIO):
             continue
         sums = array.sum(0) if half is None else array[half]
         if axis == LAYER:

@@ -87,10 +87,6 @@ def _swept(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, sampl
 
 
 def _greedy(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, steps: int) -> Curve:
-    if steps >= len(blocks):
-        raise MinitronError(
-            f"--depth-greedy {steps} leaves nothing of {len(blocks)} layers", f"use 1 to {len(blocks) - 1}"
-        )
     job.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}")
     sweeps = depth.greedy(model, blocks, lambda: _batches(job, samples), steps, metric, total=job.world.sum_array)
     order = [sweep.candidates[sweep.best][0] for sweep in sweeps]

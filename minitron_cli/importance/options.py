@@ -2,16 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
-from minitron_cli.importance.aggregate import Aggregation
+from minitron_cli.importance.aggregate import BATCH, Aggregation
+from minitron_cli.importance.sums import SEQ
+from minitron_cli.spec.limits import SEED, OneOf, count, violations
 
 METRICS = ("activation", "wanda", "magnitude", "random")
 PASS_METRICS = ("activation", "wanda")  # those that need forward passes over data
 DEPTH_METRICS = ("loss", "kl", "mse")
+BY_NORMS = "norm-ratio"
+LAYER_SCORES = ("influence", BY_NORMS, *DEPTH_METRICS)
 MODES = ("auto", "resident", "stream")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DEFAULT_SEQ_LEN = 4096  # NVIDIA's released code; shorter where the model's context is
 
 
@@ -21,55 +27,40 @@ class Options:
 
     `depth_blocks` are the sizes of contiguous blocks to drop, `depth_greedy` how many layers to drop one by one;
     `depth_task` names the task that judges the blocks in the place of `depth_metric`; `layer_score` is what ranks
-    single layers: block influence, or a depth metric. `memory` caps what may be used.
+    single layers: block influence, the ratio of the norms around a block, or a depth metric. `memory` caps what may be
+    used.
     """
 
     data: tuple[str, ...] = ()
-    samples: int = 1024
-    seq_len: int | None = None
-    batch_size: int | None = None
-    batch_agg: str = "l2"
-    seq_agg: str = "mean"
-    metric: str = "activation"
-    seed: int = 0
-    dtype: str = "auto"
+    samples: Annotated[int, count(1, 10**9)] = 1024
+    seq_len: Annotated[int | None, count(1, 2**24)] = None
+    batch_size: Annotated[int | None, count(1, 2**20)] = None
+    batch_agg: Annotated[str, OneOf(BATCH)] = "l2"
+    seq_agg: Annotated[str, OneOf(SEQ)] = "mean"
+    metric: Annotated[str, OneOf(METRICS)] = "activation"
+    seed: Annotated[int, SEED] = 0
+    dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16", "float16"))] = "auto"
     device: str = "auto"
-    separator: str = "auto"
+    separator: Annotated[str, OneOf(SEPARATORS)] = "auto"
     text_field: str | None = None
     allow_fewer: bool = False
     padded: bool = False
     force: bool = False
-    mode: str = "auto"
-    device_map: str | None = None
-    memory: int | None = None
-    depth_blocks: tuple[int, ...] = ()
-    depth_metric: str = "loss"
+    mode: Annotated[str, OneOf(MODES)] = "auto"
+    device_map: Annotated[str | None, OneOf(DEVICE_MAPS)] = None
+    memory: Annotated[int | None, count(1)] = None
+    depth_blocks: Annotated[tuple[int, ...], count(1)] = ()
+    depth_metric: Annotated[str, OneOf(DEPTH_METRICS)] = "loss"
     depth_task: str | None = None
-    depth_greedy: int = 0
-    depth_samples: int = 256
-    layer_score: str = "influence"
+    depth_greedy: Annotated[int, count(0)] = 0
+    depth_samples: Annotated[int, count(1, 10**9)] = 256
+    layer_score: Annotated[str, OneOf(LAYER_SCORES)] = "influence"
     second_moments: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise MinitronError(f"--metric {self.metric!r} is unknown", f"one of {', '.join(METRICS)}")
-        for flag, choice, allowed in (
-            ("depth-metric", self.depth_metric, DEPTH_METRICS),
-            ("layer-score", self.layer_score, ("influence", *DEPTH_METRICS)),
-            ("mode", self.mode, MODES),
-        ):
-            if choice not in allowed:
-                raise MinitronError(f"--{flag} {choice!r} is unknown", f"one of {', '.join(allowed)}")
-        for flag, value in (
-            ("samples", self.samples),
-            ("seq-len", self.seq_len),
-            ("batch-size", self.batch_size),
-            ("depth-samples", self.depth_samples),
-            *(("depth-block", size) for size in self.depth_blocks),
-        ):
-            if value is not None and value < 1:
-                raise MinitronError(f"--{flag} {value} is not a count", f"give --{flag} 1 or more")
+        if faults := violations(self, flag):
+            raise MinitronError("; ".join(faults), "see `minitron importance --help`")
         if self.depth_task and not self.depth_blocks:
             raise MinitronError("--depth-task needs the sizes of the blocks to drop", "add --depth-block N")
         if self.wants_depth and not self.needs_data:
@@ -96,7 +87,7 @@ class Options:
     def curves(self) -> tuple[tuple[str, int], ...]:
         """The sweeps asked for: (metric, block size)."""
         wanted = [(self.depth_task or self.depth_metric, size) for size in self.depth_blocks]
-        if self.layer_score != "influence":
+        if self.layer_score in DEPTH_METRICS:
             wanted.append((self.layer_score, 1))
         return tuple(dict.fromkeys(wanted))
 
@@ -112,3 +103,8 @@ class Options:
 def sample_length(config: Mapping[str, Any], options: Options, name: str) -> int:
     """Tokens per sample; a length beyond the context of the model `name` is refused."""
     return sequence_length(options.seq_len, DEFAULT_SEQ_LEN, {name: context_length(config)})
+
+
+def flag(field: str) -> str:
+    """The option that sets a field."""
+    return "--" + {"depth_blocks": "depth_block"}.get(field, field).replace("_", "-")

@@ -17,10 +17,10 @@ from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.statistics import (
     Batch,
     accumulate,
-    cosine_distance,
+    block_change,
     sequence_statistics,
 )
-from minitron_cli.importance.sums import COUNT, HALVES, LAYER, MOMENTS, Row, Rows
+from minitron_cli.importance.sums import COUNT, HALVES, MOMENTS, PER_BLOCK, Row, Rows
 
 EXPERT_AXES = (EXPERT, EXPERT_FFN, EXPERT_USAGE)
 
@@ -80,7 +80,8 @@ class Recorder:
     def hear_block(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Take in the hidden states around one block: (batch, token, hidden) each."""
         assert self.batch is not None
-        self._add((LAYER, layer), cosine_distance(before, after.to(before.device), self.batch.spans))
+        for name, values in zip(PER_BLOCK, block_change(before, after.to(before.device), self.batch.spans)):
+            self._add((name, layer), values)
 
     def _add(self, key: tuple[str, int], statistics: Tensor) -> None:
         assert self.batch is not None
@@ -95,7 +96,7 @@ class Recorder:
         axes: dict[str, list[np.ndarray]] = {}
         for axis, row in sorted(self.sums):
             axes.setdefault(axis, []).append(self.sums[axis, row].cpu().numpy())
-        return {axis: np.stack(found, axis=-1 if axis == LAYER else -2) for axis, found in axes.items()} | {
+        return {axis: np.stack(found, axis=-1 if axis in PER_BLOCK else -2) for axis, found in axes.items()} | {
             COUNT: self.count.copy()
         }
 
@@ -104,7 +105,7 @@ class Recorder:
         self.count = raw[COUNT].copy()
         for axis, array in raw.items():
             if axis != COUNT:
-                for row, sums in enumerate(np.moveaxis(array, -1 if axis == LAYER else -2, 0)):
+                for row, sums in enumerate(np.moveaxis(array, -1 if axis in PER_BLOCK else -2, 0)):
                     self.sums[axis, row] = torch.from_numpy(sums.copy())
 
 
@@ -114,7 +115,7 @@ def check_finite(raw: Mapping[str, np.ndarray], rows: Rows) -> None:
     for axis, array in raw.items():
         if axis == COUNT:
             continue
-        per_row = array if axis == LAYER else array.sum(-1)
+        per_row = array if axis in PER_BLOCK else array.sum(-1)
         finite = np.isfinite(per_row).reshape(-1, per_row.shape[-1]).all(0)
         for row in np.flatnonzero(~finite).tolist():
             bad.setdefault(rows[axis][row].layer if axis in rows else row, set()).add(axis)

@@ -14,15 +14,16 @@ from minitron_cli.checkpoint.moments_file import moments_path
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores, write_scores
 from minitron_cli.data.source import local_paths
+from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World, join
 from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
 from minitron_cli.importance.identity import differences, require_same, weights_identity
 from minitron_cli.importance.job import Say, Show
-from minitron_cli.importance.options import Options
+from minitron_cli.importance.options import BY_NORMS, Options
 from minitron_cli.importance.snapshot import rows_from_json, rows_to_json
-from minitron_cli.importance.sums import COUNT, LAYER, Rows
+from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, NORM_RATIO, Rows
 from minitron_cli.spec.scores import Scores
 
 
@@ -57,7 +58,7 @@ def measure(
     """Score every axis of `model` and write the scores to `output`; `judge` grades what `--depth-task` names."""
     began = time.monotonic()
     checkpoint = open_checkpoint(model)
-    check_place(checkpoint, options, output)
+    check_request(checkpoint, options, output)
     with join(options.device) as world:
         if world.rank:
             say, show = (lambda text: None), (lambda fraction, rate: None)
@@ -71,8 +72,18 @@ def measure(
     return Result(scores, output, made, time.monotonic() - began)
 
 
-def check_place(checkpoint: Checkpoint, options: Options, output: Path) -> None:
-    """Refuse an output that overlaps what is read, for the scores and for the Gram matrices beside them."""
+def check_request(checkpoint: Checkpoint, options: Options, output: Path) -> None:
+    """Refuse an output that overlaps what is read, and depth sweeps that leave no layer: before anything is measured.
+
+    The output is that of the scores, and of the Gram matrices beside them.
+    """
+    layers = checkpoint.shape["layer"]
+    for flag, dropped in (
+        ("--depth-greedy", options.depth_greedy),
+        *(("--depth-block", n) for n in options.depth_blocks),
+    ):
+        if dropped >= layers:
+            raise MinitronError(f"{flag} {dropped} leaves nothing of {layers} layers", f"use 1 to {layers - 1}")
     inputs = [checkpoint.path, *local_paths(options.data)]
     check_file(output, inputs)
     if options.second_moments:
@@ -109,7 +120,7 @@ def _from_passes(
     moments = second_moments.find(output, identity, options.force)
     model = cache(lambda: load(job, options))
     made = "aggregated"
-    if not known.raw or (options.second_moments and not moments):
+    if not known.raw or _lacks_norms(known, options) or (options.second_moments and not moments):
         try:
             progress = run_pass(job, mode, model)
         finally:
@@ -149,6 +160,11 @@ def _known(output: Path, identity: Mapping[str, Any], options: Options) -> tuple
     return Known(raw, rows, arrays, stored.provenance.get("depth", {})), stored, []
 
 
+def _lacks_norms(known: Known, options: Options) -> bool:
+    """Whether the sums that are there were taken before the norm ratio was among them, and it is asked for."""
+    return options.layer_score == BY_NORMS and NORM_RATIO not in known.raw
+
+
 def _scores(
     checkpoint: Checkpoint, options: Options, known: Known, identity: Mapping[str, Any], forced: list[str]
 ) -> Scores:
@@ -156,7 +172,9 @@ def _scores(
     values = to_scores(known.raw, known.rows, family, shape, how)
     if options.metric == "wanda":
         values |= wanda_scores(checkpoint, known.raw, known.rows, how)
-    if options.layer_score != "influence":
+    if options.layer_score == BY_NORMS:
+        values[LAYER] = known.raw[NORM_RATIO].sum(0)[MOMENTS.index("sum")] / known.raw[COUNT].sum()
+    elif options.layer_score != "influence":
         values[LAYER] = curves.layer_scores(known.arrays, known.depth, options.layer_score)
     provenance = {
         **identity,

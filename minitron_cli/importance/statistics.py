@@ -77,19 +77,22 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.abs().sum(-2), (x * x).sum(-2), x.sum(-2)
 
 
-def cosine_distance(before: Tensor, after: Tensor, spans: Sequence[Span] | None) -> Tensor:
-    """Block influence of each sample: before and after (batch, token, hidden) -> (batch,) float64.
+def block_change(before: Tensor, after: Tensor, spans: Sequence[Span] | None) -> tuple[Tensor, Tensor]:
+    """What a block does to each sample: before and after (batch, token, hidden) -> two (batch,) float64.
 
-    1 - mean over valid tokens of cos(x_in, x_out) (ShortGPT; Minitron, arXiv 2407.14679, section 2.2).
+    Block influence, 1 - mean over valid tokens of cos(x_in, x_out) (ShortGPT; Minitron, arXiv 2407.14679, section 2.2),
+    and the mean over valid tokens of |x_out| / |x_in|, by which Ministral 3 ranks its layers.
     """
-    result = []
+    influence, ratio = [], []
     for row in range(len(before)):
         begin, end = spans[row] if spans is not None else (0, before.shape[1])
         x, y = before[row, begin:end].float(), after[row, begin:end].float()
-        norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-        cosine = (x * y).sum(-1) / norms.clamp_min(torch.finfo(torch.float32).tiny)
-        result.append(1.0 - cosine.double().mean())
-    return torch.stack(result)
+        tiny = torch.finfo(torch.float32).tiny
+        norm_x, norm_y = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
+        cosine = (x * y).sum(-1) / (norm_x * norm_y).clamp_min(tiny)
+        influence.append(1.0 - cosine.double().mean())
+        ratio.append((norm_y / norm_x.clamp_min(tiny)).double().mean())
+    return torch.stack(influence), torch.stack(ratio)
 
 
 def accumulate(sums: Tensor, statistics: Tensor, batch: Batch) -> None:

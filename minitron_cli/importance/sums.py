@@ -7,6 +7,8 @@ MOMENTS = ("sum", "square")  # running sums over samples: of s and of s^2
 HALVES = 2  # even and odd samples apart, for the stability report
 COUNT = "count"  # samples seen, per half
 LAYER = "layer"  # block influence
+NORM_RATIO = "norm_ratio"  # of the norms of what leaves and what enters a block
+PER_BLOCK = (LAYER, NORM_RATIO)  # sums with one value a layer; all others have rows of channels
 
 
 @dataclass(frozen=True, slots=True)

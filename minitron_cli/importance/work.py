@@ -28,7 +28,7 @@ def prepare(
     dtype = choose_dtype(options.dtype, device)
     samples, data = draw(checkpoint, options)
     identity = pass_identity(checkpoint.path, data, dtype_name(dtype))
-    size = batch_size(options.batch_size, samples.rows.shape[1], device)
+    size = min(batch_size(options.batch_size, samples.rows.shape[1], device), len(samples))
     begin, end = world.share(len(samples))
     seq_len, item = samples.rows.shape[1], dtype.itemsize
     need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item)

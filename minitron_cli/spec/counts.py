@@ -1,11 +1,13 @@
 """Counts as people write them: "4.5B", "300M", "1_000", "2e9"."""
 
+import re
 from decimal import Decimal, InvalidOperation
 
 from minitron_cli.errors import MinitronError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LARGEST = 10**18
+_SIZE = re.compile(r"(\d[\d_,]*(?:\.\d+)?)\s*(?:([KMGT])(I?)B?)?", re.IGNORECASE)
 
 
 def parse_count(text: str | int) -> int:
@@ -29,3 +31,17 @@ def count_text(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.2f}{unit}".replace(".00", "")
     return f"{value:g}"
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes as people write them: "24GB", "512M", "1.5TB", "16GiB" (1024 to the third), or a plain number."""
+    found = _SIZE.fullmatch(str(text).strip())
+    if found is None:
+        raise MinitronError(f"{text!r} is not a size", "write it like 16GB, 512MB or 16000000000")
+    number, unit, binary = found.groups()
+    value = Decimal(number.replace("_", "").replace(",", "")) * (1024 if binary else 1000) ** " KMGT".index(
+        (unit or " ").upper()
+    )
+    if not 0 < value < _LARGEST:
+        raise MinitronError(f"{text!r} is not a size above 0", "write it like 16GB, 512MB or 16000000000")
+    return int(value)

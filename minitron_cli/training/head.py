@@ -76,6 +76,10 @@ def check_head(model: Any, label: str = "model") -> None:
     model.train(was_training)
     found = logits(hidden, head_of(model))
     error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    if not expected.isfinite().all():
+        raise MinitronError(
+            f"the {label}'s logits are NaN or infinite", "its weights are damaged: `minitron verify` names them"
+        )
     if not error < (1e-3 if expected.dtype == weight.dtype else 3e-2):
         raise MinitronError(
             f"the {label}'s logits ({model.config.model_type}) are not its head applied to its last hidden state: "

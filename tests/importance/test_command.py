@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.cli.app import app
@@ -21,6 +22,8 @@ from minitron_cli.importance.curves import Judge
 from minitron_cli.importance.estimate import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
+from minitron_cli.importance.samples import draw
+from minitron_cli.spec.counts import parse_bytes
 from tests.toys import toy_ids, toy_tokenizer
 
 
@@ -174,7 +177,7 @@ def test_nan_activations_name_the_layer(toy, options, tmp_path, mode):
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][5, 3] = torch.nan
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MinitronError, match=r"activations of layer 1 are NaN or infinite \(ffn, layer\)"):
+    with pytest.raises(MinitronError, match=r"activations of layer 1 are NaN or infinite \(ffn, layer, norm_ratio\)"):
         measure(model, replace(options, mode=mode), tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
@@ -182,10 +185,18 @@ def test_nan_activations_name_the_layer(toy, options, tmp_path, mode):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"metric": "vibes"}, "--metric 'vibes' is unknown"),
-        ({"mode": "fast"}, "--mode 'fast' is unknown"),
-        ({"depth_metric": "x"}, "--depth-metric 'x' is unknown"),
-        ({"samples": 0}, "--samples 0 is not a count"),
+        ({"metric": "vibes"}, "--metric must be one of activation, .*; got 'vibes'"),
+        ({"mode": "fast"}, "--mode must be one of auto, .*; got 'fast'"),
+        ({"depth_metric": "x"}, "--depth-metric must be one of loss, .*; got 'x'"),
+        ({"seq_agg": "max"}, "--seq-agg must be one of mean, .*; got 'max'"),
+        ({"device_map": "x"}, "--device-map must be one of auto, .*; got 'x'"),
+        ({"samples": 0}, "--samples must be at least 1; got 0"),
+        ({"samples": 10**12}, "--samples must be at most"),
+        ({"batch_size": -1}, "--batch-size must be at least 1; got -1"),
+        ({"seed": 2**32}, "--seed must be at most"),
+        ({"depth_greedy": -1}, "--depth-greedy must be at least 0; got -1"),
+        ({"depth_blocks": (1, 0)}, r"--depth-block must be at least 1; got \(1, 0\)"),
+        ({"memory": 0}, "--memory must be at least 1; got 0"),
         ({"data": ()}, "there is no calibration data"),
         ({"metric": "random", "depth_blocks": (1,)}, "no forward passes"),
         ({"depth_task": "piqa"}, "--depth-task needs the sizes"),
@@ -196,9 +207,54 @@ def test_options_that_make_no_sense(options, change, named):
         replace(options, **change)
 
 
-def test_an_aggregation_that_is_none(toy, options, tmp_path):
-    with pytest.raises(MinitronError, match="--seq-agg 'max' is unknown"):
-        measure(toy("llama"), replace(options, seq_agg="max"), tmp_path / "s")
+@pytest.mark.parametrize("change", [{"depth_greedy": 3}, {"depth_blocks": (1, 7)}])
+def test_a_sweep_that_leaves_no_layer_is_refused_before_the_pass(toy, options, tmp_path, change, monkeypatch):
+    no_pass(monkeypatch)
+    with pytest.raises(MinitronError, match=r"--depth-\w+ \d leaves nothing of 3 layers"):
+        measure(toy("llama"), replace(options, **change), tmp_path / "s")
+
+
+def test_a_batch_is_no_larger_than_the_samples(toy, options, tmp_path):
+    said = []
+    measure(toy("llama"), replace(options, batch_size=2**20), tmp_path / "s", said.append)
+    assert "batches of 6" in said[0]
+
+
+def test_layers_can_be_ranked_by_the_ratio_of_norms(toy, options, tmp_path, monkeypatch):
+    """Mean over samples and tokens of |x_out| / |x_in| of each block, from transformers' own hidden states."""
+    measured = measure(toy("llama"), replace(options, layer_score="norm-ratio"), tmp_path / "s")
+    model = AutoModelForCausalLM.from_pretrained(toy("llama")).eval()
+    states = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _, args, out: states.append((args[0], out)))
+    samples, _ = draw(open_checkpoint(toy("llama")), options)
+    with torch.no_grad():
+        model(torch.from_numpy(samples.rows))
+    expected = [float((out.norm(dim=-1) / x.norm(dim=-1)).mean()) for x, out in states]
+    np.testing.assert_allclose(measured.scores.values["layer"], expected, rtol=1e-5)
+    no_pass(monkeypatch)
+    assert measure(toy("llama"), options, tmp_path / "s").made == "aggregated"
+    assert not np.allclose(measure(toy("llama"), options, tmp_path / "s").scores.values["layer"], expected)
+
+
+def test_options_of_the_task_without_a_task_are_refused(toy, text, tmp_path):
+    line = ["importance", str(toy("llama")), "--data", text, "-o", str(tmp_path / "s"), "--include", "/nope"]
+    result = CliRunner().invoke(app, line)
+    assert isinstance(result.exception, MinitronError)
+    assert "--depth-task" in result.exception.message
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16GB", 16 * 10**9), ("512mb", 512 * 10**6), ("2GiB", 2 << 30), ("1.5T", 1_500_000_000_000)]
+)
+def test_sizes_are_read_the_same_everywhere(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["8B", "-1GB", "lots", "0", "1e99GB", ""])
+def test_what_is_not_a_size_is_refused(text):
+    with pytest.raises(MinitronError, match="is not a size"):
+        parse_bytes(text)
 
 
 def test_the_command_line(toy, text, tmp_path):
