@@ -75,7 +75,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", default=",".join(ARMS))
-    args = parse(parser, steps=2, seeds=1, only="kd,ce")
+    args = parse(parser, steps=24, seeds=1, only="kd")
+    if not TEACHER.is_dir():
+        print(f"skipped: no real checkpoint at {DATA}")
+        return
     results: dict[str, list[list[tuple[int, float]]]] = {}
     flops: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:

@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    arguments = parse(parser, steps=2)
+    arguments = parse(parser, steps=24)
     if not (SHARED / "stories260K").is_dir():
         print(f"skipped: no real checkpoint at {SHARED}")
         return

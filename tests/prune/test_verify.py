@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from minitron_cli.prune.run import write_pruned
 from safetensors.torch import load_file, save_file
 
 from minitron_cli.checkpoint.atomic import MANIFEST
