@@ -11,6 +11,7 @@ import typer
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec import counts
+from minitron_cli.spec.counts import bytes_text as bytes_text
 from minitron_cli.spec.counts import count_text as count_text
 from minitron_cli.spec.plain import json_text
 
@@ -54,14 +55,6 @@ def _parsed(parse: Callable[[str | int], int]) -> Callable[[str | int], int]:
 # A default comes as the int it is.
 parse_count = _parsed(counts.parse_count)
 parse_bytes = _parsed(counts.parse_bytes)
-
-
-def bytes_text(value: float) -> str:
-    """A size as people read it: decimal units, as disks and checkpoints are quoted."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if value >= factor:
-            return f"{value / factor:.2f} {unit}"
-    return f"{value:g} B"
 
 
 def require_model(model: str | None, verb: str) -> str:

@@ -224,27 +224,19 @@ def quiet() -> Iterator[None]:
     on a terminal only. Everything is put back at the end.
     """
     from lm_eval import evaluator
-    from tqdm import tqdm
 
     collect = evaluator.add_env_info
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "evaluate")]
     levels = [logger.level for logger in loggers]
-    begin: Any = tqdm.__init__
-
-    def hidden(self: Any, *args: Any, **settings: Any) -> None:
-        begin(self, *args, **{**settings, "disable": True})
-
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     # It runs pip, git and the driver's tool for a version list, at every call: longer than a small model's task.
     setattr(evaluator, "add_env_info", lambda storage: None)  # noqa: B010
-    if not sys.stderr.isatty():
-        setattr(tqdm, "__init__", hidden)  # noqa: B010 - the harness has no switch for its bars
+    bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), bars:
             yield
     finally:
-        setattr(tqdm, "__init__", begin)  # noqa: B010
         setattr(evaluator, "add_env_info", collect)  # noqa: B010
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -10,7 +10,14 @@ _KEYS = ("max_position_embeddings", "n_positions")
 
 def context_length(config: Mapping[str, Any]) -> int | None:
     """Positions that a config.json dictionary allows, or None where it states no limit."""
-    return next((int(config[key]) for key in _KEYS if config.get(key)), None)
+    for key in _KEYS:
+        value = config.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MinitronError(f"config.json: {key} is {value!r}, not a number of positions", "repair the config")
+        return value
+    return None
 
 
 def sequence_length(asked: int | None, usual: int, contexts: Mapping[str, int | None], flag: str = "--seq-len") -> int:

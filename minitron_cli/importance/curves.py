@@ -1,4 +1,4 @@
-"""Depth sweeps of a job: run those that are asked for and not yet known, and put them into the scores file.
+"""Depth sweeps of a execution: run those that are asked for and not yet known, and put them into the scores file.
 
 A curve is the raw array "depth.METRIC.SIZE": the metric itself (not its increase) with layers [i, i + SIZE) dropped,
 for every i. "depth.METRIC.greedy" holds the metric after each greedy step. The provenance's "depth" says the rest
@@ -19,7 +19,7 @@ from minitron_cli.hf.hooks import replaced
 from minitron_cli.hf.parts import blocks_of
 from minitron_cli.importance import depth
 from minitron_cli.importance.bypass import answers_with_tuple, without
-from minitron_cli.importance.job import Job
+from minitron_cli.importance.execution import Execution
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.statistics import Batch
 
@@ -51,68 +51,76 @@ def _is_known(name: str, fact: Mapping[str, Any], options: Options, samples: int
     return known and (kind != "greedy" or len(fact["order"]) >= options.depth_greedy)
 
 
-def run(job: Job, model: Any, options: Options, names: list[str], judge: Judge | None) -> dict[str, Curve]:
+def run(execution: Execution, model: Any, options: Options, names: list[str], judge: Judge | None) -> dict[str, Curve]:
     """The sweeps of these names: name -> (raw array, what is said of it)."""
     blocks = list(blocks_of(model))
-    samples = min(options.depth_samples, len(job.samples))
+    samples = min(options.depth_samples, len(execution.samples))
     found = {}
     for name in names:
         metric, _, kind = name.rpartition(".")
         if judge is not None and metric == judge.name:
-            found[name] = _judged(job, model, blocks, int(kind), judge)
+            found[name] = _judged(execution, model, blocks, int(kind), judge)
         elif kind == "greedy":
-            found[name] = _greedy(job, model, blocks, metric, samples, options.depth_greedy)
+            found[name] = _greedy(execution, model, blocks, metric, samples, options.depth_greedy)
         else:
-            found[name] = _swept(job, model, blocks, metric, samples, int(kind))
+            found[name] = _swept(execution, model, blocks, metric, samples, int(kind))
     return found
 
 
-def _swept(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, size: int) -> Curve:
+def _swept(
+    execution: Execution, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, size: int
+) -> Curve:
     dropping = depth.contiguous(range(len(blocks)), size)
     cost = depth.cost(dropping, range(len(blocks)))
-    job.say(
+    execution.say(
         f"depth: {len(dropping)} blocks of {size} on {samples:,} samples by {metric}: "
         f"{cost:.1f} passes, {cost / len(dropping):.2f} for each"
     )
-    begin, end = job.world.share(samples)
+    begin, end = execution.world.share(samples)
 
     def tick(batch: Batch, candidate: int) -> None:
         done = batch.first - begin + len(batch.ids) * (candidate + 1) / len(dropping)
-        job.show(done / (end - begin), 0.0)
+        execution.show(done / (end - begin), 0.0)
 
-    swept = depth.sweep(model, blocks, _batches(job, samples), dropping, metric, tick=tick, total=job.world.sum_array)
+    swept = depth.sweep(
+        model, blocks, _batches(execution, samples), dropping, metric, tick=tick, total=execution.world.sum_array
+    )
     best = {"layers": list(dropping[swept.best]), "value": float(swept.values[swept.best])}
     fact = {"samples": samples, "full": swept.full, "tokens": swept.tokens, "best": best, "passes": cost}
     return swept.values, fact
 
 
-def _greedy(job: Job, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, steps: int) -> Curve:
-    job.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}")
-    sweeps = depth.greedy(model, blocks, lambda: _batches(job, samples), steps, metric, total=job.world.sum_array)
+def _greedy(
+    execution: Execution, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, steps: int
+) -> Curve:
+    execution.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}")
+    sweeps = depth.greedy(
+        model, blocks, lambda: _batches(execution, samples), steps, metric, total=execution.world.sum_array
+    )
     order = [sweep.candidates[sweep.best][0] for sweep in sweeps]
     fact = {"samples": samples, "full": sweeps[0].full, "tokens": sweeps[0].tokens, "order": order}
     return np.array([sweep.values[sweep.best] for sweep in sweeps]), fact
 
 
-def _judged(job: Job, model: Any, blocks: Sequence[nn.Module], size: int, judge: Judge) -> Curve:
+def _judged(execution: Execution, model: Any, blocks: Sequence[nn.Module], size: int, judge: Judge) -> Curve:
     """A downstream task without each block of layers (Minitron in practice, arXiv 2408.11796, figures 8 and 9)."""
-    if job.world.size > 1:
+    if execution.world.size > 1:
         raise MinitronError("--depth-task runs in one process", "leave torchrun out, or measure --depth-metric loss")
     dropping = depth.contiguous(range(len(blocks)), size)
-    as_tuple = answers_with_tuple(model, blocks, job.device)
-    job.say(f"depth: {len(dropping)} blocks of {size} by {judge.name}, one evaluation for each")
-    full, values = judge.score(model, job.device), np.zeros(len(dropping))
+    as_tuple = answers_with_tuple(model, blocks, execution.device)
+    execution.say(f"depth: {len(dropping)} blocks of {size} by {judge.name}, one evaluation for each")
+    full, values = judge.score(model, execution.device), np.zeros(len(dropping))
     for number, dropped in enumerate(dropping):
         with replaced(without(blocks, dropped, None, as_tuple)):
-            values[number] = judge.score(model, job.device)
-        job.show((number + 1) / len(dropping), 0.0)
+            values[number] = judge.score(model, execution.device)
+        execution.show((number + 1) / len(dropping), 0.0)
     best = int(np.argmax(values))
     fact = {"task": judge.identity, "full": full, "higher_is_better": True}
     return values, fact | {"best": {"layers": list(dropping[best]), "value": float(values[best])}}
 
 
-def _batches(job: Job, samples: int) -> Iterator[Batch]:
-    return job.samples.batches(job.batch_size, job.device, *job.world.share(samples))
+def _batches(execution: Execution, samples: int) -> Iterator[Batch]:
+    return execution.samples.batches(execution.batch_size, execution.device, *execution.world.share(samples))
 
 
 def layer_scores(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], metric: str) -> np.ndarray:

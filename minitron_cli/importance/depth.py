@@ -18,7 +18,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import block_inputs, replaced
 from minitron_cli.hf.parts import decoder_of
 from minitron_cli.importance.bypass import answers_with_tuple, chunk_tokens, logits_of, without
-from minitron_cli.importance.estimate import forward
+from minitron_cli.importance.forward import forward
 from minitron_cli.importance.statistics import Batch
 
 Total = Callable[[np.ndarray], np.ndarray]

@@ -19,8 +19,8 @@ from minitron_cli.hf.process_group import World, join
 from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
+from minitron_cli.importance.execution import Say, Show
 from minitron_cli.importance.identity import differences, require_same, weights_identity
-from minitron_cli.importance.job import Say, Show
 from minitron_cli.importance.options import BY_NORMS, Options
 from minitron_cli.importance.snapshot import rows_from_json, rows_to_json
 from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, NORM_RATIO, Rows
@@ -113,30 +113,30 @@ def _from_passes(
     judge: curves.Judge | None,
 ) -> tuple[Scores, Mapping[str, np.ndarray], str]:
     """Activation and Wanda scores: what is known is kept, what is missing is measured."""
-    from minitron_cli.importance.work import load, prepare, run_pass
+    from minitron_cli.importance.passes import load, prepare, run_pass
 
-    job, mode, identity = prepare(checkpoint, options, output, world, say, show)
+    execution, mode, identity = prepare(checkpoint, options, output, world, say, show)
     known, stored, forced = _known(output, identity, options)
     moments = second_moments.find(output, identity, options.force)
-    model = cache(lambda: load(job, options))
+    model = cache(lambda: load(execution, options))
     made = "aggregated"
     if not known.raw or _lacks_norms(known, options) or (options.second_moments and not moments):
         try:
-            progress = run_pass(job, mode, model)
+            progress = run_pass(execution, mode, model)
         finally:
             if world.rank == 0:
                 second_moments.discard_partial(output)
         known = Known(world.sum_arrays(progress.raw), progress.rows, known.arrays, known.depth)
         made = "measured"
         moments = second_moments.find(output, identity, False) if options.second_moments else {}
-    names = curves.missing(options, known.depth, min(options.depth_samples, len(job.samples)), judge)
+    names = curves.missing(options, known.depth, min(options.depth_samples, len(execution.samples)), judge)
     if names:
-        new = curves.run(job, model(), options, names, judge)
+        new = curves.run(execution, model(), options, names, judge)
         arrays = {curves.PREFIX + name: array for name, (array, _) in new.items()}
         facts = {name: fact for name, (_, fact) in new.items()}
         known = Known(known.raw, known.rows, {**known.arrays, **arrays}, {**known.depth, **facts})
         made = "measured"
-    job.snapshot.remove()
+    execution.snapshot.remove()
     scores = _scores(checkpoint, options, known, identity, forced)
     if moments:
         scores = Scores(scores.values, {**scores.provenance, "second_moments": moments})

@@ -20,9 +20,9 @@ from torch import Tensor
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.hf.hooks import block_output
 from minitron_cli.importance.block import Block, build_block, read_layer
-from minitron_cli.importance.estimate import forward
-from minitron_cli.importance.job import Job
-from minitron_cli.importance.record import Recorder, check_finite, recording
+from minitron_cli.importance.execution import Execution
+from minitron_cli.importance.forward import forward
+from minitron_cli.importance.recorder import Recorder, check_finite, recording
 from minitron_cli.importance.snapshot import Progress
 from minitron_cli.importance.statistics import Batch
 
@@ -30,13 +30,13 @@ from minitron_cli.importance.statistics import Batch
 class States:
     """Hidden states of this process's samples: what went into the current layer, and where its output goes."""
 
-    def __init__(self, job: Job, on_disk: bool) -> None:
-        begin, end = job.share
+    def __init__(self, execution: Execution, on_disk: bool) -> None:
+        begin, end = execution.share
         self._begin = begin
-        self._shape = (end - begin, job.samples.rows.shape[1], job.checkpoint.shape["hidden"])
-        self._dtype, self._folder = job.dtype, job.scratch if on_disk else None
+        self._shape = (end - begin, execution.samples.rows.shape[1], execution.checkpoint.shape["hidden"])
+        self._dtype, self._folder = execution.dtype, execution.scratch if on_disk else None
         if on_disk and not self._folder_exists():  # a mapped file that finds the disk full kills the process
-            need_space(job.scratch, 2 * prod(self._shape) * self._dtype.itemsize)
+            need_space(execution.scratch, 2 * prod(self._shape) * self._dtype.itemsize)
         self._memory = None if on_disk else torch.empty(self._shape, dtype=self._dtype)
 
     def _folder_exists(self) -> bool:
@@ -56,64 +56,64 @@ class States:
         return slice(first, first + len(batch.ids))
 
 
-def run(job: Job, on_disk: bool) -> Progress:
+def run(execution: Execution, on_disk: bool) -> Progress:
     """Send this process's share of the samples through the model, layer by layer."""
-    num_layers = job.checkpoint.shape["layer"]
+    num_layers = execution.checkpoint.shape["layer"]
     # The moments of layers that are done would have to be trusted to be there still: such a run starts again.
-    resumable = on_disk and job.moments is None
-    states, earlier = States(job, on_disk), job.snapshot.load() if resumable else None
-    recorder, first = Recorder(rows=earlier.rows if earlier else None, moments=job.moments), 0
+    resumable = on_disk and execution.moments is None
+    states, earlier = States(execution, on_disk), execution.snapshot.load() if resumable else None
+    recorder, first = Recorder(rows=earlier.rows if earlier else None, moments=execution.moments), 0
     if earlier is not None:
         recorder.restore(earlier.raw)
         first = earlier.done
-        job.say(f"going on at layer {first} of an interrupted run")
-    for block in _blocks(job, first):
+        execution.say(f"going on at layer {first} of an interrupted run")
+    for block in _blocks(execution, first):
         recorder.register(block.sites)
-        _through(job, block, recorder, states)
+        _through(execution, block, recorder, states)
         done = block.layer + 1
         raw = recorder.raw()
         check_finite(raw, recorder.rows)
-        if job.moments is not None:
-            job.moments.close(block.layer)
+        if execution.moments is not None:
+            execution.moments.close(block.layer)
         if resumable and done < num_layers:
-            job.snapshot.save(Progress(raw, recorder.rows, done))
-    if job.moments is not None:
-        job.moments.finish()
+            execution.snapshot.save(Progress(raw, recorder.rows, done))
+    if execution.moments is not None:
+        execution.moments.finish()
     if on_disk:
-        shutil.rmtree(job.scratch, ignore_errors=True)
+        shutil.rmtree(execution.scratch, ignore_errors=True)
     return Progress(recorder.raw(), recorder.rows, num_layers)
 
 
-def _blocks(job: Job, first: int) -> Iterator[Block]:
+def _blocks(execution: Execution, first: int) -> Iterator[Block]:
     """Every block from `first` on; the tensors of the next are read while the current one is at work."""
-    num_layers = job.checkpoint.shape["layer"]
+    num_layers = execution.checkpoint.shape["layer"]
     with ThreadPoolExecutor(1) as pool:
         # Only reading is done ahead: building a model changes torch's default dtype for the whole process.
-        coming = pool.submit(read_layer, job.checkpoint, first, vocab=first == 0)
+        coming = pool.submit(read_layer, execution.checkpoint, first, vocab=first == 0)
         for layer in range(first, num_layers):
-            block = build_block(job.checkpoint, coming.result(), job.dtype, job.device)
+            block = build_block(execution.checkpoint, coming.result(), execution.dtype, execution.device)
             if layer + 1 < num_layers:
-                coming = pool.submit(read_layer, job.checkpoint, layer + 1, vocab=False)
+                coming = pool.submit(read_layer, execution.checkpoint, layer + 1, vocab=False)
             yield block
             del block
 
 
-def _through(job: Job, block: Block, recorder: Recorder, states: States) -> None:
+def _through(execution: Execution, block: Block, recorder: Recorder, states: States) -> None:
     """All samples through one block: states in, statistics and states out."""
     names = {id(module): name for name, module in block.model.named_modules()}
-    begin, end = job.share
-    began, num_layers = time.monotonic(), job.checkpoint.shape["layer"]
+    begin, end = execution.share
+    began, num_layers = time.monotonic(), execution.checkpoint.shape["layer"]
     before, after = states.at(block.layer), states.at(block.layer + 1)
     blocks = {block.layer: names[id(block.module)]}
     with recording(block.model, recorder, block.sites, blocks), torch.inference_mode():
-        for batch in job.samples.batches(job.batch_size, job.device, begin, end):
+        for batch in execution.samples.batches(execution.batch_size, execution.device, begin, end):
             recorder.start(batch, first=block.layer == 0)
             rows = states.rows(batch)
-            given = None if block.layer == 0 else before[rows].to(job.device)
+            given = None if block.layer == 0 else before[rows].to(execution.device)
             after[rows] = _step(block, batch, given).to(after.device)
             done = (batch.first + len(batch.ids) - begin) / (end - begin)
             rate = (batch.first + len(batch.ids) - begin) * batch.ids.shape[1] / max(time.monotonic() - began, 1e-9)
-            job.show((block.layer + done) / num_layers, rate / num_layers)
+            execution.show((block.layer + done) / num_layers, rate / num_layers)
 
 
 def _step(block: Block, batch: Batch, given: Tensor | None) -> Tensor:

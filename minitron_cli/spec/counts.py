@@ -45,3 +45,11 @@ def parse_bytes(text: str | int) -> int:
     if not 0 < value < _LARGEST:
         raise MinitronError(f"{text!r} is not a size above 0", "write it like 16GB, 512MB or 16000000000")
     return int(value)
+
+
+def bytes_text(value: float) -> str:
+    """A size as people read it: decimal units, as disks and checkpoints are quoted."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}"
+    return f"{value:g} B"

@@ -28,10 +28,10 @@ from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.parts import decoder_of, weight_bytes
 from minitron_cli.hf.process_group import World
-from minitron_cli.importance import estimate, resident, stream
-from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.job import Job
-from minitron_cli.importance.record import Recorder
+from minitron_cli.importance import forward, resident, stream
+from minitron_cli.importance.execution import Execution
+from minitron_cli.importance.forward import Samples
+from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.snapshot import Snapshot
 from tests.benchmarks.measure import paired_ratio, paired_seconds, parse, peak_bytes
 
@@ -82,13 +82,13 @@ class Passes:
     def bare(self) -> None:
         with torch.inference_mode():
             for one in self.samples.batches(self.batch, self.device):
-                estimate.forward(decoder_of(self.model), one)
+                forward.forward(decoder_of(self.model), one)
 
     def recorded(self) -> None:
         self._record(self.samples)
 
     def _record(self, samples: Samples) -> None:
-        estimate.run(self.model, self.sites, samples.batches(self.batch, self.device), Recorder(self.sites))
+        forward.run(self.model, self.sites, samples.batches(self.batch, self.device), Recorder(self.sites))
 
 
 def overhead(name: str, device: torch.device, dtype: torch.dtype, rounds: int, cpu_time: bool) -> dict[str, float]:
@@ -123,9 +123,9 @@ def child(mode: str, model: Path, name: str, limit: int) -> None:
     checkpoint, device = open_checkpoint(model), torch.device("cpu")
     samples, batch = samples_of(name), SHAPES[name][1][2]
     silent = (lambda text: None), (lambda fraction, rate: None)
-    job = Job(checkpoint, samples, device, torch.float32, batch, World(), Snapshot(model / "partial", {}),
+    job = Execution(checkpoint, samples, device, torch.float32, batch, World(), Snapshot(model / "partial", {}),
               model / "states", *silent)  # fmt: skip
-    estimate.forward(LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    forward.forward(LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         num_attention_heads=1)).model, next(Samples(np.zeros((1, 4), np.int64)).batches(1, device)))  # fmt: skip
     held = status("VmData")
     if limit:

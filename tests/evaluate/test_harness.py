@@ -83,12 +83,14 @@ def test_limit_and_shots_reach_the_harness(lm, task_dir: Path) -> None:
 
 def test_what_is_patched_is_put_back(lm, task_dir: Path) -> None:
     from lm_eval import evaluator
-    from tqdm import tqdm
 
-    before = (tqdm.__init__, evaluator.add_env_info, logging.getLogger("lm_eval").level, sys.stdout)
+    def patched() -> tuple[object, ...]:
+        return evaluator.add_env_info, logging.getLogger("lm_eval").level, sys.stdout, sys.stderr
+
+    before = patched()
     with pytest.raises(MinitronError, match="has no metric bleu"):
         run_request(lm, find_tasks(["letters_one"], [task_dir]), Request("letters_one", metrics=("bleu",)))
-    assert (tqdm.__init__, evaluator.add_env_info, logging.getLogger("lm_eval").level, sys.stdout) == before
+    assert patched() == before
 
 
 def test_stdout_stays_clean(lm, task_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

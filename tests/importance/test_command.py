@@ -19,7 +19,7 @@ from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.importance import depth, resident
 from minitron_cli.importance.curves import Judge
-from minitron_cli.importance.estimate import Samples
+from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
 from minitron_cli.importance.samples import draw

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.hf.hooks import find_sites
-from minitron_cli.importance import estimate
+from minitron_cli.importance import forward
 from minitron_cli.importance.aggregate import Aggregation, to_scores
-from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.record import Recorder
+from minitron_cli.importance.forward import Samples
+from minitron_cli.importance.recorder import Recorder
 from tests.importance import literal
 from tests.toys import TOY_CONFIGS, toy_ids
 
@@ -25,7 +25,7 @@ def run(path, samples, batch_size=4):
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     sites = find_sites(checkpoint, model, torch.device("cpu"))
     recorder = Recorder(sites)
-    estimate.run(model, sites, samples.batches(batch_size, torch.device("cpu")), recorder)
+    forward.run(model, sites, samples.batches(batch_size, torch.device("cpu")), recorder)
     return recorder.raw(), recorder.rows, checkpoint
 
 

@@ -16,26 +16,25 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
 from minitron_cli.importance import resident, stream
-from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.job import Job
-from minitron_cli.importance.modes import choose, needs
+from minitron_cli.importance.execution import Execution, choose, needs
+from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.snapshot import Snapshot
 from tests.toys import TOY_CONFIGS, toy_ids
 
 CPU = torch.device("cpu")
 
 
-def job_for(path, tmp_path, samples=None, batch_size=2):
+def execution_of(path, tmp_path, samples=None, batch_size=2):
     samples = samples or Samples(toy_ids(5, 9).numpy())
     identity = {"model": {"digest": "x"}, "data": {}, "work": "test"}
-    return Job(
+    return Execution(
         open_checkpoint(path), samples, CPU, torch.float32, batch_size, World(),
         Snapshot(tmp_path / "partial", identity), tmp_path / "states", lambda text: None, lambda fraction, rate: None,
     )  # fmt: skip
 
 
-def resident_sums(job):
-    return resident.run(job, load_model(job.checkpoint.path, job.dtype, CPU))
+def resident_sums(execution):
+    return resident.run(execution, load_model(execution.checkpoint.path, execution.dtype, CPU))
 
 
 def assert_same(one, other):
@@ -47,16 +46,16 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("family", TOY_CONFIGS)
 def test_streamed_is_resident(toy, family, tmp_path):
-    job = job_for(toy(family), tmp_path)
-    assert_same(resident_sums(job), stream.run(job, on_disk=False))
+    execution = execution_of(toy(family), tmp_path)
+    assert_same(resident_sums(execution), stream.run(execution, on_disk=False))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 def test_streamed_from_disk_with_padding_is_resident(toy, family, tmp_path):
     samples = Samples(toy_ids(3, 9).numpy(), ((0, 9), (2, 9), (0, 4)))
-    job = job_for(toy(family), tmp_path, samples)
-    assert_same(resident_sums(job), stream.run(job, on_disk=True))
-    assert not job.scratch.exists()
+    execution = execution_of(toy(family), tmp_path, samples)
+    assert_same(resident_sums(execution), stream.run(execution, on_disk=True))
+    assert not execution.scratch.exists()
 
 
 class Killed(Exception):
@@ -64,24 +63,24 @@ class Killed(Exception):
 
 
 def test_a_killed_stream_goes_on_at_its_layer(toy, tmp_path):
-    job = job_for(toy("llama"), tmp_path)
-    whole = resident_sums(job)
+    execution = execution_of(toy("llama"), tmp_path)
+    whole = resident_sums(execution)
 
     def die(fraction, rate):
         if fraction > 0.5:
             raise Killed
 
     with pytest.raises(Killed):
-        stream.run(replace(job, show=die), on_disk=True)
-    assert job.snapshot.load().done == 1
+        stream.run(replace(execution, show=die), on_disk=True)
+    assert execution.snapshot.load().done == 1
     said = []
-    assert_same(whole, stream.run(replace(job, say=said.append), on_disk=True))
+    assert_same(whole, stream.run(replace(execution, say=said.append), on_disk=True))
     assert said == ["going on at layer 1 of an interrupted run"]
 
 
 def test_a_killed_resident_pass_goes_on_at_its_sample(toy, tmp_path, monkeypatch):
-    job = job_for(toy("llama"), tmp_path, batch_size=2)
-    whole = resident_sums(job)
+    execution = execution_of(toy("llama"), tmp_path, batch_size=2)
+    whole = resident_sums(execution)
     monkeypatch.setattr(resident, "SECONDS", 0.0)
 
     def die(fraction, rate):
@@ -89,26 +88,26 @@ def test_a_killed_resident_pass_goes_on_at_its_sample(toy, tmp_path, monkeypatch
             raise Killed
 
     with pytest.raises(Killed):
-        resident_sums(replace(job, show=die))
-    assert job.snapshot.load().done == 2
+        resident_sums(replace(execution, show=die))
+    assert execution.snapshot.load().done == 2
     said = []
-    assert_same(whole, resident_sums(replace(job, say=said.append)))
+    assert_same(whole, resident_sums(replace(execution, say=said.append)))
     assert said == ["going on after sample 2 of an interrupted run"]
 
 
 def test_a_snapshot_of_other_work_is_not_used(toy, tmp_path, monkeypatch):
-    job = job_for(toy("llama"), tmp_path)
+    execution = execution_of(toy("llama"), tmp_path)
     monkeypatch.setattr(resident, "SECONDS", 0.0)
-    resident_sums(job)
-    assert job.snapshot.load() is not None
-    other = replace(job.snapshot, identity={**job.snapshot.identity, "samples": 7})
+    resident_sums(execution)
+    assert execution.snapshot.load() is not None
+    other = replace(execution.snapshot, identity={**execution.snapshot.identity, "samples": 7})
     assert other.load() is None
 
 
 def test_the_mode_follows_the_memory(toy, tmp_path):
-    job = job_for(toy("llama"), tmp_path)
-    need = needs(job.checkpoint, 18, 45, 4)
-    tensors = job.checkpoint.num_bytes
+    execution = execution_of(toy("llama"), tmp_path)
+    need = needs(execution.checkpoint, 18, 45, 4)
+    tensors = execution.checkpoint.num_bytes
     assert need.model == tensors
     assert choose("auto", need, CPU).name == "resident"
     wide = replace(need, model=10**9, block=10**6, batch=10**5, states=10**3)

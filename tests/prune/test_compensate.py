@@ -17,9 +17,9 @@ from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.process_group import World
-from minitron_cli.importance import estimate
-from minitron_cli.importance.estimate import Samples
-from minitron_cli.importance.record import Recorder
+from minitron_cli.importance import forward
+from minitron_cli.importance.forward import Samples
+from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
 from minitron_cli.prune.compensate import (
     best_ridge,
@@ -48,7 +48,7 @@ def measure(path: Path, output: Path, rows: np.ndarray, batch_size: int = 3, spa
     identity = {"model": {"name": str(path), "digest": source_digest(path)}}
     moments = SecondMoments(checkpoint, output, identity, World())
     recorder = Recorder(sites, moments=moments)
-    estimate.run(model, sites, Samples(rows, spans).batches(batch_size, CPU), recorder)
+    forward.run(model, sites, Samples(rows, spans).batches(batch_size, CPU), recorder)
     moments.finish()
     return moments_path(output)
 

@@ -1,15 +1,45 @@
-"""How a pass is run: the whole model resident, or layer by layer; decided by what memory there is."""
+"""How a pass is run: on what samples, where, in which arithmetic; whole or layer by layer, by what memory there is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory, free_memory
+from minitron_cli.hf.process_group import World
+from minitron_cli.importance.forward import Samples
+from minitron_cli.importance.second_moments import SecondMoments
+from minitron_cli.importance.snapshot import Snapshot
+from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.shape import num_elements
 
+Say = Callable[[str], None]
+Show = Callable[[float, float], None]  # fraction done, tokens per second
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Samples to send through a checkpoint, where, in what arithmetic, and whom to tell."""
+
+    checkpoint: Checkpoint
+    samples: Samples
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    world: World
+    snapshot: Snapshot
+    scratch: Path  # for hidden states that do not fit in memory
+    say: Say
+    show: Show
+    moments: SecondMoments | None = None
+
+    @property
+    def share(self) -> tuple[int, int]:
+        return self.world.share(len(self.samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +93,12 @@ def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = N
         return Mode("resident", False, resident, "asked for" if wanted != "auto" else "the model fits")
     if wanted == "auto" and streamed > memory:
         raise MinitronError(
-            f"even one block at a time takes {streamed / 1e9:.1f} GB and {device} has {memory / 1e9:.1f} GB free",
+            f"even one block at a time takes {bytes_text(streamed)} and {device} has {bytes_text(memory)} free",
             "use a smaller --batch-size or --dtype bfloat16, or --mode stream to try all the same",
         )
-    reason = "asked for" if wanted != "auto" else f"{resident / 1e9:.1f} GB do not fit in {memory / 1e9:.1f} GB"
+    reason = (
+        "asked for" if wanted != "auto" else f"{bytes_text(resident)} do not fit in nine tenths of {bytes_text(memory)}"
+    )
     return Mode("stream", on_disk, streamed, reason)
 
 

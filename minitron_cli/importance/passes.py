@@ -11,18 +11,18 @@ from minitron_cli.hf.devices import choose_dtype, dtype_name
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
 from minitron_cli.importance import resident, second_moments, stream
+from minitron_cli.importance.execution import Execution, Mode, Say, Show, batch_size, choose, needs
 from minitron_cli.importance.identity import pass_identity
-from minitron_cli.importance.job import Job, Say, Show
-from minitron_cli.importance.modes import Mode, batch_size, choose, needs
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.samples import draw
 from minitron_cli.importance.snapshot import Progress, Snapshot
+from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.shape import flops_per_token
 
 
 def prepare(
     checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
-) -> tuple[Job, Mode, Mapping[str, Any]]:
+) -> tuple[Execution, Mode, Mapping[str, Any]]:
     """Draw the samples, choose device, dtype and mode, and say what will be done."""
     device = world.device
     dtype = choose_dtype(options.dtype, device)
@@ -46,37 +46,39 @@ def prepare(
     snapshot = Snapshot(output.with_name(f".{output.name}.partial-{world.rank}"), {**identity, "work": work})
     scratch = stream.scratch_of(output, world.rank)
     moments = second_moments.SecondMoments(checkpoint, output, identity, world) if options.second_moments else None
-    job = Job(checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show, moments)
-    return job, mode, identity
+    execution = Execution(checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show, moments)
+    return execution, mode, identity
 
 
-def announce(job: Job, mode: Mode) -> None:
+def announce(execution: Execution, mode: Mode) -> None:
     """One line each for what is done and how: samples, arithmetic, memory."""
-    weights = {m.weight.name: m.weight for m in job.checkpoint.matches.values() if not m.weight.junk}.values()
-    work = flops_per_token(weights, job.checkpoint.shape, job.samples.rows.shape[1]) * job.samples.num_tokens
-    processes = f" in {job.world.size} processes" if job.world.size > 1 else ""
-    job.say(
-        f"measuring {job.checkpoint.path} on {job.device} in {dtype_name(job.dtype)}{processes}: "
-        f"{len(job.samples):,} samples, {job.samples.num_tokens:,} tokens, batches of {job.batch_size}"
+    checkpoint, samples, size = execution.checkpoint, execution.samples, execution.world.size
+    weights = {m.weight.name: m.weight for m in checkpoint.matches.values() if not m.weight.junk}.values()
+    flops = flops_per_token(weights, checkpoint.shape, samples.rows.shape[1]) * samples.num_tokens
+    processes = f" in {size} processes" if size > 1 else ""
+    execution.say(
+        f"measuring {checkpoint.path} on {execution.device} in {dtype_name(execution.dtype)}{processes}: "
+        f"{len(samples):,} samples, {samples.num_tokens:,} tokens, batches of {execution.batch_size}"
     )
     where = " with hidden states on disk" if mode.on_disk else ""
-    job.say(f"{mode.name}{where} ({mode.reason}): about {mode.memory / 1e9:.2f} GB, {work / 1e12:,.1f} TFLOP to do")
+    memory = f"about {bytes_text(mode.memory)}, {flops / 1e12:,.1f} TFLOP to do"
+    execution.say(f"{mode.name}{where} ({mode.reason}): {memory}")
 
 
-def run_pass(job: Job, mode: Mode, model: Callable[[], Any]) -> Progress:
+def run_pass(execution: Execution, mode: Mode, model: Callable[[], Any]) -> Progress:
     """All of this process's samples through the model."""
-    announce(job, mode)
+    announce(execution, mode)
     if mode.name == "stream":
-        return stream.run(job, mode.on_disk)
-    return resident.run(job, model())
+        return stream.run(execution, mode.on_disk)
+    return resident.run(execution, model())
 
 
-def load(job: Job, options: Options) -> Any:
+def load(execution: Execution, options: Options) -> Any:
     """The resident model."""
     return load_model(
-        job.checkpoint.path,
-        job.dtype,
-        job.device,
+        execution.checkpoint.path,
+        execution.dtype,
+        execution.device,
         device_map=options.device_map,
         trust_remote_code=options.trust_remote_code,
     )

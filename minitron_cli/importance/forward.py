@@ -9,7 +9,7 @@ import torch
 
 from minitron_cli.hf.hooks import Site
 from minitron_cli.hf.parts import block_name, decoder_of
-from minitron_cli.importance.record import Recorder, recording
+from minitron_cli.importance.recorder import Recorder, recording
 from minitron_cli.importance.statistics import Batch, Span
 
 
