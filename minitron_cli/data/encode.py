@@ -41,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How every piece is encoded: ids in front of and behind each document, and the dtype on disk."""
+    """How every piece is encoded: ids before and after each document, and the dtype on disk."""
 
     tokenizer: Path
     before: tuple[int, ...]

@@ -83,7 +83,7 @@ def tokenizer_differences(one: Path, other: Path) -> tuple[str, ...]:
 def separator_ids(tokenizer: TextTokenizer, separator: str) -> tuple[str, list[int], list[int]]:
     """Resolve `separator`: its plain name, and the ids before and after each document.
 
-    `auto` = BOS in front if the tokenizer itself adds one, EOS behind if there is one.
+    `auto` = BOS in front if the tokenizer itself adds one, EOS after it if there is one.
     """
     if separator not in SEPARATORS:
         raise MinitronError(f"unknown separator {separator!r}", f"one of: {', '.join(SEPARATORS)}")

@@ -35,7 +35,7 @@ class Tasks:
     homes: dict[str, Path]  # the directory of each one's YAML
 
     def leaves(self, name: str) -> tuple[str, ...]:
-        """The tasks that `name` (a task, group or tag) stands for, each once, in order."""
+        """The tasks that `name` (a task, group or tag) names, each once, in order."""
         return tuple(dict.fromkeys(self._leaves(name)))
 
     def _leaves(self, name: str) -> Iterator[str]:
@@ -63,7 +63,7 @@ class Tasks:
     def identity(self, name: str) -> str:
         """A digest of the configs behind `name`, their code and the local data they read: it changes when a task does.
 
-        Where the files lie does not count.
+        Where the files are does not count.
         """
         parts = []
         for leaf in (name, *self.leaves(name)):
@@ -132,7 +132,7 @@ def _build(paths: list[Path], include_defaults: bool) -> Tasks:
 
 
 def _beside_yaml(entry: Any) -> Any:
-    """The entry with data files that lie beside its YAML named in full; others are left as they are."""
+    """The entry with data files beside its YAML named in full; others are left as they are."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     found = _data_files(entry.cfg or {})
@@ -187,7 +187,7 @@ def _check_data(tasks: Tasks, names: Sequence[str]) -> None:
 
 
 def _require_cached(remote: dict[str, str]) -> None:
-    """With no hub, a data set must lie in the cache; every one that does not is named."""
+    """With no hub, a data set must be in the cache; every one that does not is named."""
     from datasets import config
 
     absent = {

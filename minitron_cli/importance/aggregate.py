@@ -61,7 +61,7 @@ def to_scores(
 ) -> dict[str, np.ndarray]:
     """Scores of every axis in `raw`, float64, shaped as Scores wants them; of one half of the samples if asked.
 
-    `rows[axis]` says in which layer each recorded row stands; a layer without the axis keeps zeros.
+    `rows[axis]` says in which layer each recorded row is; a layer without the axis keeps zeros.
     """
     count = int(raw[COUNT].sum() if half is None else raw[COUNT][half])
     values = {}
@@ -79,7 +79,7 @@ def to_scores(
 
 
 def per_layer(units: np.ndarray, rows: Sequence[Row], size: tuple[int, ...]) -> np.ndarray:
-    """Rows at their layers: (row, unit) -> (layer, unit). A layer heard at several places sums them."""
+    """Rows at their layers: (row, unit) -> (layer, unit). A layer recorded at several places sums them."""
     result = np.zeros(size)
     np.add.at(result, [row.layer for row in rows], units)
     return result

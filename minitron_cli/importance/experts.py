@@ -1,4 +1,4 @@
-"""Mixtures of experts: fused Parameters have no linear layer to listen to, so their forward is computed in the open.
+"""Mixtures of experts: fused Parameters have no linear layer to hook, so their forward is recomputed.
 
 It follows the contract of transformers' experts interface (`transformers.integrations.moe`): the experts of a layer
 are one module with `gate_up_proj` / `up_proj` and `down_proj` stacked over experts, and flags for their layout.
@@ -29,7 +29,7 @@ class Part:
 
 
 def routed(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, listen: Callable[[Part], None]) -> Tensor:
-    """The experts' output, each heard in turn: hidden (token, hidden), index and weights (token, active)."""
+    """The experts' output, each recorded in turn: hidden (token, hidden), index and weights (token, active)."""
     missing = [name for name in FLAGS if not hasattr(experts, name)]
     if missing:
         raise MinitronError(

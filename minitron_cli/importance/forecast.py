@@ -9,7 +9,7 @@ from minitron_cli.spec.shape import flops_per_token
 
 
 def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
-    """Samples, tokens, FLOPs and weights of the pass, and the depth sweeps behind it."""
+    """Samples, tokens, FLOPs and weights of the pass, and the depth sweeps after it."""
     tokens, flops = pass_cost(checkpoint, options, str(checkpoint.path))
     layers = checkpoint.shape["layer"]
     passes = sum(1 + (layers - size) * (layers - size + 1) / 2 / layers for _, size in options.curves)

@@ -57,7 +57,7 @@ def run(
     recorder: Recorder,
     after: Callable[[Batch], None] = lambda batch: None,
 ) -> None:
-    """Send every batch through the decoder with the recorder attached; `after` is called behind each."""
+    """Send every batch through the decoder with the recorder attached; `after` is called after each."""
     decoder = decoder_of(model)
     with recording(model, recorder, sites, blocks_of(sites)), torch.inference_mode():
         for batch in batches:

@@ -29,8 +29,8 @@ class Recorder:
     """Running sums of every site, and of every block's influence.
 
     `sums[(axis, row)]` is (half, moment, seq, channel) float64 on the device where the activation lives, `row` counting
-    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer). `moments` hears what the
-    sites hear.
+    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer). `moments` takes in
+    the same inputs.
     """
 
     def __init__(

@@ -145,5 +145,5 @@ def _hooks(block: Block, given: Tensor | None, found: list[Tensor]) -> Iterator[
 
 
 def scratch_of(output: Path, rank: int) -> Path:
-    """Where the hidden states of a streamed run lie: beside its output."""
+    """Where the hidden states of a streamed run are kept: beside its output."""
     return output.with_name(f".{output.name}.states-{rank}")
