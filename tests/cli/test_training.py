@@ -191,7 +191,7 @@ def test_a_dry_run_that_does_not_fit_says_the_figures_and_fails(
 ) -> None:
     from minitron_cli.training import announce
 
-    monkeypatch.setattr(announce, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(announce, "free_memory", lambda device: 1000)
     line = typed("train", toy("llama"), text, tmp_path / "out", "--dry-run", "--json")
     assert run(line) == 1
     out, err = capfd.readouterr()
