@@ -110,11 +110,22 @@ def measure(
     for turn in range(warmup + repeats):
         for cell in cells:
             for i, subject in enumerate(subjects):
-                sample = subject.run(cell)
+                sample = _run(subject, cell)
                 if turn >= warmup:
                     taken[cell, i].append(sample)
         say(f"round {turn - warmup + 1} of {repeats}" if turn >= warmup else "warm-up")
     return [_row(cell, subject, taken[cell, i], taken[cell, 0]) for cell in cells for i, subject in enumerate(subjects)]
+
+
+def _run(subject: Subject, cell: Cell) -> Sample:
+    try:
+        return subject.run(cell)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU's allocator raises no other
+        if not any(words in str(error) for words in ("allocate memory", "out of memory")):
+            raise
+        raise MinitronError(
+            f"{cell} does not fit in memory beside {subject.name}", "choose a smaller --grid or --batch-sizes"
+        ) from error
 
 
 def _row(cell: Cell, subject: Subject, samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:

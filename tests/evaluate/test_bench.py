@@ -11,6 +11,7 @@ from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.cli.app import app
 from minitron_cli.cli.common import parse_bytes
 from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate import bench
 from minitron_cli.evaluate.bench import Cell, Sample, Subject, batch_ceiling, figure, measure, parse_grid
 from minitron_cli.evaluate.engines import make_subjects
 from minitron_cli.spec.shape import kv_bytes_per_token
@@ -120,3 +121,12 @@ def test_the_command_writes_what_it_shows(toy, tmp_path: Path) -> None:
     table = CliRunner().invoke(app, line)
     assert table.exception is None
     assert "8x4" in table.stdout
+
+
+def test_a_cell_that_does_not_fit_in_memory_is_an_error() -> None:
+    def run(cell: bench.Cell) -> bench.Sample:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 51200000000 bytes")
+
+    subject = bench.Subject("m", "m", 1, 4, None, run)
+    with pytest.raises(MinitronError, match="64x64 batch 9 does not fit in memory beside m"):
+        bench.measure([subject], [bench.Cell(64, 64, 9)], repeats=1, warmup=0, say=print)
