@@ -89,7 +89,7 @@ def prepare(options: Options, world: World) -> Prepared:
     options = fill_length(options, [models.student, *models.teachers])
     assert options.seq_len is not None
     sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))
-    options, order = _open_data(options, models)
+    options, order = _open_data(options, models, first=world.rank == 0)
     options = fill_cadence(options)
     held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
     require_windows(held_out, options.seq_len or 0)
@@ -118,8 +118,8 @@ def _check_machine(options: Options, world: World) -> None:
         raise MinitronError("--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'")
 
 
-def _open_data(options: Options, models: Models) -> tuple[Options, Order | StreamOrder]:
-    """The rows to train on, and for how many steps."""
+def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Options, Order | StreamOrder]:
+    """The rows to train on, and for how many steps; the `first` rank reads cached logits whole to check them."""
     if options.stream:
         check_streaming(options, models)
         return fill_steps(options, options.batch), open_streams(options, models, None, 0)
@@ -127,6 +127,8 @@ def _open_data(options: Options, models: Models) -> tuple[Options, Order | Strea
     options = fill_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
     if models.recording is not None:
         check_recording(models.recording, order, options.steps or 0)
+        if first:
+            models.recording.require_unaltered()
     return options, order
 
 

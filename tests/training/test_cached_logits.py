@@ -2,6 +2,9 @@
 
 import json
 import re
+import resource
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from minitron_cli.training.cached_logits import store
 from minitron_cli.training.cached_logits.record import record_teacher
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.rows import positions_in
-from minitron_cli.training.run import prepare, train
+from minitron_cli.training.run import prepare, rehearse, train
 from tests.training.runs import options, write_text
 
 Toy = Callable[..., Path]
@@ -104,6 +107,96 @@ def test_a_recording_that_does_not_fit_is_refused(
         train(options(toy("llama"), text, tmp_path / "out", tmp_path / "top", **changes))
 
 
+def flip_a_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "a flipped byte": (lambda top, other: flip_a_byte(top / "top-0.bin"), "top-0.bin has changed"),
+    "another teacher's": (
+        lambda top, other: (top / "top-0.bin").write_bytes((other / "top-0.bin").read_bytes()),
+        "top-0.bin has changed",
+    ),
+    "a header that was edited": (
+        lambda top, other: (top / "header.json").write_text(
+            (top / "header.json").read_text().replace('"seq_len": 32', '"seq_len": null')
+        ),
+        "header.json was altered after it was written",
+    ),
+    "windows missing": (lambda top, other: (top / "windows-0.npy").unlink(), "windows-0.npy cannot be read"),
+    "windows empty": (lambda top, other: (top / "windows-0.npy").write_bytes(b""), "windows-0.npy cannot be read"),
+    "windows backwards": (
+        lambda top, other: np.save(top / "windows-0.npy", np.load(top / "windows-0.npy")[::-1]),
+        "windows-0.npy does not hold window numbers in ascending order",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def recordings(toy: Toy, text: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Recordings of two teachers over the windows of two steps."""
+    place = tmp_path_factory.mktemp("recordings")
+    for name, model in (("one", teacher), ("other", toy("llama"))):
+        record_teacher(options(toy("llama"), text, place / "x", model, steps=2), place / name, 8)
+    return place / "one", place / "other"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_recording_is_named_before_the_run_begins(
+    damage: str, recordings: tuple[Path, Path], toy: Toy, text: Path, tmp_path: Path
+) -> None:
+    top = shutil.copytree(recordings[0], tmp_path / "top")
+    harm, message = DAMAGE[damage]
+    harm(top, recordings[1])
+    line = options(toy("llama"), text, tmp_path / "out", top, steps=2)
+    with pytest.raises(MinitronError, match=re.escape(message)):
+        rehearse(line, 1)
+    with pytest.raises(MinitronError, match=re.escape(message)):
+        train(line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_id_that_the_vocabulary_lacks_is_named_in_a_recording_without_digests(
+    recordings: tuple[Path, Path], toy: Toy, text: Path, tmp_path: Path
+) -> None:
+    top = shutil.copytree(recordings[0], tmp_path / "top")
+    header = json.loads((top / "header.json").read_text())
+    (top / "header.json").write_text(json.dumps({k: v for k, v in header.items() if k not in ("files", "digest")}))
+    (top / "top-0.bin").write_bytes(b"\xff" * (top / "top-0.bin").stat().st_size)
+    with pytest.raises(MinitronError, match="it holds id 65535 of 97"):
+        train(options(toy("llama"), text, tmp_path / "out", top, steps=2))
+
+
+def test_records_beyond_the_plan_are_dropped_when_a_recording_goes_on(
+    recordings: tuple[Path, Path], toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    top = shutil.copytree(recordings[0], tmp_path / "top")
+    whole = (top / "top-0.bin").read_bytes()
+    (top / "header.json").unlink()
+    (top / "top-0.bin").write_bytes(whole * 2)
+    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher, steps=2), top, 8)
+    assert (top / "top-0.bin").read_bytes() == whole
+
+
+def test_a_recording_that_the_system_cuts_off_says_which_file(
+    toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    line = options(toy("llama"), text, tmp_path / "x", teacher)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        with pytest.raises(MinitronError, match="top cannot be written: a file would exceed the size"):
+            record_teacher(line, tmp_path / "top", 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    record_teacher(line, tmp_path / "top", 8)
+    assert store.is_recording(tmp_path / "top")
+
+
 def test_documents_kept_apart_teach_what_the_live_teacher_does(
     toy: Toy, text: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -125,7 +218,8 @@ def test_a_header_without_the_field_was_recorded_with_joined_documents(
     line = options(toy("llama"), text, tmp_path / "x", teacher)
     record_teacher(line, tmp_path / "top", 8)
     header = json.loads((tmp_path / "top" / "header.json").read_text())
-    del header["cross_doc"]
+    for newer in ("cross_doc", "files", "digest"):
+        del header[newer]
     (tmp_path / "top" / "header.json").write_text(json.dumps(header))
     assert store.open_recording(tmp_path / "top").header.cross_doc
 

@@ -105,13 +105,14 @@ def record_teacher(
 ) -> Recorded:
     """Record the teacher of `options` for every window that its steps read; the same line again goes on."""
     plan = plan_recording(options, path, top_k)
-    store.begin(path, plan.header, plan.windows)
-    say(f"recording {plan} in {path}")
-    with stop_on_signal() as stop:
-        done = _record(plan, path, stop)
-    if done < plan.num_windows:
-        return Recorded(path, done * plan.header.seq_len, plan.num_bytes, stop.exit_code)
-    store.finish(path, plan.header)
+    with write_errors(path):
+        store.begin(path, plan.header, plan.windows)
+        say(f"recording {plan} in {path}")
+        with stop_on_signal() as stop:
+            done = _record(plan, path, stop)
+        if done < plan.num_windows:
+            return Recorded(path, done * plan.header.seq_len, plan.num_bytes, stop.exit_code)
+        store.finish(path, plan.header)
     return Recorded(path, plan.num_windows * plan.header.seq_len, plan.num_bytes)
 
 
@@ -121,12 +122,12 @@ def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
     dtype = choose_dtype(ready.options.teacher_dtype, plan.device)
     teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code).to(plan.device)
     check_head(teacher, "teacher")
-    counts = [store.recorded(path, header, i) for i in range(len(plan.windows))]
+    counts = [store.recorded(path, header, i, len(numbers)) for i, numbers in enumerate(plan.windows)]
     display = Display(plan.num_windows, sum(counts))
     began, before = time.perf_counter(), sum(counts)
     try:
         for i, numbers in enumerate(plan.windows):
-            with (path / f"top-{i}.bin").open("ab") as stream, write_errors(path / "top"):
+            with (path / f"top-{i}.bin").open("ab") as stream:
                 while counts[i] < len(numbers) and not stop.signal:
                     part = numbers[counts[i] : counts[i] + ready.micro_batch]
                     stream.write(_records(teacher, plan.order, np.full(len(part), i), part, header))

@@ -3,14 +3,15 @@
     DIR/plan.json        what is being recorded, written first: only under the same does an interrupted one go on
     DIR/windows-I.npy    which windows of token file I there are, ascending (n,) int64
     DIR/top-I.bin        n records in that order, appended as they are made
-    DIR/header.json      the plan again, written last: with it the recording is finished
+    DIR/header.json      the plan again and the sha256 of the files, written last: with it the recording is finished
 
 A record holds, for the seq_len - 1 predictions of its window, ids (uint16 or uint32), log-probabilities and the log of
 the rest's probability (float16). Rounding to float16 leaves sums a little off 1: they are normalised when read.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.provenance import changed_files, digests
+from minitron_cli.checkpoint.seal import DIGEST, require_unaltered, sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.cached_logits.topk import TopK
 
 PLAN, HEADER, FORMAT = "plan.json", "header.json", "minitron-teacher-1"
+_AGAIN = "remove the directory and record the teacher again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,21 @@ class Header:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """An open recording: per token file the window numbers it has, and their records as a memory map."""
+    """An open recording: per token file the window numbers it has, and their records as a memory map.
+
+    `files` maps the name of each file to its sha256; it is empty for a recording that was made without.
+    """
 
     path: Path
     header: Header
     windows: tuple[np.ndarray, ...]
     records: tuple[np.ndarray, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def require_unaltered(self) -> None:
+        """Compare every file with its sha256, which reads them whole."""
+        if problems := changed_files(self.path, self.files):
+            raise MinitronError(f"{self.path} is not what was recorded: {'; '.join(problems)}", _AGAIN)
 
     def lacks(self, file: int, windows: np.ndarray) -> np.ndarray:
         """The windows of a token file that were not recorded."""
@@ -65,6 +78,8 @@ class Recording:
         for file in np.unique(files):
             mine = files == file
             rows[mine] = self.records[file][np.searchsorted(self.windows[file], windows[mine])]
+        if (largest := int(rows["ids"].max(initial=0))) >= self.header.vocab:
+            raise MinitronError(f"{self.path} is damaged: it holds id {largest} of {self.header.vocab}", _AGAIN)
         return Taught(rows)
 
 
@@ -97,8 +112,8 @@ def is_recording(path: Path) -> bool:
 
 def open_recording(path: Path) -> Recording:
     """Open and check a finished recording."""
-    header = _read_header(path / HEADER)
-    windows = tuple(np.load(path / f"windows-{i}.npy") for i in range(len(header.tokens_sha256)))
+    header, files = _read_header(path / HEADER)
+    windows = tuple(_read_windows(path / f"windows-{i}.npy") for i in range(len(header.tokens_sha256)))
     records = []
     for i, numbers in enumerate(windows):
         file, record = path / f"top-{i}.bin", header.record()
@@ -106,19 +121,20 @@ def open_recording(path: Path) -> Recording:
         if size != len(numbers) * record.itemsize:
             raise MinitronError(
                 f"{file} has {size:,} bytes, its plan says {len(numbers) * record.itemsize:,}",
-                "record the teacher again",
+                _AGAIN,
             )
         empty = np.empty(0, record)
         records.append(np.memmap(file, dtype=record, mode="r", shape=(len(numbers),)) if len(numbers) else empty)
-    return Recording(path, header, windows, tuple(records))
+    return Recording(path, header, windows, tuple(records), files)
 
 
 def check_place(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
     """Refuse a directory that holds anything but a recording of the same plan, finished or not."""
     if (path / PLAN).is_file():
-        known = tuple(np.load(path / f"windows-{i}.npy") for i in range(len(windows)))
-        same = len(known) == len(windows) and all(np.array_equal(a, b) for a, b in zip(known, windows))
-        if _read_header(path / PLAN) != header or not same:
+        same = _read_header(path / PLAN)[0] == header
+        if not same or any(
+            not np.array_equal(_read_windows(path / f"windows-{i}.npy"), w) for i, w in enumerate(windows)
+        ):
             raise MinitronError(
                 f"{path} holds a recording of something else", "choose another --record-teacher directory"
             )
@@ -140,11 +156,11 @@ def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
     _write(path / PLAN, header)
 
 
-def recorded(path: Path, header: Header, file: int) -> int:
-    """How many whole records of a token file there are; what a kill cut short is dropped."""
+def recorded(path: Path, header: Header, file: int, wanted: int) -> int:
+    """How many of the `wanted` whole records of a token file there are; what a kill cut short is dropped."""
     data, size = path / f"top-{file}.bin", header.record().itemsize
     data.touch()
-    count = data.stat().st_size // size
+    count = min(data.stat().st_size // size, wanted)
     with data.open("r+b") as stream:
         stream.truncate(count * size)
     return count
@@ -162,21 +178,35 @@ def pack(header: Header, top: TopK, rows: int) -> bytes:
 
 def finish(path: Path, header: Header) -> None:
     """Say that every record is there."""
-    _write(path / HEADER, header)
+    _write(path / HEADER, header, files=digests([*path.glob("windows-*.npy"), *path.glob("top-*.bin")]))
 
 
-def _write(file: Path, header: Header) -> None:
+def _write(file: Path, header: Header, **more: Mapping[str, str]) -> None:
     with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(asdict(header), indent=1) + "\n")
+        temporary.write_text(json.dumps(sealed({**asdict(header), **more}), indent=1) + "\n")
 
 
-def _read_header(file: Path) -> Header:
+def _read_windows(file: Path) -> np.ndarray:
     try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise MinitronError(f"{file} is not JSON: {error}", "record the teacher again") from error
+        windows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MinitronError(f"{file} cannot be read: {error}", _AGAIN) from error
+    if windows.ndim != 1 or windows.dtype != np.int64 or (np.diff(windows) <= 0).any():
+        raise MinitronError(f"{file} does not hold window numbers in ascending order", _AGAIN)
+    return windows
+
+
+def _read_header(file: Path) -> tuple[Header, dict[str, str]]:
+    """The header in a file and the sha256 of each recorded file, where it has them."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MinitronError(f"{file} cannot be read as JSON: {error}", _AGAIN) from error
     if isinstance(found, dict):
+        require_unaltered(found, file)
+        found.pop(DIGEST, None)
         found.setdefault("cross_doc", True)  # a header from before the field was: documents were always joined
+    files = found.pop("files", {}) if isinstance(found, dict) else {}
     if not isinstance(found, dict) or set(found) != {f.name for f in fields(Header)} or found["format"] != FORMAT:
-        raise MinitronError(f"{file} is not the header of a recorded teacher", "record the teacher again")
-    return Header(**{**found, "tokens_sha256": tuple(found["tokens_sha256"])})
+        raise MinitronError(f"{file} is not the header of a recorded teacher", _AGAIN)
+    return Header(**{**found, "tokens_sha256": tuple(found["tokens_sha256"])}), files
