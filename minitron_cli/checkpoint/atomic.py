@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minitron_cli.checkpoint.disk import write_errors
+from minitron_cli.checkpoint.disk import make_directory, write_errors
 from minitron_cli.errors import MinitronError
 
 MANIFEST = "minitron.json"
@@ -183,9 +183,9 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, Path]]:
     with write_errors(path):
         target = Path(os.path.realpath(path))
         temporary = target.with_name(_own_name(target, secrets.token_hex(4)))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(target.parent)
         _remove_stale(target)
-        temporary.mkdir()
+        make_directory(temporary)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -31,6 +31,16 @@ def write_errors(path: Path) -> Iterator[None]:
         raise _explained(path, error, number) from error
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it; one that is there already is fine."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # not for want of a parent: /proc and the like answer so
+        raise MinitronError(
+            f"{path} cannot be written: the system makes no directories there", "choose another output with -o"
+        ) from error
+
+
 def need_space(path: Path, num_bytes: int) -> None:
     """Refuse before the first byte when the disk of `path` cannot take `num_bytes`."""
     free = _free(path)

@@ -49,15 +49,17 @@ def _copy(spec: str, folder: Path) -> Path:
     if spec in STDIN:
         if sys.stdin.isatty():
             raise MinitronError("- reads standard input, which is the terminal", "pipe text into the command")
-        return _copy_stream(sys.stdin.buffer, folder, "stdin")
+        return _copy_stream(sys.stdin.buffer, folder, "stdin", "standard input")
     if stat.S_ISBLK(os.stat(spec).st_mode):
         raise MinitronError(f"{spec} is a disk", "give a file, a directory or a pipe")
     with open(spec, "rb") as stream:
-        return _copy_stream(stream, folder, Path(spec).name)
+        return _copy_stream(stream, folder, Path(spec).name, spec)
 
 
-def _copy_stream(stream: BinaryIO, folder: Path, name: str) -> Path:
+def _copy_stream(stream: BinaryIO, folder: Path, name: str, shown: str) -> Path:
     head = stream.read(_HEAD)
+    if not head:
+        raise MinitronError(f"{shown} is empty", "did the command that writes to it fail?")
     file = folder / f"{Path(name).stem}{_suffix(head)}"
     with file.open("wb") as out:
         out.write(head)

@@ -178,7 +178,9 @@ def _records(file: Path, start: int, stop: int) -> Iterator[tuple[str, dict[str,
 def _json_object(file: Path, position: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # a UnicodeDecodeError, or brackets in brackets without end
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{file}: line {_line_number(file, position)}", error.start) from error
+    except (ValueError, RecursionError):  # RecursionError: brackets in brackets without end
         record = None
     if not isinstance(record, dict):
         raise MinitronError(
@@ -186,6 +188,10 @@ def _json_object(file: Path, position: int, line: bytes) -> dict[str, Any]:
             "a .jsonl file has one JSON object per line; plain text belongs in a .txt file",
         )
     return record
+
+
+def _not_utf8(place: str, byte: int) -> MinitronError:
+    return MinitronError(f"{place} is not UTF-8 text: byte {byte:,}", "convert it to UTF-8 (iconv -t utf-8)")
 
 
 def _line_number(file: Path, position: int) -> int:
@@ -200,6 +206,8 @@ def _line_number(file: Path, position: int) -> int:
 def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         found = json.loads(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(file), error.start) from error
     except (ValueError, RecursionError) as error:
         raise MinitronError(
             f"{file} is not JSON: {error}", "a .json file is an array of objects, or lines of them"
@@ -221,9 +229,7 @@ def _text_documents(file: Path, start: int, stop: int) -> Iterator[str]:
             try:
                 text = raw.decode("utf-8-sig" if first == 0 else "utf-8")
             except UnicodeDecodeError as error:
-                raise MinitronError(
-                    f"{file} is not UTF-8 text: byte {first + error.start:,}", "convert it to UTF-8 (iconv -t utf-8)"
-                ) from error
+                raise _not_utf8(str(file), first + error.start) from error
             if last > first:  # a line longer than a document leaves nothing to those that it covers
                 yield text
 

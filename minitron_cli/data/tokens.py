@@ -9,8 +9,10 @@ directory depends on when, where or by how many processes it was made, so equal 
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,13 +75,7 @@ class TokenFile:
         if not header.num_tokens:
             raise MinitronError(f"token file {path} has no tokens", "make it again from sources that hold text")
         tokens = np.memmap(path / TOKENS, dtype=header.dtype, mode="r", shape=(header.num_tokens,))
-        documents = np.load(path / DOCUMENTS, mmap_mode="r", allow_pickle=False)
-        if documents.dtype != DOCUMENT or documents.shape != (header.num_documents,):
-            raise MinitronError(
-                f"{path / DOCUMENTS} is not the index that its header describes",
-                "make the token file again with minitron data tokenize",
-            )
-        return cls(path, header, tokens, documents)
+        return cls(path, header, tokens, _open_documents(path / DOCUMENTS, header.num_documents))
 
     @property
     def name(self) -> str:
@@ -97,9 +93,19 @@ class TokenFile:
 
     def windows(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
         """The windows of `indices` (n,) in that order: (n, seq_len) int64."""
+        self._require_whole()
         count = self.num_windows(seq_len)
         assert len(indices) == 0 or (indices.min() >= 0 and indices.max() < count), "a window outside the file"
         return self.tokens[: count * seq_len].reshape(count, seq_len)[indices].astype(np.int64)
+
+    def _require_whole(self) -> None:
+        """Refuse a file that was truncated after it was opened: the system ends a process that reads beyond its end."""
+        with suppress(FileNotFoundError):  # one that is replaced or removed stays as it was for those who have it open
+            if (self.path / TOKENS).stat().st_size < self.tokens.nbytes:
+                raise MinitronError(
+                    f"{self.path / TOKENS} was truncated while it was read",
+                    "make the token file again with minitron data tokenize",
+                )
 
     def document_numbers(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
         """The document that each token of the windows belongs to: (n, seq_len) int64, ascending along a row."""
@@ -121,6 +127,19 @@ class TokenFile:
         indices = np.asarray(indices, np.int64)
         starts = np.where(indices > 0, ends[np.maximum(indices - 1, 0)], 0)
         return starts.astype(np.int64), ends[indices].astype(np.int64)
+
+
+def _open_documents(file: Path, count: int) -> np.ndarray:
+    try:
+        documents = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):
+        documents = np.empty(0)
+    if documents.dtype != DOCUMENT or documents.shape != (count,):
+        raise MinitronError(
+            f"{file} is not the index that its header describes",
+            "make the token file again with minitron data tokenize",
+        )
+    return documents
 
 
 def is_token_directory(path: Path) -> bool:
@@ -148,7 +167,22 @@ def read_header(path: Path) -> Header:
     wrong = sorted(set(names) ^ set(found))
     if wrong:
         raise MinitronError(f"{file}: missing or unknown fields: {', '.join(wrong)}", "make the token file again")
+    if not _is_well_typed(found):
+        raise MinitronError(f"{file} is damaged: a field has a value of another type", "make the token file again")
     return Header(**{**found, "domains": tuple(found["domains"]), "sources": tuple(found["sources"])})
+
+
+def _is_well_typed(found: dict[str, Any]) -> bool:
+    """Whether the fields that are computed with, or taken apart, hold what they should."""
+    counts = ("num_tokens", "num_documents", "num_bytes", "num_empty", "vocab_size")
+    return (
+        all(isinstance(found[name], int) and found[name] >= 0 for name in counts)
+        and found["dtype"] in ("<u2", "<u4")
+        and all(isinstance(found[name], str) for name in ("tokenizer_hash", "separator", "tokens_sha256"))
+        and isinstance(found["domains"], list)
+        and isinstance(found["sources"], list)
+        and all(isinstance(source, dict) for source in found["sources"])
+    )
 
 
 def require_one_tokenizer(files: tuple[TokenFile, ...]) -> str:

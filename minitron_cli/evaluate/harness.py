@@ -221,22 +221,26 @@ def _runs_code(tasks: Tasks, name: str) -> bool:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """stdout is for data: what the harness prints is dropped, its log is kept to errors, and a progress bar is drawn
-    on a terminal only. Everything is put back at the end.
+    on a terminal only. It does not collect versions. Everything is put back at the end.
     """
     from lm_eval import evaluator
 
-    collect = evaluator.add_env_info
+    # It runs pip, git and the driver's tool for a version list, at every call: longer than a small model's task.
+    # Outside a repository git complains, on the process's own stderr.
+    unwanted = {"add_env_info": lambda storage: None, "get_git_commit_hash": lambda: None}
+    originals = {name: getattr(evaluator, name) for name in unwanted}
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "evaluate")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    # It runs pip, git and the driver's tool for a version list, at every call: longer than a small model's task.
-    setattr(evaluator, "add_env_info", lambda storage: None)  # noqa: B010
+    for name, nothing in unwanted.items():
+        setattr(evaluator, name, nothing)
     bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         with contextlib.redirect_stdout(io.StringIO()), bars:
             yield
     finally:
-        setattr(evaluator, "add_env_info", collect)  # noqa: B010
+        for name, original in originals.items():
+            setattr(evaluator, name, original)
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -108,11 +108,24 @@ def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> Tasks:
             f"{name}: {near_matches(name, known)}" for name in unknown if len(known) < 40 or _near(name, known)
         )
         raise MinitronError(
-            f"no such task: {', '.join(unknown)}",
+            "; ".join([f"no such task: {', '.join(unknown)}", *_unreadable(include)]),
             hints or "`lm-eval ls tasks` lists all; add --include DIR for your own",
         )
     _check_data(tasks, names)
     return tasks
+
+
+def _unreadable(include: Sequence[Path]) -> list[str]:
+    """What is wrong with the YAMLs that the harness leaves out in silence, one line each."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    problems = []
+    for file in sorted(file for directory in include for file in directory.rglob("*.yaml")):
+        try:
+            load_yaml(file, resolve_func=False, recursive=True)
+        except Exception as error:  # noqa: BLE001 - a YAML can include others, and fail in any way that they can
+            problems.append(f"{file} cannot be read ({' '.join(str(error).split())})")
+    return problems
 
 
 def _near(name: str, known: list[str]) -> bool:

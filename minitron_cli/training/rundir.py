@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file, replacing
+from minitron_cli.checkpoint.disk import make_directory
 from minitron_cli.checkpoint.provenance import changed_files, read_manifest
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.options import Options, differences, from_json, to_json
@@ -93,7 +94,7 @@ def create(place: Path, options: Options, inputs: Mapping[str, str], machine: st
     run = place / "run"
     if (run / OPTIONS).is_file():
         return False
-    run.mkdir(parents=True, exist_ok=True)
+    make_directory(run)
     with atomic_file(run / OPTIONS) as file:
         started = {"options": to_json(options), "inputs": dict(inputs), "machine": machine}
         file.write_text(json.dumps(started, indent=1) + "\n")

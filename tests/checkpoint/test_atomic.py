@@ -34,6 +34,13 @@ def names(place: Path) -> list[str]:
     return sorted(f.name for f in place.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y"])
+def test_a_place_where_nothing_can_be_made_is_named(place: str) -> None:
+    with pytest.raises(MinitronError, match="cannot be written"), atomic_file(Path(place)):
+        raise AssertionError("nothing can be written here")
+
+
 def hard_link(place: Path) -> tuple[Path, Path]:
     (place / "scores").write_text("x")
     os.link(place / "scores", place / "other")

@@ -285,6 +285,23 @@ def test_standard_input_is_named_once(tokenizer_dir: Path, tmp_path: Path, capsy
     assert "standard input is named twice" in capsys.readouterr().err
 
 
+def test_a_pipe_that_gives_nothing_is_named(
+    tokenizer_dir: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert tokenize("-", "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 1
+    assert "error: standard input is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_another_encoding_is_named(name: str, tokenizer_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    row = '{"text": "caf\u00e9"}'
+    (tmp_path / name).write_bytes((f"[{row}]" if name == "rows.json" else f"{row}\n").encode("latin-1"))
+    assert tokenize(tmp_path / name, "--tokenizer", tokenizer_dir, "-o", tmp_path / "out") == 1
+    assert "is not UTF-8 text" in capsys.readouterr().err
+
+
 def test_a_line_of_brackets_without_end_is_named(tokenizer_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     deep = "[" * 200_000 + "]" * 200_000
     lines = ['{"text": "a cat"}', f'{{"text": "b", "x": {deep}}}']

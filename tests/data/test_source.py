@@ -117,8 +117,8 @@ ERRORS: list[tuple[Callable[[Path], object] | None, str, str | None, str, str]] 
         lambda d: (d / "t.jsonl").write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n'),
         "t.jsonl",
         None,
-        "t.jsonl: line 2 is not a JSON object",
-        "one JSON object per line",
+        "t.jsonl: line 2 is not UTF-8 text: byte 13",
+        "iconv",
     ),
     (
         lambda d: (d / "t.jsonl").write_text('{"id": 1, "title": "x", "body": "y"}\n'),

@@ -114,6 +114,18 @@ def _edit(path: Path, **changes: object) -> None:
     (path / "header.json").write_text(json.dumps({k: v for k, v in (header | changes).items() if v is not None}))
 
 
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def test_a_token_file_that_is_truncated_while_it_is_read_is_an_error(make_file: MakeFile, tmp_path: Path) -> None:
+    path = damaged(make_file, tmp_path, lambda p: None)
+    file = TokenFile.open(path)
+    (path / "tokens.bin").write_bytes(b"")
+    with pytest.raises(MinitronError, match=r"tokens\.bin was truncated while it was read"):
+        file.window(0, 8)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -126,6 +138,12 @@ def _edit(path: Path, **changes: object) -> None:
         (lambda p: (p / "tokens.bin").write_bytes(b"12"), "tokens.bin has 2 bytes, its header says"),
         (lambda p: (p / "documents.npy").write_bytes(b""), "documents.npy has 0 bytes"),
         (lambda p: np.save(p / "documents.npy", np.zeros(1000)), "is not the index that its header describes"),
+        (lambda p: _cut(p / "documents.npy"), "is not the index that its header describes"),
+        (lambda p: (p / "documents.npy").write_bytes(b"x" * 4096), "is not the index that its header describes"),
+        (lambda p: _edit(p, num_tokens="many"), "is damaged: a field has a value of another type"),
+        (lambda p: _edit(p, dtype="<f9"), "is damaged: a field has a value of another type"),
+        (lambda p: _edit(p, domains=5), "is damaged: a field has a value of another type"),
+        (lambda p: _edit(p, sources=[1]), "is damaged: a field has a value of another type"),
     ],
 )
 def test_a_damaged_token_file_says_what_is_wrong(

@@ -85,7 +85,13 @@ def test_what_is_patched_is_put_back(lm, task_dir: Path) -> None:
     from lm_eval import evaluator
 
     def patched() -> tuple[object, ...]:
-        return evaluator.add_env_info, logging.getLogger("lm_eval").level, sys.stdout, sys.stderr
+        return (
+            evaluator.add_env_info,
+            evaluator.get_git_commit_hash,
+            logging.getLogger("lm_eval").level,
+            sys.stdout,
+            sys.stderr,
+        )
 
     before = patched()
     with pytest.raises(MinitronError, match="has no metric bleu"):
@@ -93,9 +99,15 @@ def test_what_is_patched_is_put_back(lm, task_dir: Path) -> None:
     assert patched() == before
 
 
-def test_stdout_stays_clean(lm, task_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_stays_clean_outside_a_git_repository(
+    lm, task_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     run_request(lm, find_tasks(["letters_one"], [task_dir]), Request("letters_one"))
-    assert capsys.readouterr().out == ""
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "fatal" not in printed.err
 
 
 def test_a_moved_task_directory_still_works_and_the_current_directory_is_the_fallback(
@@ -120,6 +132,16 @@ def test_identity_follows_the_data_and_the_config(tmp_path: Path) -> None:
         write_task(tmp_path, "letters", seed, **changes)
         seen.add(find_tasks(["letters"], [tmp_path]).identity("letters"))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("text", ["task: mine\n  foo: [", "- mine"])
+def test_a_broken_yaml_is_named_with_the_task_that_is_missing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_build", lambda paths, include_defaults, real=tasks._build: real(paths, False))
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(MinitronError, match=r"no such task: mine; .*mine\.yaml cannot be read"):
+        find_tasks(["mine"], [tmp_path])
 
 
 def test_an_unknown_task_gets_the_nearest_names(task_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.disk import make_directory
 from minitron_cli.checkpoint.provenance import changed_files, digests
 from minitron_cli.checkpoint.seal import DIGEST, require_unaltered, sealed
 from minitron_cli.errors import MinitronError
@@ -150,7 +151,7 @@ def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
     check_place(path, header, windows)
     if (path / PLAN).is_file():
         return
-    path.mkdir(parents=True, exist_ok=True)
+    make_directory(path)
     for i, numbers in enumerate(windows):
         np.save(path / f"windows-{i}.npy", numbers)
     _write(path / PLAN, header)
