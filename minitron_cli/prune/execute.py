@@ -13,7 +13,6 @@ from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.resolve import ResolvedPrune, resolve
-from minitron_cli.prune.select import by_residual
 from minitron_cli.prune.target import make_plan
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
@@ -81,6 +80,8 @@ def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensatio
     channels = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
     plan = make_plan(source.shape, channels, resolved.target, resolved.scores)
     if compensation is not None and request.select == "residual":
+        from minitron_cli.prune.select import by_residual  # it needs torch; a plain cut does not
+
         plan = by_residual(source, plan, compensation)
     if compensation is not None and request.rotate:
         plan = by_directions(source, plan, shape["hidden"], compensation)

@@ -63,7 +63,7 @@ LINES = [
     (f"{DISTILL} -o all/teacher", "is the input"),
     (f"{DISTILL} -o all", "contains the input"),
     (f"{DISTILL} -o text", "contains the input"),
-    (f"{DISTILL} -o out --record-teacher all/teacher", "is the input"),
+    (f"{DISTILL} -o out --record-teacher all/teacher --top-k 8", "is the input"),
     (f"train {MODEL} --data {TEXT} --steps 1 --device cpu --overwrite -o {MODEL}", "is the input"),
     (f"importance {MODEL} --data {TEXT} --force -o {TEXT}", "is the input"),
     (f"importance {MODEL} --data {TEXT} -o {MODEL}/scores.safetensors", "is inside the input"),
