@@ -34,6 +34,22 @@ DERIVED_HEAD_DIM = {key: value for key, value in BASE.items() if key != "head_di
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "mistral": {**BASE, "sliding_window": 5},
+    # The sixth token and those after it are past the length before extension, so that their queries are scaled.
+    "ministral3": {
+        **BASE,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 5,
+            "max_position_embeddings": 40,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
+    "seed_oss": {**BASE, "attention_out_bias": True},
+    "hunyuan_v1_dense": BASE,
+    "ernie4_5": {**BASE, "use_bias": True, "tie_word_embeddings": True},
+    "arcee": {**BASE, "mlp_bias": True},
     "granite": {**BASE, "logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
     "smollm3": {**BASE, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
     "qwen2": {**BASE, "tie_word_embeddings": True},

@@ -4,9 +4,10 @@ from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.families.gemma import GEMMA, GEMMA2, GEMMA3
 from minitron_cli.families.gpt_neox import GPT_NEOX
 from minitron_cli.families.gpt_oss import GPT_OSS
-from minitron_cli.families.llama import LLAMA, SMOLLM3
+from minitron_cli.families.hunyuan import HUNYUAN_DENSE
+from minitron_cli.families.llama import ERNIE4_5, LLAMA, SEED_OSS, SMOLLM3
 from minitron_cli.families.mixtral import MIXTRAL
-from minitron_cli.families.nemotron import NEMOTRON
+from minitron_cli.families.nemotron import ARCEE, NEMOTRON
 from minitron_cli.families.olmo import OLMO2, OLMOE
 from minitron_cli.families.phi3 import PHI3
 from minitron_cli.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -17,12 +18,16 @@ from minitron_cli.spec.family import Family
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     SMOLLM3,
+    SEED_OSS,
+    ERNIE4_5,
+    HUNYUAN_DENSE,
     QWEN2,
     QWEN3,
     QWEN2_MOE,
     QWEN3_MOE,
     MIXTRAL,
     NEMOTRON,
+    ARCEE,
     PHI3,
     GEMMA,
     GEMMA2,
@@ -46,6 +51,7 @@ UNSUPPORTED: dict[str, str] = {
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
     "llama4": "it is a model of text and images; only text models can be pruned",
     "gemma3": "it is a model of text and images; its text half, saved by itself (gemma3_text), can be pruned",
+    "mistral3": "it is a model of text and images; its text half, saved by itself (ministral3), can be pruned",
     "gemma3n_text": "its layers share key/value caches and carry per-layer embeddings",
     "mamba": "it has no attention and no MLP to prune",
     "mamba2": "it has no attention and no MLP to prune",

@@ -1,4 +1,6 @@
-"""Llama and what shares its layout: Mistral, Granite; SmolLM3 leaves the rotation out of some layers.
+"""Llama and what shares its layout: Mistral and Ministral 3, Granite; Seed-OSS and ERNIE 4.5 differ in their biases.
+
+SmolLM3 leaves the rotation out of some layers.
 
 Most other tables are composed of the same parts.
 """
@@ -50,7 +52,7 @@ PRE_NORMS = {
 
 LLAMA = family(
     "llama",
-    ["llama", "mistral", "granite"],
+    ["llama", "mistral", "ministral3", "granite"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + GATED_MLP + GATED_MLP_BIAS + INV_FREQ,
     rms_norms=PRE_NORMS,
 )
@@ -61,4 +63,24 @@ SMOLLM3 = LLAMA.with_(
     model_types=("smollm3",),
     defaults={"tie_word_embeddings": True},
     per_layer=("layer_types", "no_rope_layers"),
+)
+
+SEED_OSS = LLAMA.with_(
+    O_BIAS.replace("?attention_bias", "?attention_out_bias"),
+    name="seed_oss",
+    model_types=("seed_oss",),
+    defaults={"attention_bias": True},
+)
+
+ERNIE4_5 = family(
+    "ernie4_5",
+    ["ernie4_5"],
+    MODEL
+    + NORMS
+    + ATTENTION
+    + GATED_MLP
+    + (QKV_BIAS + O_BIAS).replace("?attention_bias", "?use_bias")
+    + GATED_MLP_BIAS.replace("?mlp_bias", "?use_bias"),
+    defaults={"tie_word_embeddings": True},
+    rms_norms=PRE_NORMS,
 )

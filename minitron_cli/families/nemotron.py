@@ -1,6 +1,9 @@
-"""Nemotron, the base of the first Minitron models: squared ReLU without a gate, LayerNorm1P with a bias."""
+"""Nemotron, the base of the first Minitron models, and Arcee: squared ReLU without a gate.
 
-from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS
+Nemotron has LayerNorm1P with a bias, Arcee RMS norms.
+"""
+
+from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.spec.family import family
 
 NORMS_BIAS = """
@@ -9,19 +12,22 @@ NORMS_BIAS = """
     model.norm.bias                                     hidden
 """
 
-NEMOTRON = family(
-    "nemotron",
-    ["nemotron"],
-    MODEL
-    + NORMS
-    + NORMS_BIAS
-    + ATTENTION
-    + QKV_BIAS
-    + O_BIAS
-    + """
+PLAIN_MLP = """
     model.layers.{layer}.mlp.up_proj.weight             ffn hidden
     model.layers.{layer}.mlp.up_proj.bias               ffn         ?mlp_bias
     model.layers.{layer}.mlp.down_proj.weight           hidden ffn
     model.layers.{layer}.mlp.down_proj.bias             hidden      ?mlp_bias
-    """,
+"""
+
+NEMOTRON = family(
+    "nemotron",
+    ["nemotron"],
+    MODEL + NORMS + NORMS_BIAS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
+)
+
+ARCEE = family(
+    "arcee",
+    ["arcee"],
+    MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
+    rms_norms=PRE_NORMS,
 )

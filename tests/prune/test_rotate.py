@@ -71,7 +71,7 @@ def flatten(model: torch.nn.Module, rank: int) -> None:
     for name, tensor in model.state_dict().items():
         if "embed_tokens" in name:
             tensor.copy_(tensor @ inside)
-        elif name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj", "w2.weight")):
+        elif name.endswith(("experts.down_proj", "w2.weight")) or name.split(".")[-2] in ("o_proj", "down_proj"):
             tensor.copy_(inside @ tensor)
 
 
