@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import model_digest
 from minitron_cli.data.order import Order
@@ -18,7 +19,7 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits import store, topk
 from minitron_cli.training.cached_logits.store import Header
 from minitron_cli.training.head import check_head, head_of
-from minitron_cli.training.inputs import windows_read
+from minitron_cli.training.inputs import paths_read, windows_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.load import load_teacher
 from minitron_cli.training.options import Options
@@ -67,6 +68,7 @@ def plan_recording(options: Options, path: Path, top_k: int) -> RecordingPlan:
     """Make every check of a recording of `top_k` ids into `path`; nothing is loaded or written there."""
     device = choose_device(options.teacher_device or options.device)
     ready = prepare(options, World(0, 1, device))
+    check_apart(path, paths_read(ready.options, ready.models))
     if isinstance(ready.order, StreamOrder):
         raise MinitronError("a stream cannot be recorded", "leave --stream out: the text is then tokenised once")
     if len(ready.models.teachers) != 1:
