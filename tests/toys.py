@@ -51,6 +51,14 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5": {**BASE, "use_bias": True, "tie_word_embeddings": True},
     "arcee": {**BASE, "mlp_bias": True},
     "granite": {**BASE, "logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
+    "hyperclovax": {
+        **BASE,
+        "logits_scaling": 2.0,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+    },
+    "helium": {**BASE, "head_dim": 8, "attention_bias": True},  # hidden / heads, as its output matrix needs it
     "smollm3": {**BASE, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
     "qwen2": {**BASE, "tie_word_embeddings": True},
     "qwen3": {**BASE, **ALTERNATING, "use_sliding_window": True},
@@ -66,12 +74,17 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     # Half of each head is rotated: 12 / 2 leaves an even number.
     "nemotron": {**BASE, "head_dim": 12, "partial_rotary_factor": 0.5},
     "phi3": BASE,
+    # As in Nemotron, half of each head is rotated.
+    "glm": {**BASE, "head_dim": 12},
+    "glm4": {**BASE, "head_dim": 12},
     "gemma": {**BASE, "tie_word_embeddings": True},
     "gemma2": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
     "gemma3_text": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
     "olmo2": BASE,
     "olmo3": {**BASE, **ALTERNATING},
     "olmoe": {**DERIVED_HEAD_DIM, **EXPERTS, "num_experts": 5, "intermediate_size": 24, "norm_topk_prob": True},
+    "exaone4": {**BASE, **ALTERNATING},
+    "cohere2": {**DERIVED_HEAD_DIM, **ALTERNATING, "tie_word_embeddings": True},
     "stablelm": {**DERIVED_HEAD_DIM, "use_qkv_bias": True},
     "starcoder2": {**BASE, "use_bias": True, "tie_word_embeddings": True, "sliding_window": 5},
     "gpt_oss": {**BASE, **EXPERTS, **ALTERNATING, "num_local_experts": 5, "intermediate_size": 24, **PLAIN_ROPE},

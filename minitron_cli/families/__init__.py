@@ -1,10 +1,15 @@
 """One small file per model family; `FAMILIES` is the whole list, in plain sight."""
 
 from minitron_cli.errors import MinitronError, near_matches
+from minitron_cli.families.cohere import COHERE2
+from minitron_cli.families.exaone import EXAONE4
 from minitron_cli.families.gemma import GEMMA, GEMMA2, GEMMA3
+from minitron_cli.families.glm import GLM, GLM4
 from minitron_cli.families.gpt_neox import GPT_NEOX
 from minitron_cli.families.gpt_oss import GPT_OSS
+from minitron_cli.families.helium import HELIUM
 from minitron_cli.families.hunyuan import HUNYUAN_DENSE
+from minitron_cli.families.hyperclovax import HYPERCLOVAX
 from minitron_cli.families.llama import ERNIE4_5, LLAMA, SEED_OSS, SMOLLM3
 from minitron_cli.families.mixtral import MIXTRAL
 from minitron_cli.families.nemotron import ARCEE, NEMOTRON
@@ -21,6 +26,8 @@ FAMILIES: tuple[Family, ...] = (
     SEED_OSS,
     ERNIE4_5,
     HUNYUAN_DENSE,
+    HYPERCLOVAX,
+    HELIUM,
     QWEN2,
     QWEN3,
     QWEN2_MOE,
@@ -29,11 +36,15 @@ FAMILIES: tuple[Family, ...] = (
     NEMOTRON,
     ARCEE,
     PHI3,
+    GLM,
+    GLM4,
     GEMMA,
     GEMMA2,
     GEMMA3,
     OLMO2,
     OLMOE,
+    EXAONE4,
+    COHERE2,
     STABLELM,
     STARCODER2,
     GPT_NEOX,

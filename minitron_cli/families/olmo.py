@@ -18,17 +18,15 @@ _ATTENTION = (
     model.layers.{layer}.self_attn.k_norm.weight           (kv head_dim)
     """
 )
+POST_NORMS = """
+    model.layers.{layer}.post_attention_layernorm.weight   hidden
+    model.layers.{layer}.post_feedforward_layernorm.weight hidden
+"""
 
 OLMO2 = family(
     "olmo2",
     ["olmo2", "olmo3"],
-    MODEL
-    + _ATTENTION
-    + GATED_MLP
-    + """
-    model.layers.{layer}.post_attention_layernorm.weight   hidden
-    model.layers.{layer}.post_feedforward_layernorm.weight hidden
-    """,
+    MODEL + _ATTENTION + GATED_MLP + POST_NORMS,
     warns=_WARNS,
 )
 

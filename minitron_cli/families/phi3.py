@@ -3,6 +3,11 @@
 from minitron_cli.families.llama import MODEL, NORMS, PRE_NORMS
 from minitron_cli.spec.family import family
 
+GATE_UP_MLP = """
+    model.layers.{layer}.mlp.gate_up_proj.weight    (ffn + ffn) hidden
+    model.layers.{layer}.mlp.down_proj.weight       hidden ffn
+"""
+
 PHI3 = family(
     "phi3",
     ["phi3"],
@@ -11,8 +16,7 @@ PHI3 = family(
     + """
     model.layers.{layer}.self_attn.qkv_proj.weight  (head head_dim + kv head_dim + kv head_dim) hidden
     model.layers.{layer}.self_attn.o_proj.weight    hidden (head head_dim)
-    model.layers.{layer}.mlp.gate_up_proj.weight    (ffn + ffn) hidden
-    model.layers.{layer}.mlp.down_proj.weight       hidden ffn
-    """,
+    """
+    + GATE_UP_MLP,
     rms_norms=PRE_NORMS,
 )

@@ -10,7 +10,7 @@ from minitron_cli.hf.hooks import block_input, block_output
 from minitron_cli.hf.parts import blocks_of, decoder_of, final_norm_of, input_norm_of
 from tests.toys import TOY_CONFIGS, toy_ids, toy_model
 
-WITHOUT_INPUT_NORM = ("olmo2", "olmo3")
+WITHOUT_INPUT_NORM = ("olmo2", "olmo3", "exaone4")
 
 
 def _watched(module: torch.nn.Module) -> list[tuple[Any, Any]]:

@@ -8,9 +8,11 @@ import torch
 ATTENTION = {"gpt_neox": ("attention", "query_key_value", "dense"), "phi3": ("self_attn", "qkv_proj", "o_proj")}
 MLP = {
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
-    "phi3": ("gate_up_proj", "down_proj"),
+    **dict.fromkeys(("phi3", "glm", "glm4"), ("gate_up_proj", "down_proj")),
     "starcoder2": ("c_fc", "c_proj"),
 }
+# One norm, which attention and MLP both read: it counts once.
+ONE_NORM = ("cohere2",)
 
 
 def catch(model, rows, spans=None):
@@ -60,7 +62,8 @@ def _catch_one(model, row, begin, end):
             if hasattr(block.mlp, "shared_expert"):
                 handles.append(block.mlp.shared_expert.down_proj.register_forward_pre_hook(keep(n, "shared")))
         else:
-            handles.append(getattr(block.mlp, up).register_forward_pre_hook(keep(n, "mlp")))
+            if kind_of_model not in ONE_NORM:
+                handles.append(getattr(block.mlp, up).register_forward_pre_hook(keep(n, "mlp")))
             handles.append(getattr(block.mlp, down).register_forward_pre_hook(keep(n, "down")))
         handles.append(block.register_forward_hook(around(n), with_kwargs=True))
     with torch.no_grad():
@@ -134,7 +137,7 @@ def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0)
         def at(kind, n=n):
             return [found[n, kind] for found in caught]
 
-        for kind in ("qkv", "mlp"):
+        for kind in ("qkv", "mlp") if (n, "mlp") in caught[0] else ("qkv",):
             result["hidden"] = result["hidden"] + channel_scores(at(kind), batch, seq)
         channels = channel_scores(at("o"), batch, seq)
         result["head"].append([aggregate(list(c), "l2") for c in np.split(channels, num_heads)])

@@ -17,7 +17,8 @@ from tests.toys import BASE, TOY_CONFIGS
 # Families beyond the prunable ones whose heads do something of their own. Factors far from 1 leave no doubt.
 SPECIAL: dict[str, dict[str, Any]] = {
     "cohere": {**BASE, "head_dim": 8, "logit_scale": 0.2},
-    "hyperclovax": {**BASE, "logits_scaling": 3.0},
+    "hyperclovax": {**TOY_CONFIGS["hyperclovax"], "logits_scaling": 3.0},
+    "cohere2": {**TOY_CONFIGS["cohere2"], "logit_scale": 0.2},
     "gemma2": {**TOY_CONFIGS["gemma2"], "final_logit_softcapping": 0.3},
     "gemma3_text": {**TOY_CONFIGS["gemma3_text"], "final_logit_softcapping": 0.3},
     "granite": {**TOY_CONFIGS["granite"], "logits_scaling": 6.0},

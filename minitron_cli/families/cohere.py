@@ -1,0 +1,20 @@
+"""Command R7B and A (cohere2): attention and MLP read one LayerNorm without bias; head_dim is hidden / heads."""
+
+from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, O_BIAS, QKV_BIAS
+from minitron_cli.spec.axes import CONFIG_KEYS
+from minitron_cli.spec.family import family
+
+COHERE2 = family(
+    "cohere2",
+    ["cohere2"],
+    MODEL
+    + """
+    model.layers.{layer}.input_layernorm.weight  hidden
+    """
+    + ATTENTION
+    + QKV_BIAS
+    + O_BIAS
+    + GATED_MLP,
+    config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis != "head_dim"},
+    defaults={"tie_word_embeddings": True},
+)

@@ -1,0 +1,14 @@
+"""HyperCLOVA X: Llama with multipliers in its config, as Granite, and norms on what each half of a block adds."""
+
+from minitron_cli.families.llama import LLAMA
+
+HYPERCLOVAX = LLAMA.with_(
+    """
+    model.layers.{layer}.post_norm1.weight  hidden  ?use_post_norm
+    model.layers.{layer}.post_norm2.weight  hidden  ?use_post_norm
+    """,
+    name="hyperclovax",
+    model_types=("hyperclovax",),
+    defaults={"use_post_norm": True},
+    rms_norms={},  # the norms after a block's halves see single channels
+)
