@@ -24,6 +24,7 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
     target = output.with_name(f"{output.name}-step-{step}")
     check_apart(target, paths_read(options, models))
     with state.naming_others(saved), atomic_dir(target, overwrite) as directory:
+        rundir.require_own(saved)
         tensors = export.from_checkpoint(saved, dtype)
         export.write_model(directory, origin_of(options, models), tensors, dtype)
         export.write_manifest(directory, **manifest(settled, models, state.read_progress(saved), inputs))

@@ -38,8 +38,21 @@ class MetricsLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Every whole line of a run's metrics; a kill can cut the last one short."""
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    file = run / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    return [_read_line(file, number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _read_line(file: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise MinitronError(
+            f"{file} is damaged: line {number} is not a JSON object with a step", "take that line out of the file"
+        )
+    return line
 
 
 def _keep_until(path: Path, step: int) -> None:

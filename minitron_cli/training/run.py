@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.data.order import Order
 from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import export, export_run, loop, rundir, state
@@ -76,7 +77,7 @@ def train(
         inputs = digests(ready.models, ready.order, options.from_scratch) if world.rank == 0 else {}
         done = world.rank == 0 and is_done(ready, place, output, inputs, say)
         if world.agree(0, done)[1]:
-            return _outcome(output, ready.options, _latest(output / "run"), was_done=True)
+            return _outcome(output, ready.options, _final(output), was_done=True)
         with begun(ready, place, inputs, world, preflight, say):
             progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals)
             if stopped_by:
@@ -205,9 +206,13 @@ def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, fl
     return evaluator(assembly.job, assembly.measure, files, names, options)
 
 
-def _latest(run: Path) -> Progress:
-    saved = state.checkpoints(run)
-    return state.read_progress(saved[-1]) if saved else Progress()
+def _final(output: Path) -> Progress:
+    """The progress of a finished run: of its last checkpoint, else what the manifest says (not the seconds)."""
+    if saved := state.checkpoints(output / "run"):
+        return state.read_progress(saved[-1])
+    facts = (read_manifest(output) or {}).get("training", {})
+    known = {name: facts.get(name) for name in ("tokens", "flops", "first", "last")}
+    return Progress(step=facts.get("steps", 0), **known)
 
 
 def _outcome(

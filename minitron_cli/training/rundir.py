@@ -10,6 +10,7 @@ a line that fails, is stopped or killed has cost nothing, and typed again it goe
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file, replacing
 from minitron_cli.checkpoint.disk import make_directory
 from minitron_cli.checkpoint.provenance import changed_files, read_manifest
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.options import Options, differences, from_json, to_json
+from minitron_cli.training.options import IDENTITY, Options, differences, from_json, to_json
+from minitron_cli.training.step_files import Damaged, read_state
 
 OPTIONS = "options.json"
 
@@ -135,9 +137,31 @@ def read(run: Path) -> tuple[Options, dict[str, str]]:
         )
     try:
         found: dict[str, Any] = json.loads(file.read_text())
-        return from_json(found["options"]), found["inputs"]
+        inputs = {str(name): digest[:] for name, digest in found["inputs"].items()}
+        return from_json(found["options"]), inputs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MinitronError(f"{file} is damaged: {error}", "start again with --overwrite") from error
+
+
+def identity(run: Path) -> str | None:
+    """A digest of what decides the weights of a run: its options and inputs; None of a directory that has none."""
+    file = run / OPTIONS
+    if not file.is_file():
+        return None
+    # As they were written: options that a newer version adds do not make it another run.
+    found = json.loads(file.read_text())
+    decisive = {name: value for name, value in found["options"].items() if name in IDENTITY}
+    return hashlib.sha256(json.dumps([decisive, found["inputs"]], sort_keys=True).encode()).hexdigest()
+
+
+def require_own(step: Path) -> None:
+    """Raise Damaged where a step checkpoint is of another run than the one that it lies in.
+
+    Those that older versions wrote do not say of which they are.
+    """
+    made_by = read_state(step).get("run")
+    if made_by is not None and made_by != identity(step.parent):
+        raise Damaged(f"{step} was made by a run of other options or inputs")
 
 
 def _short(digest: str | None) -> str:

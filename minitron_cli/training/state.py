@@ -20,6 +20,7 @@ from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.distributed import gather_bytes
+from minitron_cli.training.rundir import identity, require_own
 from minitron_cli.training.step_files import (
     Damaged,
     Stored,
@@ -111,7 +112,8 @@ def save(
     digests = gather_bytes(world, bytes.fromhex(digest))
     if world.rank == 0:
         files = {shard_name(rank, world.size): found.hex() for rank, found in enumerate(digests)}
-        write_state(temporary, asdict(progress), {name: tuple(t.shape) for name, t in contents.items()}, files)
+        shapes = {name: tuple(t.shape) for name, t in contents.items()}
+        write_state(temporary, asdict(progress), shapes, files, identity(run))
         sync_directory(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
@@ -201,12 +203,13 @@ def load_latest(
     found = checkpoints(run)
     for path in reversed(found):
         try:
+            require_own(path)
             return load(path, module, optimizer, world)
         except Damaged as damage:
             warn(f"warning: {damage.message}")
     if found:
         raise MinitronError(
-            f"{run} holds no checkpoint that is whole (damaged: {', '.join(p.name for p in found)})",
+            f"{run} holds no checkpoint of this run that is whole ({', '.join(p.name for p in found)} cannot be used)",
             "start again with --overwrite",
         )
     return None

@@ -1,8 +1,8 @@
 """A step checkpoint on disk: safetensors of every rank, and JSON. Nothing in it can run code when it is read.
 
     step-0001000/shard-00001-of-00004.safetensors   what the first of four ranks held
-    step-0001000/state.json                         written last: progress, the global shape of every tensor, the sha256
-                                                    of every shard, and a digest of itself
+    step-0001000/state.json                         written last: of which run it is, progress, the global shape of
+                                                    every tensor, the sha256 of every shard, and a digest of itself
 
 A tensor that is sharded along its first dimension is the concatenation of its pieces in the order of the shards; one
 that is replicated is in the first shard alone. So any number of ranks can read what any other number has written.
@@ -82,10 +82,11 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_state(
-    directory: Path, progress: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], files: Mapping[str, str]
-) -> None:
-    """Write state.json: with it the checkpoint is complete."""
-    content = {"format": FORMAT, "progress": dict(progress), "tensors": dict(shapes), "files": dict(files)}
+    directory: Path, progress: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], files: Mapping[str, str],
+    run: str | None = None,
+) -> None:  # fmt: skip
+    """Write state.json: with it the checkpoint is complete. `run` is the identity of the run that it is of."""
+    content = {"format": FORMAT, "run": run, "progress": dict(progress), "tensors": dict(shapes), "files": dict(files)}
     with (directory / STATE).open("w") as stream:
         json.dump(sealed(content), stream)
         stream.flush()

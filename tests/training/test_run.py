@@ -109,6 +109,15 @@ def test_the_same_line_again_finds_it_done(toy: Toy, text: Path, tmp_path: Path)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_without_checkpoints_says_what_it_came_to(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "out", steps=2)
+    first = train(line).progress
+    for step in state.checkpoints(tmp_path / "out" / "run"):
+        shutil.rmtree(step)
+    again = train(line).progress
+    assert (again.step, again.tokens, again.last) == (2, first.tokens, first.last)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_export_is_the_student_as_it_was_stored(tied: bool, text: Path, tmp_path: Path) -> None:
     student = make_toy("llama", tmp_path / "student", dtype=torch.bfloat16, tie_word_embeddings=tied)

@@ -90,9 +90,60 @@ def test_without_a_whole_checkpoint_it_says_so(toy: Toy, text: Path, stopped: Pa
     output = shutil.copytree(stopped, tmp_path / "out")
     for step in state.checkpoints(output / "run"):
         flip_a_byte(step / SHARD)
-    with pytest.raises(MinitronError, match="no checkpoint that is whole") as caught:
+    with pytest.raises(MinitronError, match="no checkpoint of this run that is whole") as caught:
         train(options(toy("llama"), text, output, schedule="constant"))
     assert caught.value.hint == "start again with --overwrite"
+
+
+def test_a_checkpoint_of_another_run_is_named_and_not_taken(
+    toy: Toy, text: Path, stopped: Path, tmp_path: Path
+) -> None:
+    train(options(toy("llama"), text, tmp_path / "other", schedule="constant", seed=7, steps=12))
+    output = shutil.copytree(stopped, tmp_path / "out")
+    foreign = output / "run" / "step-0000012"
+    shutil.copytree(tmp_path / "other" / "run" / foreign.name, foreign)
+    line = options(toy("llama"), text, output, schedule="constant")
+    message = f"{foreign} was made by a run of other options or inputs"
+    with pytest.raises(MinitronError, match=re.escape(message)):
+        export_step(line, 12)
+    said: list[str] = []
+    train(line, say=said.append)
+    assert f"warning: {message}" in said
+    assert "continuing from step 9 of 12" in said
+
+
+def test_a_checkpoint_that_does_not_say_of_which_run_it_is_is_taken(
+    toy: Toy, text: Path, stopped: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(stopped, tmp_path / "out")
+    file = output / "run" / "step-0000009" / STATE
+    content = json.loads(file.read_text())
+    del content["run"]
+    file.write_text(json.dumps(sealed(content)))
+    said: list[str] = []
+    train(options(toy("llama"), text, output, schedule="constant"), say=said.append)
+    assert "continuing from step 9 of 12" in said
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b'{"tokens": 1}\n', b"[]\n", b"\xff\xfe\n"])
+def test_damaged_metrics_are_named(line: bytes, toy: Toy, text: Path, stopped: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(stopped, tmp_path / "out")
+    with (output / "run" / "metrics.jsonl").open("ab") as stream:
+        stream.write(line)
+    with pytest.raises(MinitronError, match=r"metrics\.jsonl is damaged: line 10 is not a JSON object with a step"):
+        train(options(toy("llama"), text, output, schedule="constant"))
+    assert state.checkpoints(output / "run"), "what there is stays"
+
+
+@pytest.mark.parametrize("inputs", [[1], {"student": 1}, "x"])
+def test_damaged_digests_of_inputs_are_named(
+    inputs: object, toy: Toy, text: Path, stopped: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(stopped, tmp_path / "out")
+    file = output / "run" / "options.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "inputs": inputs}))
+    with pytest.raises(MinitronError, match=r"options\.json is damaged"):
+        train(options(toy("llama"), text, output, schedule="constant"))
 
 
 class Bomb:
