@@ -34,15 +34,14 @@ DERIVED_HEAD_DIM = {key: value for key, value in BASE.items() if key != "head_di
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "mistral": {**BASE, "sliding_window": 5},
-    # The sixth token and those after it are past the length before extension, so that their queries are scaled.
+    # The fifth token and those after it are past the length before extension, so that their queries are scaled.
     "ministral3": {
         **BASE,
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 10000.0,
-            "factor": 8.0,
-            "original_max_position_embeddings": 5,
-            "max_position_embeddings": 40,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4,
             "llama_4_scaling_beta": 0.5,
         },
     },
