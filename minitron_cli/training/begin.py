@@ -53,12 +53,11 @@ def begun(
         check_room(ready, world)
     if place != Path(ready.options.output):
         say(f"{ready.options.output} stays as it is until the new run, in {place}, is complete")
-    with write_errors(place):
+    with write_errors(place), rundir.locked(place):
         created = rundir.create(place, ready.options, inputs, f"{world.size} x {machine_words(world.device)}")
         try:
-            with rundir.locked(place):
-                world.barrier()
-                yield
+            world.barrier()
+            yield
         except BaseException:
             if created and not state.checkpoints(place / "run"):
                 shutil.rmtree(place / "run", ignore_errors=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import nn
 
 from minitron_cli.checkpoint.atomic import atomic_dir, check_apart
+from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, rundir, state
-from minitron_cli.training.inputs import Models, find_models, paths_read
+from minitron_cli.training.inputs import Models, find_models, paths_read, student_digest
 from minitron_cli.training.options import Options, to_json
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.state import Progress
@@ -19,6 +20,10 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
     run = output / "run"
     settled, inputs = rundir.read(run)
     models = find_models(options)
+    if student_digest(models, options.from_scratch) != inputs.get("student"):
+        raise MinitronError(
+            f"{models.student} is not the model that {run} was started with", "give the student of that run"
+        )
     saved = state.find(run, step)
     dtype = export.export_dtype(models.student, options.export_dtype)
     target = output.with_name(f"{output.name}-step-{step}")

@@ -194,7 +194,7 @@ def _phase(spec: str) -> tuple[int, tuple[float, ...]]:
 
 def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> dict[str, str]:
     """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
-    found = {"student": config_digest(models.student) if from_scratch else model_digest(models.student)}
+    found = {"student": student_digest(models, from_scratch)}
     for i, (teacher, share) in enumerate(zip(models.teachers, models.shares)):
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"
     if models.recording is not None:
@@ -211,6 +211,11 @@ def data_digests(order: Order | StreamOrder) -> dict[str, str]:
         f"data {i + 1}" if len(order.files) > 1 else "data": f"{file.header.tokens_sha256} x {weight:g}"
         for i, (file, weight) in enumerate(zip(order.files, order.weights))
     }
+
+
+def student_digest(models: Models, from_scratch: bool) -> str:
+    """Identity of what the student starts as."""
+    return config_digest(models.student) if from_scratch else model_digest(models.student)
 
 
 def config_digest(model: Path) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file, replacing
 from minitron_cli.checkpoint.disk import make_directory
 from minitron_cli.checkpoint.provenance import changed_files, read_manifest
+from minitron_cli.checkpoint.seal import require_unaltered, sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.options import IDENTITY, Options, differences, from_json, to_json
 from minitron_cli.training.step_files import Damaged, read_state
@@ -92,20 +93,23 @@ def damage(output: Path) -> list[str]:
 
 
 def create(place: Path, options: Options, inputs: Mapping[str, str], machine: str) -> bool:
-    """Make the run directory; False where an earlier part of the same run did. `machine` is for readers of speeds."""
+    """Write down what the run is; False where an earlier part of it did. `machine` is for readers of speeds."""
     run = place / "run"
     if (run / OPTIONS).is_file():
         return False
-    make_directory(run)
     with atomic_file(run / OPTIONS) as file:
         started = {"options": to_json(options), "inputs": dict(inputs), "machine": machine}
-        file.write_text(json.dumps(started, indent=1) + "\n")
+        file.write_text(json.dumps(sealed(started), indent=1) + "\n")
     return True
 
 
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """Hold the run in `place`; another process that holds it is an error. Where there are no locks, nothing is held."""
+    """Make and hold the run directory in `place`; another process that holds it is an error.
+
+    Where there are no locks, nothing is held.
+    """
+    make_directory(place / "run")
     descriptor = os.open(place / "run", os.O_RDONLY)
     try:
         try:
@@ -137,6 +141,7 @@ def read(run: Path) -> tuple[Options, dict[str, str]]:
         )
     try:
         found: dict[str, Any] = json.loads(file.read_text())
+        require_unaltered(found, file)
         inputs = {str(name): digest[:] for name, digest in found["inputs"].items()}
         return from_json(found["options"]), inputs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -162,6 +162,15 @@ def test_two_processes_do_not_train_in_one_directory(toy: Toy, text: Path, tmp_p
         train(line)
 
 
+def test_a_process_that_comes_second_leaves_the_first_ones_run_alone(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """Also where both began before either had written anything."""
+    with rundir.locked(tmp_path / "out"):
+        (tmp_path / "out" / "run" / "metrics.jsonl").write_text("")
+        with pytest.raises(MinitronError, match="another process is training in"):
+            train(options(toy("llama"), text, tmp_path / "out", steps=2))
+        assert [p.name for p in (tmp_path / "out" / "run").iterdir()] == ["metrics.jsonl"]
+
+
 def test_the_place_of_the_new_run_may_be_taken(toy: Toy, text: Path, out: Path) -> None:
     """A directory of that name that is not ours is left alone."""
     out.with_name("out.new").mkdir()

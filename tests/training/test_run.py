@@ -174,6 +174,8 @@ def test_the_export_of_a_saved_step(toy: Toy, text: Path, tmp_path: Path) -> Non
     assert_bitwise(weights(tmp_path / "out"), weights(export_step(line, 12)))
     with pytest.raises(MinitronError, match=r"no checkpoint of step 5 \(saved: 4, 8, 12\)"):
         export_step(line, 5)
+    with pytest.raises(MinitronError, match=r"is not the model that .*run was started with"):
+        export_step(replace(line, student=str(toy("qwen2"))), 4)
 
 
 def test_from_scratch_depends_on_the_seed_alone(toy: Toy, text: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from minitron_cli.checkpoint.provenance import file_digest
-from minitron_cli.checkpoint.seal import sealed
+from minitron_cli.checkpoint.seal import DIGEST, sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import state
@@ -141,9 +141,21 @@ def test_damaged_digests_of_inputs_are_named(
 ) -> None:
     output = shutil.copytree(stopped, tmp_path / "out")
     file = output / "run" / "options.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "inputs": inputs}))
+    started = {key: value for key, value in json.loads(file.read_text()).items() if key != DIGEST}
+    file.write_text(json.dumps({**started, "inputs": inputs}))
     with pytest.raises(MinitronError, match=r"options\.json is damaged"):
         train(options(toy("llama"), text, output, schedule="constant"))
+
+
+def test_options_that_were_edited_are_named(toy: Toy, text: Path, stopped: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(stopped, tmp_path / "out")
+    alter(output / "run" / "options.json", '"steps": 12', '"steps": null')
+    branch = options(
+        toy("llama"), text, tmp_path / "branch", schedule="wsd", branch_from=str(output / "run" / "step-0000009")
+    )
+    for line in (options(toy("llama"), text, output, schedule="constant"), branch):
+        with pytest.raises(MinitronError, match=r"options\.json was altered after it was written"):
+            train(line)
 
 
 class Bomb:
