@@ -21,6 +21,7 @@ from minitron_cli.cli import (
     train,
     verify,
 )
+from minitron_cli.cli.help import grouped
 
 app = typer.Typer(
     rich_markup_mode=None,  # rich help costs 0.1 to 0.2 s at start-up
@@ -45,6 +46,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 
 for module in (importance, prune, distill, train, eval, bench, search, inspect, verify, run, report, toy):
-    app.command(module.NAME, epilog=module.EXAMPLES)(module.command)
+    panels, defaults = getattr(module, "PANELS", {}), getattr(module, "defaults", dict)
+    app.command(module.NAME, epilog=module.EXAMPLES, cls=grouped(panels, defaults))(module.command)
 for group in (data, recipes):
     app.add_typer(group.app, name=group.NAME)

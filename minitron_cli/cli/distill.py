@@ -21,8 +21,10 @@ def _act(given: Mapping[str, Any]) -> int:
     return launch(NAME, plain)
 
 
+_PARAMETERS = (o.model("STUDENT"), *o.TEACHER, *o.DATA, *o.LENGTH, *o.LOSS, *o.OPTIMIZER, *o.RUNNING)
+PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
 command = o.command_of(
-    (o.model("STUDENT"), *o.TEACHER, *o.DATA, *o.LENGTH, *o.LOSS, *o.OPTIMIZER, *o.RUNNING),
+    _PARAMETERS,
     "Train STUDENT to predict as its teacher does; typed again, the same line goes on where it stopped.",
     _act,
 )

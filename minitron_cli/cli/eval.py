@@ -25,6 +25,27 @@ EXAMPLES = examples(
     "minitron eval world/teacher runs/small --tasks toy --include world/tasks --data world/corpus/valid.jsonl",
     'minitron eval meta-llama/Llama-3.1-8B runs/4b --suite minitron --assert "winogrande.acc >= 0.95 * reference"',
 )
+PANELS = {
+    "Tasks": (
+        "shots",
+        "limit",
+        "batch_size",
+        "unsafe",
+        "reuse",
+    ),
+    "Text": (
+        "seq_len",
+        "windows",
+        "separator",
+        "text_field",
+        "against_reference",
+    ),
+    "Machine": (
+        "dtype",
+        "trust_remote_code",
+        "throughput",
+    ),
+}
 
 
 def command(

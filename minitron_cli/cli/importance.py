@@ -23,6 +23,38 @@ EXAMPLES = examples(
     "minitron importance Llama-3.1-8B --data wikitext:wikitext-2-raw-v1:train -o scores.safetensors",
     "minitron importance runs/small --data stories.jsonl --separator bos --seq-len 128 --depth-block 1 --depth-block 2",
 )
+PANELS = {
+    "Scores": (
+        "batch_agg",
+        "seq_agg",
+        "metric",
+        "layer_score",
+        "seed",
+        "padded",
+        "allow_fewer",
+    ),
+    "Depth": (
+        "depth_block",
+        "depth_metric",
+        "depth_task",
+        "include",
+        "task_limit",
+        "depth_greedy",
+        "depth_samples",
+    ),
+    "Machine": (
+        "batch_size",
+        "dtype",
+        "device_map",
+        "mode",
+        "memory",
+        "trust_remote_code",
+    ),
+    "Text": (
+        "separator",
+        "text_field",
+    ),
+}
 
 
 def command(

@@ -29,6 +29,33 @@ EXAMPLES = examples(
     "minitron prune Llama-3.1-8B --target width --hidden 3072 --ffn 9216 --scores scores.safetensors -o small",
     "minitron prune Llama-3.1-8B --target depth --drop-layers 15-30",
 )
+PANELS = {
+    "Experts": (
+        "experts",
+        "expert_ffn",
+        "shared_ffn",
+        "experts_per_token",
+    ),
+    "Compensation": (
+        "compensate",
+        "moments",
+        "ridge",
+        "select",
+        "rotate",
+    ),
+    "Measuring first": (
+        "samples",
+        "seq_len",
+    ),
+    "Output": (
+        "multiple_of",
+        "max_shard_size",
+        "check",
+        "force",
+        "overwrite",
+        "as_json",
+    ),
+}
 
 
 def command(

@@ -25,6 +25,38 @@ EXAMPLES = examples(
     "minitron search big --params 4B --grid layers=29:32 --grid heads=24,32,48 --ffn-factors 2.5,3,3.5,4 --list",
     "minitron search big --speedup 1.5 --bench-grid 512x128 --scores scores.safetensors --data tokens/ -o fast",
 )
+PANELS = {
+    "Speed": (
+        "latency",
+        "speedup",
+        "bench_grid",
+        "bench_batch_sizes",
+        "bench_repeats",
+    ),
+    "Shapes": (
+        "tolerance",
+        "kv_tokens",
+        "ffn_factors",
+        "listing",
+    ),
+    "Measuring and refining": (
+        "measure",
+        "refine",
+        "eval_windows",
+        "seq_len",
+        "batch",
+        "lr",
+        "seed",
+        "separator",
+        "text_field",
+    ),
+    "Machine": (
+        "device",
+        "devices",
+        "tflops",
+        "mfu",
+    ),
+}
 
 
 def command(

@@ -12,8 +12,10 @@ EXAMPLES = examples(
     "minitron train small --from-scratch --data stories.jsonl --steps 2000 --lr 1e-3 -o small-trained",
 )
 
+_PARAMETERS = (o.model("MODEL"), *o.FROM_SCRATCH, *o.DATA, *o.LENGTH, *o.OPTIMIZER, *o.RUNNING)
+PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
 command = o.command_of(
-    (o.model("MODEL"), *o.FROM_SCRATCH, *o.DATA, *o.LENGTH, *o.OPTIMIZER, *o.RUNNING),
+    _PARAMETERS,
     "Train MODEL on text: teacher correction, continued pre-training, from scratch. The same line again goes on.",
     partial(launch, NAME),
 )

@@ -40,18 +40,18 @@ DATA = (
 LENGTH = (
     _option("steps", int, "--steps", help="updates to make [default: one pass over the data]", parser=parse_count),
     _option("tokens", int, "--tokens", help="tokens to train on, instead of --steps", parser=parse_count),
-    _option("batch", int, "--batch", help="sequences an update, over all devices [default: 64]"),
+    _option("batch", int, "--batch", help="sequences an update, over all devices"),
     _option("micro_batch", int, "--micro-batch", help="sequences a forward pass [default: chosen]"),
     _option("seq_len", int, "--seq-len", help="tokens a sequence [default: the context, at most 4096]"),
-    _option("seed", int, "--seed", help="data order and initial weights [default: 0]"),
+    _option("seed", int, "--seed", help="data order and initial weights"),
 )
 LOSS = (
-    _option("loss", str, "--loss", help="auto, logits, or logits+hidden[+embedding] [default: auto]"),
-    _option("kind", str, "--kind", help="forward_kl, reverse_kl, jsd or soft_ce [default: forward_kl]"),
-    _option("temperature", float, "--temperature", help="of both softmaxes [default: 1]"),
-    _option("beta", float, "--beta", help="of --kind jsd: the teacher's share of the mixture [default: 0.5]"),
-    _option("ce_weight", float, "--ce-weight", help="weight at which the hard-label loss is added [default: 0]"),
-    _option("hidden_loss", str, "--hidden-loss", help="cosine or mse [default: cosine]"),
+    _option("loss", str, "--loss", help="auto, logits, or logits+hidden[+embedding]"),
+    _option("kind", str, "--kind", help="forward_kl, reverse_kl, jsd or soft_ce"),
+    _option("temperature", float, "--temperature", help="of both softmaxes"),
+    _option("beta", float, "--beta", help="of --kind jsd: the teacher's share of the mixture"),
+    _option("ce_weight", float, "--ce-weight", help="weight at which the hard-label loss is added"),
+    _option("hidden_loss", str, "--hidden-loss", help="cosine or mse"),
     _option(
         "layer_map", list[str], "--layer-map", help="STUDENT:TEACHER blocks, or kept [default: third last of both]"
     ),
@@ -64,23 +64,23 @@ LOSS = (
     _option("top_k", int, "--top-k", help="ids of each token that are recorded", default=128),
 )
 OPTIMIZER = (
-    _option("lr", float, "--lr", help="peak learning rate [default: 1e-4]"),
+    _option("lr", float, "--lr", help="peak learning rate"),
     _option("min_lr", float, "--min-lr", help="learning rate at the end [default: a tenth of the peak]"),
     _option("warmup", int, "--warmup", help="steps of linear warm-up [default: 40, a tenth of a short run]"),
-    _option("schedule", str, "--schedule", help="cosine, linear, constant or wsd [default: cosine]"),
-    _option("decay", str, "--decay", help="wsd: linear, cosine, sqrt or exponential [default: sqrt]"),
-    _option("decay_fraction", float, "--decay-fraction", help="wsd: share of the steps that decay [default: 0.2]"),
+    _option("schedule", str, "--schedule", help="cosine, linear, constant or wsd"),
+    _option("decay", str, "--decay", help="wsd: linear, cosine, sqrt or exponential"),
+    _option("decay_fraction", float, "--decay-fraction", help="wsd: share of the steps that decay"),
     _option("branch_from", Path, "--branch-from", help="wsd: start the decay from this OUT/run/step-N"),
-    _option("weight_decay", float, "--weight-decay", help="of matrices; vectors never decay [default: 0.1]"),
-    _option("betas", tuple[float, float], "--betas", help="AdamW's two [default: 0.9 0.95]"),
-    _option("grad_clip", float, "--grad-clip", help="largest gradient norm [default: 1]"),
+    _option("weight_decay", float, "--weight-decay", help="of matrices; vectors never decay"),
+    _option("betas", tuple[float, float], "--betas", help="AdamW's two"),
+    _option("grad_clip", float, "--grad-clip", help="largest gradient norm"),
     _option("spike_guard", float, "--spike-guard", help="leave out updates whose norm is over this many medians"),
 )
 TEXT = (
-    _option("separator", str, "--separator", help="between documents: auto, bos, eos, bos+eos, none [default: auto]"),
+    _option("separator", str, "--separator", help="between documents: auto, bos, eos, bos+eos, none"),
     _option("text_field", str, "--text-field", help="the column that holds the text"),
     _option("phases", list[str], "--phase", help="STEP:W,W,...: other data weights until STEP; repeatable"),
-    _option("cross_doc", bool, "--cross-doc/--no-cross-doc", help="attend over the documents of a row [default: yes]"),
+    _option("cross_doc", bool, "--cross-doc/--no-cross-doc", help="attend over the documents of a row"),
     _option("stream", bool, "--stream/--no-stream", help="read the text as it comes, without token files"),
 )
 MACHINE = (
@@ -99,11 +99,11 @@ MACHINE = (
 )
 WATCHING = (
     _option("save_every", int, "--save-every", help="steps between checkpoints [default: a twentieth]"),
-    _option("keep", int, "--keep", help="checkpoints to keep [default: 2]"),
+    _option("keep", int, "--keep", help="checkpoints to keep"),
     _option("export_at", list[str], "--export-at", help="also export the student at these steps: 100,500 or 1%,5%,20%"),
-    _option("log_every", int, "--log-every", help="steps between lines of metrics.jsonl [default: 1]"),
+    _option("log_every", int, "--log-every", help="steps between lines of metrics.jsonl"),
     _option("eval_every", int, "--eval-every", help="steps between evaluations [default: a tenth]"),
-    _option("eval_windows", int, "--eval-windows", help="windows of each --eval-data [default: 128]"),
+    _option("eval_windows", int, "--eval-windows", help="windows of each --eval-data"),
     _option("tensorboard", bool, "--tensorboard/--no-tensorboard", help="also write TensorBoard events"),
     _option("export_dtype", str, "--export-dtype", help="type of the saved weights [default: the student's]"),
     _option("export_step", int, "--export-step", help="only export this saved step, to OUTPUT-step-N"),
@@ -114,6 +114,32 @@ WATCHING = (
     _option("as_json", bool, "--json", help="one JSON object on stdout", default=False),
 )
 RUNNING = (*TEXT, *MACHINE, *WATCHING)
+# What help shows first; the rest is grouped.
+_FIRST = {"teacher", "loss", "lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"}
+_GROUPS = {
+    "Batches": LENGTH,
+    "Loss": LOSS,
+    "Optimizer": OPTIMIZER,
+    "Text": TEXT,
+    "Machine": MACHINE,
+    "Saving": WATCHING,
+}
+
+
+def panels_of(parameters: Sequence[Parameter]) -> dict[str, list[str]]:
+    """The groups of a command with these parameters."""
+    own = {parameter.name for parameter in parameters} - _FIRST
+    return {title: [p.name for p in group if p.name in own] for title, group in _GROUPS.items()}
+
+
+def defaults() -> dict[str, Any]:
+    """The plain defaults of a run, by option."""
+    from dataclasses import MISSING, fields
+
+    from minitron_cli.training.options import Options
+
+    found = {f.name: f.default for f in fields(Options) if f.default is not MISSING}
+    return {name: value for name, value in found.items() if value is not None and value is not False and value != ()}
 
 
 def command_of(parameters: Sequence[Parameter], about: str, act: Callable[[Mapping[str, Any]], int]) -> Any:
