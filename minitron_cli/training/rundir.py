@@ -39,7 +39,7 @@ def place_of(output: Path, overwrite: bool) -> Path:
         )
     real = Path(os.path.realpath(output))
     place = real.with_name(real.name + ".new")
-    if place.exists() and not is_ours(place):
+    if os.path.lexists(place) and not is_ours(place):
         raise MinitronError(
             f"{place}, where the run would be made that replaces {output}, was not made by minitron",
             "move it away, or choose another output with -o",

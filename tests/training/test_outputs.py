@@ -178,3 +178,10 @@ def test_the_place_of_the_new_run_may_be_taken(toy: Toy, text: Path, out: Path) 
     with pytest.raises(MinitronError, match=r"out\.new, where the run would be made"):
         train(options(toy("llama"), text, out, steps=3), overwrite=True)
     assert (out.with_name("out.new") / "thesis.tex").read_text() == "precious"
+
+
+def test_the_place_of_the_new_run_may_be_a_link_to_nowhere(toy: Toy, text: Path, out: Path) -> None:
+    out.with_name("out.new").symlink_to("nowhere")
+    with pytest.raises(MinitronError, match=r"out\.new, where the run would be made"):
+        train(options(toy("llama"), text, out, steps=3), overwrite=True)
+    assert out.with_name("out.new").is_symlink()
