@@ -1,6 +1,7 @@
 """The shapes that a search ranks, from the source's config and headers alone: no torch."""
 
 from collections.abc import Callable
+from math import isfinite
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
@@ -26,8 +27,9 @@ def enumerate_shapes(source: Checkpoint, request: SearchRequest) -> list[Candida
         lines = source.family.expected(source.config)
         low = num_parameters(lines, source.shape.with_(**{axis: min(values) for axis, values in grid.items()}))
         high = num_parameters(lines, source.shape.with_(**{axis: max(values) for axis, values in grid.items()}))
+        window = f"has {request.window.low:,.0f} to {request.window.high:,.0f} parameters"
         raise MinitronError(
-            f"no shape on the grid has {request.window.low:,.0f} to {request.window.high:,.0f} parameters",
+            f"no shape on the grid {window if isfinite(request.window.high) else 'fits the budget'}",
             f"the grid reaches from {low:,} to {high:,}; widen --tolerance, or finer: --grid ffn=1024:4096:64",
         )
     return found

@@ -72,3 +72,10 @@ def test_every_axis_is_weighed_by_a_cut_that_can_be_built(
     for cut in cuts:
         check_target(source.family, source.shape, cut)
         validate_config(config_for(source.config, source.family, cut.with_(layer=source.shape["layer"])))
+
+
+def test_a_budget_that_nothing_fits_is_said_plainly(toy, capsys: pytest.CaptureFixture[str]) -> None:
+    from minitron_cli.__main__ import run
+
+    assert run(["search", str(toy("llama")), "--memory", "1", "--list"]) == 1
+    assert "error: no shape on the grid fits the budget" in capsys.readouterr().err

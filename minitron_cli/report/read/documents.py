@@ -73,6 +73,8 @@ def read_steps(directory: Path, family: Mapping[str, Any]) -> tuple[Step, ...]:
     """The steps that have begun, from the run's own state; from family.json where only that was kept."""
     file = directory / STATE
     if not file.is_file():
+        if "steps" not in family:
+            raise MinitronError(f"{directory / FAMILY} is damaged: it has no steps", "run the recipe again")
         return tuple(_step(directory, s["step"], s["command"][1:], "done", s) for s in family["steps"])
     records = read_json(file)
     _check(file, list(records.values()), _STEP, "run the recipe again")
@@ -91,11 +93,10 @@ def steps_to_come(directory: Path, recipe: Mapping[str, Any], begun: Sequence[St
 
 
 def _step(directory: Path, name: str, command: Sequence[str], state: str, record: Mapping[str, Any]) -> Step:
-    suffix = VERBS[command[0]].suffix if command[0] in VERBS else ""
+    verb = command[0] if command else ""
+    suffix = VERBS[verb].suffix if verb in VERBS else ""
     cost = [record.get(key) or {} for key in ("forecast", "took")]
-    return Step(
-        name, command[0], tuple(command), directory / (name + suffix), state, record.get("seconds") or None, *cost
-    )
+    return Step(name, verb, tuple(command), directory / (name + suffix), state, record.get("seconds") or None, *cost)
 
 
 def _checked(file: Path, hint: str, **lists: Mapping[str, Any]) -> dict[str, Any]:
