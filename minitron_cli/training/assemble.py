@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from minitron_cli.hf.devices import choose_device, choose_dtype
+from minitron_cli.hf.parts import blocks_of, decoder_of
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.distributed import shard, shard_frozen
 from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
@@ -17,7 +18,7 @@ from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.rows import Rows
 from minitron_cli.training.state import prime
 from minitron_cli.training.step import KDStep, kd_step
-from minitron_cli.training.student import backbone_of, blocks_of, compile_blocks
+from minitron_cli.training.student import compile_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,13 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
     step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed)
     for teacher in teachers:
         if options.shard_teacher:
-            shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
+            shard_frozen(decoder_of(teacher), list(blocks_of(teacher)), world)
             teacher.to(world.device)
     if options.checkpoint_activations:
-        run_again_in_backward(blocks_of(backbone_of(student)))
+        run_again_in_backward(blocks_of(student))
     if options.compile:
-        compile_blocks(backbone_of(student))
-    shard(step, list(blocks_of(backbone_of(student))), world, dtype)
+        compile_blocks(student)
+    shard(step, list(blocks_of(student)), world, dtype)
     return step.to(world.device)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from minitron_cli.training.cached_logits.topk import TopK
 from minitron_cli.training.head import check_head
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective
-from minitron_cli.training.student import Taps, backbone_of
+from minitron_cli.training.student import Taps
 from minitron_cli.training.terms import Context, ParamGroup, Side, Term, terms_of
 
 
@@ -30,10 +30,10 @@ class KDStep(nn.Module):
             self.add_module(term.name, term)
         for model, label in ((student, "student"), *((t, "teacher") for t in teachers)):
             check_head(model, label)
-        self._student_taps = Taps(backbone_of(student), [block for term in terms for block in term.requests.student])
+        self._student_taps = Taps(student, [block for term in terms for block in term.requests.student])
         asked = [block for term in terms for block in term.requests.teacher]
         # States are compared with those of the first teacher only.
-        self._teacher_taps = [Taps(backbone_of(t), [] if i else asked) for i, t in enumerate(self._teachers)]
+        self._teacher_taps = [Taps(t, [] if i else asked) for i, t in enumerate(self._teachers)]
 
     @property
     def teachers(self) -> tuple[nn.Module, ...]:

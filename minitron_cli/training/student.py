@@ -14,64 +14,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minitron_cli.errors import MinitronError
+from minitron_cli.hf.parts import blocks_of, decoder_of, final_norm_of, input_norm_of
 
 
-def backbone_of(model: Any) -> nn.Module:
-    """The model below the head: ids -> last hidden state, final norm applied."""
-    backbone = model.base_model
-    if backbone is model:
-        raise MinitronError(
-            f"{type(model).__name__} does not separate its backbone from its head", "give a causal language model"
-        )
-    return backbone
-
-
-def blocks_of(backbone: Any) -> nn.ModuleList:
-    """The decoder blocks, in order."""
-    count = backbone.config.num_hidden_layers
-    found = [m for m in backbone.children() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if len(found) != 1:
-        raise MinitronError(
-            f"{type(backbone).__name__} has {len(found)} lists of {count} blocks, where one was expected",
-            "distil with --loss logits, which reads no block",
-        )
-    return found[0]
-
-
-def compile_blocks(backbone: nn.Module, backend: str = "inductor") -> None:
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """Compile every decoder block in place, hooks included."""
     import torch._dynamo
 
     # Without guards on hooks the graph traced for one block would serve its neighbour, whose state is read elsewhere.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
-    for block in blocks_of(backbone):
+    for block in blocks_of(model):
         block.compile(backend=backend)
 
 
 class Taps:
-    """Runs a backbone and keeps the states after some blocks. Nothing is kept between calls."""
+    """Runs a model below its head and returns the states after some blocks too. Keeps nothing between calls."""
 
-    def __init__(self, backbone: nn.Module, wanted: Sequence[int]) -> None:
-        self.backbone = backbone
+    def __init__(self, model: nn.Module, wanted: Sequence[int]) -> None:
+        self.decoder = decoder_of(model)
+        self._embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
         self._states: dict[int, Tensor] | None = None
         self._norm: dict[int, nn.Module] = {}
-        if not wanted:
-            self._wanted: tuple[int, ...] = ()
-            return
-        blocks = blocks_of(backbone)
-        self._wanted = tuple(sorted(set(wanted)))
-        self._last = len(blocks) - 1
-        for block in self._wanted:
-            if block != self._last:
-                self._tap(blocks, block)
+        self._last: int | None = None  # the last block where it is wanted: its state is what the decoder returns
+        if wanted:
+            blocks = blocks_of(model)
+            for block in sorted(set(wanted)):
+                if block == len(blocks) - 1:
+                    self._last = block
+                else:
+                    self._tap(model, blocks, block)
 
-    def _tap(self, blocks: nn.ModuleList, block: int) -> None:
+    def _tap(self, model: nn.Module, blocks: nn.ModuleList, block: int) -> None:
         """Hook the norm that reads the state after `block`, or the block itself with the final norm to apply."""
-        norm = getattr(blocks[block + 1], "input_layernorm", None)
+        norm = input_norm_of(model, block + 1)
         if norm is None:
-            self._norm[block] = _final_norm(self.backbone)
-        module = norm or (blocks[block] if block >= 0 else self.backbone.get_input_embeddings())  # type: ignore[operator]
+            self._norm[block] = final_norm_of(model)
+        module = norm or (blocks[block] if block >= 0 else self._embedding)
 
         def keep(_: nn.Module, __: Any, output: Any) -> None:
             # Closed outside `run`: recomputation under activation checkpointing passes here a second time.
@@ -83,24 +61,12 @@ class Taps:
     def run(self, ids: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """ids (B, S) -> last hidden state (B, S, H), normed, and {block: state (B, S, H)} of the wanted blocks."""
         self._states = {}
-        device = self.backbone.get_input_embeddings().weight.device  # type: ignore[operator]
+        device = next(self._embedding.parameters()).device
         extra = {} if position_ids is None else {"position_ids": position_ids.to(device)}
-        last = self.backbone(input_ids=ids.to(device), use_cache=False, **extra).last_hidden_state
+        last = self.decoder(input_ids=ids.to(device), use_cache=False, **extra).last_hidden_state
         states, self._states = self._states, None
         states |= {block: norm(states[block]) for block, norm in self._norm.items()}
-        if self._last_wanted:
-            states[self._last] = last
-        return last, states
-
-    @property
-    def _last_wanted(self) -> bool:
-        return bool(self._wanted) and self._wanted[-1] == self._last
-
-
-def _final_norm(backbone: nn.Module) -> nn.Module:
-    found = [module for name, module in backbone.named_children() if "norm" in name]
-    assert len(found) == 1, f"{type(backbone).__name__} has {len(found)} norms behind its blocks"
-    return found[0]
+        return last, states if self._last is None else states | {self._last: last}
 
 
 def projection(

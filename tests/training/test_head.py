@@ -11,7 +11,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training.head import Head, check_head, head_of, logit_rule, logits
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.step import kd_step
-from minitron_cli.training.student import Taps, backbone_of, blocks_of
+from minitron_cli.training.student import Taps
 from tests.toys import BASE, TOY_CONFIGS
 
 # Families beyond the prunable ones whose heads do something of their own. Factors far from 1 leave no doubt.
@@ -88,14 +88,14 @@ def test_half_precision_heads_are_multiplied_in_float32(dtype: torch.dtype) -> N
 def test_states_can_be_read_in_every_family(model_type: str) -> None:
     """Every block and the embedding: the state is the input of the next block, normed by what reads it."""
     model = build(model_type)
-    backbone, ids = backbone_of(model), torch.randint(0, 97, (2, 9))
-    last, states = Taps(backbone, [-1, 0, 1, 2]).run(ids)
-    raw = model(ids, output_hidden_states=True)
-    assert len(blocks_of(backbone)) == 3
+    ids = torch.randint(0, 97, (2, 9))
+    last, states = Taps(model, [-1, 0, 1, 2]).run(ids)
+    raw, decoder = model(ids, output_hidden_states=True), model.base_model
+    final = getattr(decoder, "norm", None) or decoder.final_layer_norm
     assert sorted(states) == [-1, 0, 1, 2]
     torch.testing.assert_close(states[2], last)
     for block, following in ((-1, 0), (0, 1), (1, 2)):
-        norm = getattr(blocks_of(backbone)[following], "input_layernorm", None) or backbone.norm
+        norm = getattr(decoder.layers[following], "input_layernorm", None) or final
         torch.testing.assert_close(states[block], norm(raw.hidden_states[following]))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.parts import blocks_of
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import loop
 from minitron_cli.training.interrupt import StopFlag
@@ -21,7 +22,6 @@ from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import kd_step
-from minitron_cli.training.student import backbone_of, blocks_of
 from tests.toys import toy_ids
 
 Toy = Callable[..., Path]
@@ -42,7 +42,7 @@ def unequal_mask(rows: int, length: int, seed: int = 0) -> Tensor:
 def job(toy: Toy, *, micro_batch: int = 2, cast_to: torch.dtype | None = None, checkpointing: bool = False) -> Job:
     student = load_student(toy("llama"), from_scratch=False, seed=0)
     if checkpointing:
-        run_again_in_backward(blocks_of(backbone_of(student)))
+        run_again_in_backward(blocks_of(student))
     teacher = load_teacher(toy("llama", hidden_size=66, seed=5), torch.float32)
     step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, alpha=0.5))
     optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)

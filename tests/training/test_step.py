@@ -266,7 +266,7 @@ def test_compiled_blocks_change_nothing(pair: tuple[nn.Module, nn.Module]) -> No
     step = kd_step(student, teacher, Objective(layer_map=((1, 1), (2, 2)), embedding=True, alpha=1.0))
     ids, weights = batch()
     expected = step(ids, weights)
-    compile_blocks(student.model, backend="aot_eager")
+    compile_blocks(student, backend="aot_eager")
     for _ in range(2):
         torch.testing.assert_close(step(ids, weights), expected)
 

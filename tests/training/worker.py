@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from minitron_cli.hf.parts import blocks_of, decoder_of
 from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import loop, state
 from minitron_cli.training.distributed import shard, shard_frozen
@@ -24,7 +25,6 @@ from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import kd_step
-from minitron_cli.training.student import backbone_of, blocks_of
 from tests.toys import toy_ids
 
 # name: (student, checkpoint activations, shard the teacher)
@@ -50,12 +50,12 @@ def job(models: Path, case: str, world: World) -> Job:
     name, checkpointing, shard_teacher = CASES[case]
     student = load_student(models / name, from_scratch=False, seed=0)
     if checkpointing:
-        run_again_in_backward(blocks_of(backbone_of(student)))
+        run_again_in_backward(blocks_of(student))
     teacher = load_teacher(models / "teacher", torch.float32)
     step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
     if shard_teacher:
-        shard_frozen(backbone_of(teacher), list(blocks_of(backbone_of(teacher))), world)
-    shard(step, list(blocks_of(backbone_of(student))), world, torch.float32)
+        shard_frozen(decoder_of(teacher), list(blocks_of(teacher)), world)
+    shard(step, list(blocks_of(student)), world, torch.float32)
     optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     part = slice(world.rank * ROWS // world.size, (world.rank + 1) * ROWS // world.size)

@@ -26,7 +26,7 @@ from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
 from minitron_cli.training.rows import share_of
-from minitron_cli.training.student import Taps, backbone_of
+from minitron_cli.training.student import Taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,6 @@ def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
 def _records(teacher: torch.nn.Module, order: Order, files: np.ndarray, windows: np.ndarray, header: Header) -> bytes:
     """The packed records of window windows[r] of token file files[r]; documents are kept apart as the header says."""
     share = share_of(order.rows_at(files, windows), None if header.cross_doc else order.documents_at(files, windows))
-    hidden, _ = Taps(backbone_of(teacher), ()).run(share.ids, share.positions)
+    hidden, _ = Taps(teacher, ()).run(share.ids, share.positions)
     top = topk.record(hidden[:, :-1].flatten(0, 1), head_of(teacher), header.top_k, header.temperature, header.vocab)
     return store.pack(header, top, len(windows))
