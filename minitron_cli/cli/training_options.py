@@ -57,7 +57,12 @@ LOSS = (
     ),
     _option("teacher_dtype", str, "--teacher-dtype", help="float32 or bfloat16 [default: as --dtype]"),
     _option("teacher_device", str, "--teacher-device", help="where the teacher runs [default: with the student]"),
-    _option("shard_teacher", bool, "--shard-teacher/--no-shard-teacher", help="split it over the devices"),
+    _option(
+        "shard_teacher",
+        bool,
+        "--shard-teacher/--no-shard-teacher",
+        help="split it over the devices [default: where there are several]",
+    ),
     _option(
         "record_teacher", Path, "--record-teacher", help="only write the teacher's top k there, to train from later"
     ),

@@ -186,8 +186,7 @@ class _Drawing(TorchDispatchMode):
     """Draws for meta tensors too, and lets the numbers go: constructors draw what initialisation then replaces."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], Tensor) and args[0].is_meta and func._schema.name.endswith("_"):
-            if torch.Tag.nondeterministic_seeded in func.tags:
-                func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **(kwargs or {}))
+        drawn = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name.endswith("_")
+        if drawn and args[0].is_meta:
+            func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-

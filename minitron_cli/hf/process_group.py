@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device
@@ -88,7 +88,7 @@ def own_part(tensor: Tensor) -> tuple[Tensor, int]:
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
     *copies, last = tensor.placements
-    assert last == Shard(0) and all(p.is_replicate() for p in copies), f"placed as {tensor.placements}"
+    assert [last, *copies] == [Shard(0), *[Replicate()] * len(copies)], f"placed as {tensor.placements}"
     local, mesh = tensor.to_local().detach(), tensor.device_mesh
     along = mesh.ndim - 1
     rows = -(-tensor.shape[0] // mesh.size(along))  # every rank but the last ones has as many
