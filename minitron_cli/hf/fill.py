@@ -140,8 +140,13 @@ def draw(model: Any, seed: int) -> None:
     Torch's global generator is left where `from_config` leaves it.
     """
     order: list[nn.Module] = []
+
+    def remember(original: Callable[..., None], owner: Any, module: nn.Module) -> None:
+        order.append(module)
+        original(owner, module)
+
     # Initialisation visits the modules of two equal models in the same order: the first says what they are called.
-    with _initialising(lambda original, owner, module: (order.append(module), original(owner, module))[1]):
+    with _initialising(remember):
         names = {module: name for name, module in empty_model(model.config, torch.float32).named_modules()}
     wanted, position = dict(model.named_parameters()), count()
 
