@@ -17,6 +17,7 @@ from minitron_cli.cli import (
     report,
     run,
     search,
+    shear,
     toy,
     train,
     verify,
@@ -45,7 +46,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     """
 
 
-for module in (importance, prune, distill, train, eval, bench, search, inspect, verify, run, report, toy):
+for module in (importance, prune, shear, distill, train, eval, bench, search, inspect, verify, run, report, toy):
     panels, defaults = getattr(module, "PANELS", {}), getattr(module, "defaults", dict)
     app.command(module.NAME, epilog=module.EXAMPLES, cls=grouped(panels, defaults))(module.command)
 for group in (data, recipes):

@@ -21,6 +21,28 @@ def _option(name: str, kind: Any, *flags: str, help: str, default: Any = None, *
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def sizes() -> tuple[Parameter, ...]:
+    """An option for every axis that masks can cut."""
+    from minitron_cli.spec.axes import AXES
+
+    return tuple(
+        _option(a.flag.replace("-", "_"), int, f"--{a.flag}", help=f"{a.words} to keep", parser=parse_count)
+        for a in AXES
+        if a.flag and a.units
+    )
+
+
+def masked_loss() -> Parameter:
+    """The loss under masks: with the model itself as the teacher, or without one."""
+    return _option("loss", str, "--loss", help="ce, as published, or logits: MODEL teaches [default: ce]")
+
+
+def without(parameters: Sequence[Parameter], *names: str) -> tuple[Parameter, ...]:
+    """The parameters but those of these names."""
+    assert set(names) <= {p.name for p in parameters}, names
+    return tuple(p for p in parameters if p.name not in names)
+
+
 def model(metavar: str) -> Parameter:
     """The one positional: the model to train."""
     what = argument(metavar, help="the model to train: a directory or a hub id")
@@ -36,6 +58,13 @@ DATA = (
     _option("eval_data", list[str], "--eval-data", help="held-out text, evaluated while training; repeatable"),
     _option("output", Path, "-o", "--output", help="output directory [default: MODEL-VERB]"),
     _option("preset", str, "--preset", help="published settings: minitron, llama-3.1-minitron, mn-minitron, ..."),
+)
+MASKS = (
+    _option("scores", Path, "--scores", help="start the masks by the ranks of these scores"),
+    _option("mask_lr", float, "--mask-lr", help="peak learning rate of the masks"),
+    _option("multiplier_lr", float, "--multiplier-lr", help="peak learning rate of the multipliers, which ascend"),
+    _option("mask_warmup", int, "--mask-warmup", help="steps in which the target is reached [default: a fifth]"),
+    _option("max_gap", float, "--max-gap", help="how far off their target the masked shares may be at the end"),
 )
 LENGTH = (
     _option("steps", int, "--steps", help="updates to make [default: one pass over the data]", parser=parse_count),
@@ -57,12 +86,7 @@ LOSS = (
     ),
     _option("teacher_dtype", str, "--teacher-dtype", help="float32 or bfloat16 [default: as --dtype]"),
     _option("teacher_device", str, "--teacher-device", help="where the teacher runs [default: with the student]"),
-    _option(
-        "shard_teacher",
-        bool,
-        "--shard-teacher/--no-shard-teacher",
-        help="split it over the devices [default: where there are several]",
-    ),
+    _option("shard_teacher", bool, "--shard-teacher/--no-shard-teacher", help="split it over the devices"),
     _option(
         "record_teacher", Path, "--record-teacher", help="only write the teacher's top k there, to train from later"
     ),
@@ -122,6 +146,7 @@ RUNNING = (*TEXT, *MACHINE, *WATCHING)
 # What help shows first; the rest is grouped.
 _FIRST = {"teacher", "loss", "lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"}
 _GROUPS = {
+    "Masks": MASKS,
     "Batches": LENGTH,
     "Loss": LOSS,
     "Optimizer": OPTIMIZER,

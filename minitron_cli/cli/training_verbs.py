@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 # What the command line has beyond the fields of `Options`.
 CONTROL = ("model", "output", "nproc", "preset", "export_step", "preflight", "overwrite", "dry_run", "as_json")
 
+_MADE = {"distill": "distilled", "train": "trained", "shear": "sheared"}
+
 
 def launch(verb: str, given: Mapping[str, Any]) -> int:
     """Carry out a training command from its parameters by name; returns the exit code."""
     control = {name: given[name] for name in CONTROL}
     options = _options(verb, control, {k: v for k, v in given.items() if k not in CONTROL})
+    if verb == "shear":
+        from minitron_cli.chain.shear import complete
+
+        options = complete(options)
     if control["nproc"] < 1:
         raise MinitronError(f"--nproc must be at least 1; got {control['nproc']}", "give the number of GPUs to use")
     if control["dry_run"]:
@@ -80,15 +86,19 @@ def _options(verb: str, control: Mapping[str, Any], given: Mapping[str, Any]) ->
         raise MinitronError(
             f"`minitron {verb}` needs --data", "a .jsonl, .parquet or .txt file, a token directory or a datasets name"
         )
-    output = control["output"] or Path(f"{Path(model).name}-{'distilled' if verb == 'distill' else 'trained'}")
+    output = control["output"] or Path(f"{Path(model).name}-{_MADE[verb]}")
     plain = {k: tuple(v) if isinstance(v, list) else str(v) if isinstance(v, Path) else v for k, v in given.items()}
     return resolve({"verb": verb, "student": model, "output": str(output), **plain}, control["preset"])
 
 
 def _run(options: Any, control: Mapping[str, Any]) -> int:
+    from minitron_cli.chain.shear import trim
     from minitron_cli.training.run import train
 
-    outcome = train(options, overwrite=control["overwrite"], preflight=control["preflight"], say=say)
+    outcome = train(
+        options, overwrite=control["overwrite"], preflight=control["preflight"], say=say,
+        trim=trim if options.verb == "shear" else None,
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         emit(facts_of(outcome), control["as_json"], lambda: _show(outcome, control["overwrite"]))
     return outcome.stopped_by

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device
@@ -78,19 +77,3 @@ def join(device_name: str) -> Iterator[World]:
         yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
-
-
-def own_part(tensor: Tensor) -> tuple[Tensor, int]:
-    """This rank's part of a tensor, and the flat index of its first element; all of one that is not sharded.
-
-    Parts are cut along the first dimension, over the last dimension of the mesh; over the others they are copies.
-    """
-    if not isinstance(tensor, DTensor):
-        return tensor.detach(), 0
-    *copies, last = tensor.placements
-    assert [last, *copies] == [Shard(0), *[Replicate()] * len(copies)], f"placed as {tensor.placements}"
-    local, mesh = tensor.to_local().detach(), tensor.device_mesh
-    along = mesh.ndim - 1
-    rows = -(-tensor.shape[0] // mesh.size(along))  # every rank but the last ones has as many
-    first = min(rows * mesh.get_local_rank(along), tensor.shape[0])
-    return local, first * (tensor.numel() // max(1, tensor.shape[0]))

@@ -39,12 +39,14 @@ def write_pruned(
     check: bool = False,
     check_data: Sequence[str] = (),
     compensation: Compensation | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint that `plan` leaves to `output` and return its manifest.
 
     The source's digest is taken while its tensors stream by; scores of another model are refused before the output
     takes its name, so nothing is left of it. With `check`, so is a result whose logits are not the masked source's.
     `compensation` refits matrices to the inputs that stay; with `check` it is judged by its loss on `check_data`.
+    `facts` are more entries of the manifest.
     """
     config = pruned_config(checkpoint.config, checkpoint.family, plan)
     cut = cuts(checkpoint, plan, changes(checkpoint, plan, compensation))
@@ -92,6 +94,7 @@ def write_pruned(
             check=checked,
             **({"compensation": record(compensation)} if compensation else {}),
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
+            **(facts or {}),
         )
 
 

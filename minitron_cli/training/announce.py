@@ -63,7 +63,7 @@ def memory(ready: Prepared, world: World) -> preflight.Need:
         world=world.size,
         item=dtype.itemsize,
         teacher_item=stored.itemsize,
-        shard_teacher=bool(options.shard_teacher),
+        shard_teacher=options.shard_teacher,
         checkpointing=options.checkpoint_activations,
         accumulated=options.batch // world.size // ready.micro_batch > 1,
         device=world.device.type,

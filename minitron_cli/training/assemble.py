@@ -1,18 +1,20 @@
 """Put a run together: models in memory, the step sharded or cast, the optimizer, the rows."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from minitron_cli.hf.devices import choose_device, choose_dtype
-from minitron_cli.hf.empty import materialise
-from minitron_cli.hf.fill import fill
-from minitron_cli.hf.parts import blocks_of
+from minitron_cli.hf.parts import blocks_of, decoder_of
 from minitron_cli.hf.process_group import World
-from minitron_cli.training.distributed import mesh_of, release, shard
-from minitron_cli.training.load import empty_student, empty_teacher, fill_student, run_again_in_backward
+from minitron_cli.training.distributed import shard, shard_frozen
+from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
 from minitron_cli.training.loop import Job
+from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.optimizer import Call, build, measurer, trainer
+from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.rows import Rows
 from minitron_cli.training.state import prime
@@ -40,7 +42,7 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
     prime(optimizer)
     job = Job(
         step=step,
-        train=trainer(step, cast_to),
+        train=trainer(step, cast_to, step.exact_modules()),
         optimizer=optimizer,
         schedule=ready.schedule,
         rows=rows,
@@ -52,32 +54,47 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
         flops_per_token=ready.flops_per_token,
         world=world,
     )
-    return Assembly(job, measurer(step, cast_to), cast_to)
+    return Assembly(job, measurer(step, cast_to, step.exact_modules()), cast_to)
 
 
 def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
     """The student and its teachers as one step, on their devices, sharded where there are several."""
     options, models = ready.options, ready.models
     code = options.trust_remote_code
-    student = empty_student(models.student, code)
-    there = choose_device(options.teacher_device) if options.teacher_device else world.device
-    stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, there)
-    teachers = [empty_teacher(path, stored, code) for path in models.teachers]
-    step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed)
+    student = load_student(models.student, from_scratch=options.from_scratch, seed=options.seed, trust_remote_code=code)
+    teachers = [_teacher(path, options, world, dtype) for path in models.teachers]
+    more = (masks_of(ready, student),) if ready.shear is not None else ()
+    step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed, more=more)
+    for teacher in teachers:
+        if options.shard_teacher:
+            shard_frozen(decoder_of(teacher), list(blocks_of(teacher)), world)
+            teacher.to(world.device)
     if options.checkpoint_activations:
         run_again_in_backward(blocks_of(student))
     if options.compile:
         compile_blocks(student)
-    mesh = mesh_of(world)
-    if options.shard_teacher:
-        step.shard_teachers(mesh)
-    shard(step, list(blocks_of(student)), mesh, dtype)
-    # Sharded first, memory then: no rank ever holds a model whole.
-    materialise(step, world.device)
-    fill_student(student, models.student, options.seed if options.from_scratch else None)
-    for teacher, path in zip(teachers, models.teachers):
-        materialise(teacher, there)
-        fill(teacher, path)
-    step.check_heads()
-    release(step)
-    return step
+    shard(step, list(blocks_of(student)), world, dtype, step.exact_modules())
+    return step.to(world.device)
+
+
+def masks_of(ready: Prepared, student: nn.Module) -> Masks:
+    """The learned masks of a run that shears its student."""
+    options, shear = ready.options, ready.shear
+    assert shear is not None
+    assert options.mask_warmup is not None
+    return Masks(
+        student,
+        ready.sizes[0].shape,
+        shear.target,
+        rates=(options.mask_lr / options.lr, options.multiplier_lr / options.lr),
+        warmup=options.mask_warmup,
+        seed=options.seed,
+        scores=shear.scores,
+    )
+
+
+def _teacher(path: Path, options: Options, world: World, dtype: torch.dtype) -> nn.Module:
+    device = choose_device(options.teacher_device) if options.teacher_device else world.device
+    stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, device)
+    teacher = load_teacher(path, stored, options.trust_remote_code)
+    return teacher if options.shard_teacher and world.size > 1 else teacher.to(device)

@@ -65,20 +65,16 @@ def fill_steps(options: Options, windows: int) -> Options:
 
 def fill_cadence(options: Options) -> Options:
     """Unless told otherwise: 40 steps of warm-up as for Llama-3.1-Minitron, a tenth of a short run; save twenty times,
-    evaluate ten times, but not more often than every 50 steps."""
+    evaluate ten times, but not more often than every 50 steps. Masks reach their target in a fifth of the steps, as in
+    Sheared-LLaMA."""
     assert options.steps is not None
     return replace(
         options,
         warmup=min(40, options.steps // 10) if options.warmup is None else options.warmup,
         save_every=options.save_every or max(50, ceil(options.steps / 20)),
         eval_every=options.eval_every or max(50, ceil(options.steps / 10)),
+        mask_warmup=options.steps // 5 if options.mask_warmup is None else options.mask_warmup,
     )
-
-
-def fill_sharding(options: Options, ranks: int) -> Options:
-    """Unless told otherwise, several ranks split the teachers, but where these run on a device of their own."""
-    split = options.teacher_device is None if options.shard_teacher is None else options.shard_teacher
-    return replace(options, shard_teacher=split and ranks > 1)
 
 
 def export_steps(options: Options) -> tuple[int, ...]:

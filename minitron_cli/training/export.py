@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from minitron_cli.checkpoint.atomic import MANIFEST
@@ -20,8 +20,10 @@ from minitron_cli.checkpoint.reader import list_tensors, load_config
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.load import quiet_transformers
 from minitron_cli.training.state import load_weights, model_tensors
+from minitron_cli.training.step import KDStep
 
 STUDENT = "student."
+MASKED = "masked"  # in a run directory: the student of learned masks before it is trimmed, its masks in its weights
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,14 +54,16 @@ def export_dtype(source: Path, asked: str | None) -> torch.dtype:
     return _TYPES.get(sizes.most_common(1)[0][0], torch.float32)
 
 
-def gather(step: nn.Module, dtype: torch.dtype, rank: int) -> dict[str, Tensor]:
+def gather(step: KDStep, dtype: torch.dtype, rank: int) -> dict[str, Tensor]:
     """The student's tensors whole, on the CPU, in `dtype` (a collective; empty on all ranks but 0)."""
     found: dict[str, Tensor] = {}
+    absorb = step.absorber()
     for name, value in model_tensors(step).items():
         if name.startswith(STUDENT):
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             if rank == 0:
-                found[name.removeprefix(STUDENT)] = _cast(whole, dtype).cpu()
+                own = name.removeprefix(STUDENT)
+                found[own] = _cast(absorb(own, whole), dtype).cpu()
     return found
 
 
@@ -97,14 +101,26 @@ def publish(finished: Path, output: Path) -> None:
 def export(
     output: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype, manifest: Mapping[str, Any],
     check: Callable[[Path], None] = lambda directory: None,
+    trim: Callable[[Path, Path], None] | None = None,
 ) -> None:  # fmt: skip
-    """Write the checkpoint beside its place, `check` it, and publish it into `output`, where the run directory is."""
+    """Write the checkpoint beside its place, `check` it, and publish it into `output`, where the run directory is.
+
+    With `trim` the result is what that writes to its second path of the whole checkpoint in its first, OUT/run/masked,
+    which stays.
+    """
     finished = output / "run" / ".export"
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir(parents=True)
-    write_model(finished, origin, tensors, dtype)
-    check(finished)
-    write_manifest(finished, **manifest)
+    whole = finished if trim is None else output / "run" / MASKED
+    for directory in {finished, whole}:
+        shutil.rmtree(directory, ignore_errors=True)
+    whole.mkdir(parents=True)
+    write_model(whole, origin, tensors, dtype)
+    if trim is None:
+        check(whole)
+        write_manifest(whole, **manifest)
+    else:
+        write_manifest(whole, **manifest)
+        trim(whole, finished)
+        check(finished)
     publish(finished, output)
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
 from minitron_cli.checkpoint.atomic import atomic_dir, check_apart
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import export, rundir, state
@@ -12,6 +10,7 @@ from minitron_cli.training.inputs import Models, find_models, paths_read, studen
 from minitron_cli.training.options import Options, to_json
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.state import Progress
+from minitron_cli.training.step import KDStep
 
 
 def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path:
@@ -37,7 +36,7 @@ def export_step(options: Options, step: int, *, overwrite: bool = False) -> Path
 
 
 def exporter(
-    ready: Prepared, step: nn.Module, rank: int, place: Path, inputs: dict[str, str]
+    ready: Prepared, step: KDStep, rank: int, place: Path, inputs: dict[str, str]
 ) -> Callable[[Progress], None]:
     """A function that writes the student as it is to PLACE/step-N (a collective)."""
 

@@ -28,7 +28,7 @@ from minitron_cli.training.options import Options
 class Models:
     """The directories of a run's models; `tokenizer` is the student's, or its teacher's where it has none.
 
-    A recorded teacher is no model: it stands in `recording`, and `teachers` is empty.
+    A recorded teacher is no model: it stands in `recording`, and `teachers` is empty. Learned masks start by `scores`.
     """
 
     student: Path
@@ -36,6 +36,7 @@ class Models:
     shares: tuple[float, ...]
     tokenizer: Path
     recording: Recording | None = None
+    scores: Path | None = None
 
 
 def find_models(options: Options) -> Models:
@@ -55,7 +56,8 @@ def find_models(options: Options) -> Models:
     for teacher in teachers:
         check_weights(teacher)
         check_tokenizers(tokenizer, teacher)
-    return Models(student, teachers, tuple(share for _, share in split), tokenizer)
+    scores = Path(options.scores) if options.scores else None
+    return Models(student, teachers, tuple(share for _, share in split), tokenizer, scores=scores)
 
 
 def check_weights(model: Path, *, from_scratch: bool = False) -> None:
@@ -77,7 +79,8 @@ def paths_read(options: Options, models: Models) -> list[Path]:
     recording = [models.recording.path] if models.recording else []
     branch = [Path(options.branch_from)] if options.branch_from else []
     data = local_paths((*options.data, *options.eval_data))
-    return [models.student, *models.teachers, models.tokenizer, *recording, *branch, *data]
+    scores = [models.scores] if models.scores else []
+    return [models.student, *models.teachers, models.tokenizer, *recording, *branch, *scores, *data]
 
 
 def _with_recording(options: Options, student: Path, path: Path, num_teachers: int) -> Models:
@@ -199,6 +202,8 @@ def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> d
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"
     if models.recording is not None:
         found["teacher"] = f"{file_digest(models.recording.path / RECORDING_HEADER)} recorded"
+    if models.scores is not None:
+        found["scores"] = file_digest(models.scores)
     return found | data_digests(order)
 
 

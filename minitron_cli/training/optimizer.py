@@ -87,26 +87,27 @@ class _WithBackward(nn.Module):
         return {name: value.detach() for name, value in terms.items()}
 
 
-def trainer(step: nn.Module, cast_to: torch.dtype | None) -> Call:
+def trainer(step: nn.Module, cast_to: torch.dtype | None, exact: Sequence[nn.Module] = ()) -> Call:
     """Forward and backward of a micro-batch; returns the detached terms.
 
-    With `cast_to`, the float32 weights are cast inside the graph: what FSDP's mixed precision does, for one process.
-    Gradients reach the float32 weights and add up there.
+    With `cast_to`, the float32 weights (but those of `exact`) are cast inside the graph: what FSDP's mixed precision
+    does, for one process. Gradients reach the float32 weights and add up there.
     """
-    return caller(_WithBackward(step), cast_to)
+    return caller(_WithBackward(step), cast_to, exact)
 
 
-def measurer(step: nn.Module, cast_to: torch.dtype | None) -> Call:
+def measurer(step: nn.Module, cast_to: torch.dtype | None, exact: Sequence[nn.Module] = ()) -> Call:
     """The forward pass alone, without a graph, in the same precision as training."""
 
-    return torch.no_grad()(caller(step, cast_to))
+    return torch.no_grad()(caller(step, cast_to, exact))
 
 
-def caller(module: nn.Module, cast_to: torch.dtype | None) -> Call:
+def caller(module: nn.Module, cast_to: torch.dtype | None, exact: Sequence[nn.Module] = ()) -> Call:
     """`module` as a function of (ids, weights), its parameters cast for the time of the call if that is asked."""
-    return module if cast_to is None else partial(_call_cast, module, cast_to)
+    spared = {id(p) for one in exact for p in one.parameters()}
+    return module if cast_to is None else partial(_call_cast, module, cast_to, spared)
 
 
-def _call_cast(module: nn.Module, dtype: torch.dtype, *args: Any, **more: Any) -> dict[str, Tensor]:
-    cast = {name: p.to(dtype) for name, p in module.named_parameters()}
+def _call_cast(module: nn.Module, dtype: torch.dtype, spared: set[int], *args: Any, **more: Any) -> dict[str, Tensor]:
+    cast = {name: p.to(dtype) for name, p in module.named_parameters() if id(p) not in spared}
     return torch.func.functional_call(module, cast, args, more)

@@ -1,10 +1,12 @@
 """Everything a training run can be asked for, and the checks that need no model and no data."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import AXIS_OF_FLAG
 from minitron_cli.spec.limits import SEED, OneOf, Within, above, count, violations
 from minitron_cli.training.objectives import KINDS, METRICS, TERMS
 from minitron_cli.training.schedule import DECAYS, SCHEDULES
@@ -25,7 +27,7 @@ class Options:
     """
 
     # What goes in and where it comes out.
-    verb: Annotated[str, OneOf(("distill", "train"))]
+    verb: Annotated[str, OneOf(("distill", "train", "shear"))]
     student: str
     data: tuple[str, ...]
     output: str
@@ -64,6 +66,14 @@ class Options:
     ce_weight: Annotated[float, Within(0)] = 0.0
     hidden_loss: Annotated[str, OneOf(METRICS)] = "cosine"
     layer_map: tuple[str, ...] = ()
+    # Learned masks (verb shear), with the rates of Sheared-LLaMA's released code: what is kept of each axis that is cut
+    # ("hidden=504"), the steps in which the target is reached, and how far off it the masks may be at the end.
+    sizes: tuple[str, ...] = ()
+    mask_lr: Annotated[float, above(0)] = 1.0
+    multiplier_lr: Annotated[float, above(0)] = 1.0
+    mask_warmup: Annotated[int | None, count(0)] = None
+    scores: str | None = None
+    max_gap: Annotated[float, above(0)] = 0.05
     # Precision.
     dtype: Annotated[str, OneOf(DTYPES)] = "auto"
     teacher_dtype: Annotated[str, OneOf(DTYPES)] = "auto"
@@ -71,7 +81,7 @@ class Options:
     # Where and how it is computed: none of it changes the result beyond rounding.
     device: str = "auto"
     teacher_device: str | None = None
-    shard_teacher: bool | None = None
+    shard_teacher: bool = False
     micro_batch: Annotated[int | None, count(1, 2**20)] = None
     checkpoint_activations: bool = False
     compile: bool = False
@@ -95,6 +105,7 @@ IDENTITY = (
     *("verb", "from_scratch", "branch_from", "phases", "cross_doc", "stream", "steps", "batch", "seq_len", "seed"),
     *("lr", "min_lr", "warmup", "schedule", "decay", "decay_fraction", "betas", "eps", "weight_decay", "grad_clip"),
     *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "dtype", "teacher_dtype"),
+    *("sizes", "mask_lr", "multiplier_lr", "mask_warmup"),
 )
 
 
@@ -118,13 +129,45 @@ def _conflicts(options: Options) -> list[str]:
         faults.append("--min-lr must be above 0 for an exponential decay")
     if o.steps is not None and o.tokens is not None:
         faults.append("--steps and --tokens both say how long to train; give one")
-    if o.shard_teacher and o.teacher_device:
-        faults.append(
-            f"--shard-teacher splits it over the devices of the run: leave out --teacher-device {o.teacher_device}"
-        )
     if o.branch_from and o.schedule != "wsd":
         faults.append(f"--branch-from starts a decay from a stable checkpoint: needs --schedule wsd, got {o.schedule}")
+    if o.verb == "shear":
+        faults += _shear_conflicts(o)
     return faults
+
+
+def _shear_conflicts(o: Options) -> list[str]:
+    """What learned masks do not go with."""
+    faults = []
+    if not o.sizes:
+        faults.append("no target size is given (--hidden, --ffn, --heads, --kv-heads, --layers, --experts)")
+    for name in ("compile", "from_scratch", "branch_from", "export_at"):
+        if getattr(o, name):
+            faults.append(f"{flag(name)} does not go with learned masks")
+    if o.steps is not None and o.mask_warmup is not None and o.mask_warmup >= o.steps:
+        faults.append(f"--mask-warmup {o.mask_warmup} is as long as the run ({o.steps} steps)")
+    return faults
+
+
+def with_sizes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, those that are sizes of axes gathered in `sizes`: kv_heads=4 -> sizes=("kv-heads=4",)."""
+    names = {name: name.replace("_", "-") for name in given}
+    sizes = [
+        f"{flag}={given[name]}" for name, flag in names.items() if flag in AXIS_OF_FLAG and given[name] is not None
+    ]
+    rest = {name: value for name, value in given.items() if names[name] not in AXIS_OF_FLAG}
+    return rest | {"sizes": tuple(sorted(sizes))}
+
+
+def parse_sizes(sizes: tuple[str, ...]) -> dict[str, int]:
+    """What `Options.sizes` keeps, by axis: ("kv-heads=4",) -> {"kv": 4}."""
+    found = {}
+    for text in sizes:
+        name, _, size = text.partition("=")
+        if name not in AXIS_OF_FLAG or not size.isdecimal():
+            raise MinitronError(f"the size {text!r} cannot be read", f"write AXIS=N, AXIS of {', '.join(AXIS_OF_FLAG)}")
+        found[AXIS_OF_FLAG[name]] = int(size)
+    return found
 
 
 def flag(name: str) -> str:

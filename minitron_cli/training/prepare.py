@@ -9,23 +9,23 @@ import torch
 
 from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.checkpoint.provenance import read_plan
+from minitron_cli.checkpoint.reader import load_config
+from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.data.order import Order, require_windows
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokens import TokenFile, require_ids_below
 from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
 from minitron_cli.hf.devices import choose_device
 from minitron_cli.hf.process_group import World
+from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.plan import hidden_origin
+from minitron_cli.spec.scores import Scores
+from minitron_cli.spec.shape import Shape, check_target
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
-from minitron_cli.training.defaults import (
-    export_steps,
-    fill_cadence,
-    fill_length,
-    fill_sharding,
-    fill_steps,
-    schedule_of,
-)
+from minitron_cli.training.defaults import export_steps, fill_cadence, fill_length, fill_steps, schedule_of
 from minitron_cli.training.inputs import (
     Models,
     check_recording,
@@ -35,12 +35,21 @@ from minitron_cli.training.inputs import (
     open_order,
     paths_read,
 )
+from minitron_cli.training.masks.gates import gates_of, ranks
 from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
-from minitron_cli.training.options import Options, check
+from minitron_cli.training.options import Options, check, parse_sizes
 from minitron_cli.training.preflight import Size, size_of
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.streams import check_streaming, open_streams
+
+
+@dataclass(frozen=True, slots=True)
+class Shear:
+    """What learned masks are to end at, and the scores by whose ranks they start."""
+
+    target: Shape
+    scores: Scores | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class Prepared:
     `sizes` are the student's and then the teachers', `vocabulary` the least number of embeddings and whose they are.
     `origin` (teacher_hidden, student_hidden) says which channels of the teacher the student has kept, where that is
     known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
-    exported on the way.
+    exported on the way. `shear` is there where masks are learned.
     """
 
     options: Options
@@ -65,6 +74,7 @@ class Prepared:
     micro_batch: int
     export_dtype: torch.dtype
     export_steps: tuple[int, ...]
+    shear: Shear | None = None
 
     @property
     def flops_per_token(self) -> float:
@@ -97,7 +107,7 @@ def prepare(options: Options, world: World) -> Prepared:
     assert options.seq_len is not None
     sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))
     options, order = _open_data(options, models, first=world.rank == 0)
-    options = fill_sharding(fill_cadence(options), world.size)
+    options = fill_cadence(options)
     held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
     require_windows(held_out, options.seq_len or 0)
     vocabulary = _vocabulary(models, sizes)
@@ -115,7 +125,37 @@ def prepare(options: Options, world: World) -> Prepared:
         micro_batch=choose_micro_batch(options, world),
         export_dtype=export.export_dtype(models.student, options.export_dtype),
         export_steps=export_steps(options),
+        shear=_shear(options, models, sizes[0].shape) if options.verb == "shear" else None,
     )
+
+
+def _shear(options: Options, models: Models, source: Shape) -> Shear:
+    """The target of learned masks, checked against the source's config; scores must be of the very source."""
+    family = family_of(str(load_config(models.student)["model_type"]))
+    sizes = parse_sizes(options.sizes)
+    if unknown := [f"--{FLAG_OF_AXIS[axis]}" for axis in sizes if axis not in source]:
+        raise MinitronError(f"{family.name} models have no {', '.join(unknown)}", "`minitron inspect` names its axes")
+    target = source.with_(**sizes)
+    check_target(family, source, target)
+    gates = gates_of(source, target)
+    if target.get("expert_active") != source.get("expert_active"):
+        raise MinitronError(
+            "learned masks cannot change how many experts a token is routed to",
+            "leave out --experts-per-token; `minitron prune` can lower it afterwards",
+        )
+    if not gates:
+        raise MinitronError("nothing is cut: the source has these sizes already", "give a smaller size")
+    if models.scores is None:
+        return Shear(target, None)
+    scores = read_scores(models.scores)[0]
+    if scores.provenance.get("model", {}).get("digest") != source_digest(models.student):
+        raise MinitronError(
+            f"{models.scores} was measured on another model than {models.student}",
+            "measure this model with `minitron importance`",
+        )
+    for gate in gates:
+        ranks(gate, scores, source)  # refuses scores that are not of these sizes
+    return Shear(target, scores)
 
 
 def _check_machine(options: Options, world: World) -> None:

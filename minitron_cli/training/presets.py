@@ -41,6 +41,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seq_len": 8192,
         "tokens": 380 * _BILLION,
     },
+    # The pruning stage: scripts/pruning.sh of the released code (arXiv 2310.06694); 3200 steps.
+    "sheared-llama": {
+        "lr": 1e-4,
+        "min_lr": 1e-5,
+        "warmup": 320,
+        "mask_warmup": 640,
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "batch": 32,
+        "seq_len": 4096,
+        "tokens": 3200 * 32 * 4096,
+    },
     # A fifth of the original peak rate (Llama 3.1's was 3e-4 at 8B; give --lr for another model), cross-entropy only.
     "teacher-correction": {
         "lr": 6e-5,

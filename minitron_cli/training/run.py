@@ -1,17 +1,18 @@
 """One training run, from options to the exported checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.data.order import Order
 from minitron_cli.hf.process_group import World, join
+from minitron_cli.spec.plan import Plan
 from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
@@ -19,6 +20,7 @@ from minitron_cli.training.begin import begun, is_done
 from minitron_cli.training.inputs import digests
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
+from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare, world_of
@@ -31,6 +33,12 @@ from minitron_cli.training.streams import close, open_streams, stream_rows
 from minitron_cli.training.validation import evaluator
 
 Say = Callable[[str], None]
+
+
+class Trim(Protocol):
+    """Write what `plan` keeps of the checkpoint in `whole` to `output`, with `facts` in its manifest."""
+
+    def __call__(self, whole: Path, output: Path, *, plan: Plan, facts: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +71,15 @@ def rows_for(ready: Prepared, run: Path, world: World) -> Iterator[Rows]:
 
 def train(
     options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None,
-    signals: bool = True,
+    signals: bool = True, trim: Trim | None = None,
 ) -> Outcome:  # fmt: skip
     """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal.
 
     All inputs are opened and checked before anything is written. With `overwrite`, a result that is in the way stays
     until the new one is complete (see `rundir`). Without `signals` no handler is installed: an interrupt is raised.
+    Where masks are learned, `trim` cuts the student by the plan that they settle into.
     """
+    assert (options.verb == "shear") is (trim is not None)
     output = Path(options.output)
     with join(options.device) as world:
         ready = prepare(options, world)
@@ -79,7 +89,7 @@ def train(
         if world.agree(0, done)[1]:
             return _outcome(output, ready.options, _final(output), was_done=True)
         with begun(ready, place, inputs, world, preflight, say):
-            progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals)
+            progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals, trim)
             if stopped_by:
                 return _outcome(place, ready.options, progress, stopped_by=stopped_by)
             if world.rank == 0:
@@ -88,7 +98,7 @@ def train(
 
 
 def _train_and_export(
-    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool
+    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool, trim: Trim | None
 ) -> tuple[Progress, int]:
     """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
     with stop_on_signal(signals) as stop, rows_for(ready, place / "run", world) as rows:
@@ -96,13 +106,18 @@ def _train_and_export(
         progress = follow(ready, assembly, place / "run", stop, inputs, say)
     if progress.step < ready.schedule.steps:
         return progress, stop.exit_code
-    _export(ready, assembly, progress, place, inputs)
+    _export(ready, assembly, progress, place, inputs, trim)
     return progress, 0
 
 
-def _export(ready: Prepared, assembly: Assembly, progress: Progress, place: Path, inputs: dict[str, str]) -> None:
+def _export(
+    ready: Prepared, assembly: Assembly, progress: Progress, place: Path, inputs: dict[str, str], trim: Trim | None
+) -> None:
     """Gather the student (a collective), write it, and check that it loads as what it was in memory."""
-    world = assembly.job.world
+    world, masks = assembly.job.world, assembly.job.step.term(Masks)
+    if masks is not None:
+        masks.require_settled(ready.options.max_gap)
+    plan = masks.plan() if masks is not None else None
     vocab = ready.objective.vocab or ready.sizes[0].shape["vocab"]
     live = live_loss(assembly, vocab)
     tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
@@ -120,7 +135,8 @@ def _export(ready: Prepared, assembly: Assembly, progress: Progress, place: Path
     )
     facts = export_run.manifest(ready.options, ready.models, progress, inputs)
     origin = export_run.origin_of(ready.options, ready.models)
-    export.export(place, origin, tensors, ready.export_dtype, facts, check)
+    cut = partial(trim, plan=plan, facts={"training": facts["training"]}) if trim and plan else None
+    export.export(place, origin, tensors, ready.export_dtype, facts, check, cut)
 
 
 def start(options: Options, job: Job, run: Path, say: Say) -> tuple[Progress, bool]:

