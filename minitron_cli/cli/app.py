@@ -14,6 +14,7 @@ from minitron_cli.cli import (
     inspect,
     prune,
     recipes,
+    reference_loss,
     report,
     run,
     search,
@@ -46,7 +47,10 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     """
 
 
-for module in (importance, prune, shear, distill, train, eval, bench, search, inspect, verify, run, report, toy):
+for module in (
+    *(importance, prune, shear, distill, train, reference_loss, eval, bench),
+    *(search, inspect, verify, run, report, toy),
+):
     panels, defaults = getattr(module, "PANELS", {}), getattr(module, "defaults", dict)
     app.command(module.NAME, epilog=module.EXAMPLES, cls=grouped(panels, defaults))(module.command)
 for group in (data, recipes):

@@ -112,6 +112,14 @@ TEXT = (
     _option("cross_doc", bool, "--cross-doc/--no-cross-doc", help="attend over the documents of a row"),
     _option("stream", bool, "--stream/--no-stream", help="read the text as it comes, without token files"),
 )
+MIX = (
+    _option("mix", str, "--mix", help="fixed, or dynamic: weights of the data follow the held-out losses"),
+    _option("reference_losses", Path, "--reference-losses", help="dynamic: the losses to reach (reference-loss)"),
+    _option("mix_every", int, "--mix-every", help="dynamic: steps between updates [default: a hundredth, at least 50]"),
+    _option("mix_rate", float, "--mix-rate", help="dynamic: how fast weights grow with the excess loss"),
+    _option("mix_floor", float, "--mix-floor", help="dynamic: share that is spread evenly, so that none vanishes"),
+    _option("on_exhausted", str, "--on-exhausted", help="dynamic: error, repeat or drop-domain [default: error]"),
+)
 MACHINE = (
     _option("dtype", str, "--dtype", help="compute type: float32 or bfloat16 [default: by device]"),
     _option("device", str, "--device", help="cpu, cuda or cuda:N [default: a GPU if there is one]"),
@@ -142,7 +150,7 @@ WATCHING = (
     _option("dry_run", bool, "--dry-run", help="make every check, and only say what would be done", default=False),
     _option("as_json", bool, "--json", help="one JSON object on stdout", default=False),
 )
-RUNNING = (*TEXT, *MACHINE, *WATCHING)
+RUNNING = (*TEXT, *MIX, *MACHINE, *WATCHING)
 # What help shows first; the rest is grouped.
 _FIRST = {"teacher", "loss", "lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"}
 _GROUPS = {
@@ -151,6 +159,7 @@ _GROUPS = {
     "Loss": LOSS,
     "Optimizer": OPTIMIZER,
     "Text": TEXT,
+    "Mix": MIX,
     "Machine": MACHINE,
     "Saving": WATCHING,
 }

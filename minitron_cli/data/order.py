@@ -77,7 +77,11 @@ class Order:
 
     def epochs(self, step: int) -> np.ndarray:
         """How often each file has been read when `step` begins: (file,) float64."""
-        return self._schedule.used(step) / np.array([file.num_windows(self.seq_len) for file in self.files])
+        return self.used(step) / np.array([file.num_windows(self.seq_len) for file in self.files])
+
+    def used(self, step: int) -> np.ndarray:
+        """How many rows of each file have been read when `step` begins: (file,) int64."""
+        return self._schedule.used(step)
 
     def identity(self) -> dict[str, Any]:
         """What the sequence of rows depends on, for run options and manifests (JSON)."""

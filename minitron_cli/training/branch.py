@@ -10,7 +10,7 @@ from minitron_cli.training.state import naming_others, read_progress
 from minitron_cli.training.step_files import STATE
 
 # What decides which rows come next, and the optimizer's memory: a branch goes on with both.
-_SHARED = ("verb", "batch", "seq_len", "seed", "phases", "cross_doc", "stream", "loss", "layer_map", "betas")
+_SHARED = ("verb", "batch", "seq_len", "seed", "phases", "mix", "cross_doc", "stream", "loss", "layer_map", "betas")
 
 
 def check_branch(options: Options, data: Mapping[str, str]) -> int:

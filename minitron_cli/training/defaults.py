@@ -65,8 +65,8 @@ def fill_steps(options: Options, windows: int) -> Options:
 
 def fill_cadence(options: Options) -> Options:
     """Unless told otherwise: 40 steps of warm-up as for Llama-3.1-Minitron, a tenth of a short run; save twenty times,
-    evaluate ten times, but not more often than every 50 steps. Masks reach their target in a fifth of the steps, as in
-    Sheared-LLaMA."""
+    evaluate ten times, update a dynamic mix a hundred times, but not more often than every 50 steps. Masks reach their
+    target in a fifth of the steps, as in Sheared-LLaMA."""
     assert options.steps is not None
     return replace(
         options,
@@ -74,6 +74,7 @@ def fill_cadence(options: Options) -> Options:
         save_every=options.save_every or max(50, ceil(options.steps / 20)),
         eval_every=options.eval_every or max(50, ceil(options.steps / 10)),
         mask_warmup=options.steps // 5 if options.mask_warmup is None else options.mask_warmup,
+        mix_every=(options.mix_every or max(50, ceil(options.steps / 100))) if options.mix == "dynamic" else None,
     )
 
 

@@ -68,5 +68,6 @@ def manifest(options: Options, models: Models, progress: Progress, inputs: dict[
             "flops": progress.flops,
             "first": progress.first,
             "last": progress.last,
+            **({"mix": progress.mix} if progress.mix else {}),
         },
     }

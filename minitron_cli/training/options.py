@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
+from minitron_cli.data.dynamic import ON_EXHAUSTED
 from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXIS_OF_FLAG
@@ -12,6 +13,7 @@ from minitron_cli.training.objectives import KINDS, METRICS, TERMS
 from minitron_cli.training.schedule import DECAYS, SCHEDULES
 
 DTYPES = ("auto", "float32", "bfloat16")
+MIXES = ("fixed", "dynamic")
 EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 LOSSES = ("auto", *TERMS)
 
@@ -40,6 +42,13 @@ class Options:
     from_scratch: bool = False
     branch_from: str | None = None
     phases: tuple[str, ...] = ()
+    # How the data is mixed.
+    mix: Annotated[str, OneOf(MIXES)] = "fixed"
+    reference_losses: str | None = None
+    mix_every: _Steps = None
+    mix_rate: Annotated[float, above(0)] = 1.0
+    mix_floor: Annotated[float, Within(0, 1)] = 1e-4
+    on_exhausted: Annotated[str | None, OneOf(ON_EXHAUSTED)] = None
     # How long, and in what portions.
     steps: _Steps = None
     tokens: Annotated[int | None, count()] = None
@@ -100,10 +109,12 @@ class Options:
 
 
 # Fields that must agree between a run and its resumption. What is absent may change: devices, logging, saving, and the
-# inputs' paths, which are compared by content (`digests` in inputs.py). A spike guard may be put on a run in trouble.
+# inputs' paths, which are compared by content (`digests` in inputs.py). A spike guard may be put on a run in trouble,
+# and one whose data has run out may be told what to do then.
 IDENTITY = (
     *("verb", "from_scratch", "branch_from", "phases", "cross_doc", "stream", "steps", "batch", "seq_len", "seed"),
     *("lr", "min_lr", "warmup", "schedule", "decay", "decay_fraction", "betas", "eps", "weight_decay", "grad_clip"),
+    *("mix", "mix_every", "mix_rate", "mix_floor"),
     *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "dtype", "teacher_dtype"),
     *("sizes", "mask_lr", "multiplier_lr", "mask_warmup"),
 )
@@ -129,6 +140,7 @@ def _conflicts(options: Options) -> list[str]:
         faults.append("--min-lr must be above 0 for an exponential decay")
     if o.steps is not None and o.tokens is not None:
         faults.append("--steps and --tokens both say how long to train; give one")
+    faults += _mix_conflicts(o)
     if o.branch_from and o.schedule != "wsd":
         faults.append(f"--branch-from starts a decay from a stable checkpoint: needs --schedule wsd, got {o.schedule}")
     if o.verb == "shear":
@@ -168,6 +180,18 @@ def parse_sizes(sizes: tuple[str, ...]) -> dict[str, int]:
             raise MinitronError(f"the size {text!r} cannot be read", f"write AXIS=N, AXIS of {', '.join(AXIS_OF_FLAG)}")
         found[AXIS_OF_FLAG[name]] = int(size)
     return found
+
+
+def _mix_conflicts(o: Options) -> list[str]:
+    if o.mix != "dynamic":
+        alone = [flag(n) for n in ("reference_losses", "mix_every", "on_exhausted") if getattr(o, n) is not None]
+        return [f"{', '.join(alone)} without --mix dynamic"] if alone else []
+    faults = [] if o.reference_losses else ["--mix dynamic needs --reference-losses FILE (minitron reference-loss)"]
+    if o.phases:
+        faults.append("--mix dynamic computes the weights that --phase would give; choose one")
+    if o.stream:
+        faults.append("--mix dynamic must know how much there is of each domain, which --stream does not")
+    return faults
 
 
 def flag(name: str) -> str:

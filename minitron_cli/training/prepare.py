@@ -30,12 +30,14 @@ from minitron_cli.training.inputs import (
     Models,
     check_recording,
     data_digests,
+    digests,
     find_models,
     open_files,
     open_order,
     paths_read,
 )
 from minitron_cli.training.masks.gates import gates_of, ranks
+from minitron_cli.training.mix import Mixing, mixing_of
 from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check, parse_sizes
 from minitron_cli.training.preflight import Size, size_of
@@ -59,7 +61,8 @@ class Prepared:
     `sizes` are the student's and then the teachers', `vocabulary` the least number of embeddings and whose they are.
     `origin` (teacher_hidden, student_hidden) says which channels of the teacher the student has kept, where that is
     known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
-    exported on the way. `shear` is there where masks are learned.
+    exported on the way. `shear` is there where masks are learned; `mixing` says how the weights of the data change, where
+    they do.
     """
 
     options: Options
@@ -75,12 +78,18 @@ class Prepared:
     export_dtype: torch.dtype
     export_steps: tuple[int, ...]
     shear: Shear | None = None
+    mixing: Mixing | None = None
 
     @property
     def flops_per_token(self) -> float:
         """The student's forward and backward and the teachers' forward, at the run's length."""
         student, *teachers = self.sizes
         return 3 * student.flops + sum(teacher.flops for teacher in teachers)
+
+    def inputs(self) -> dict[str, str]:
+        """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
+        found = digests(self.models, self.order, self.options.from_scratch)
+        return found | ({"mix": self.mixing.digest()} if self.mixing else {})
 
 
 def world_of(options: Options, nproc: int) -> World:
@@ -126,6 +135,7 @@ def prepare(options: Options, world: World) -> Prepared:
         export_dtype=export.export_dtype(models.student, options.export_dtype),
         export_steps=export_steps(options),
         shear=_shear(options, models, sizes[0].shape) if options.verb == "shear" else None,
+        mixing=mixing_of(options, models, order, held_out),
     )
 
 
@@ -173,6 +183,11 @@ def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Option
     order = open_order(options, models)
     options = fill_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
     if models.recording is not None:
+        if options.mix == "dynamic":
+            raise MinitronError(
+                f"{models.recording.path} covers the rows of fixed weights, --mix dynamic reads others",
+                "give the teacher itself: --teacher MODEL",
+            )
         check_recording(models.recording, order, options.steps or 0)
         if first:
             models.recording.require_unaltered()

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minitron_cli.hf.memory import peak_memory
 from minitron_cli.training import state
 from minitron_cli.training.loop import Job
 from minitron_cli.training.metrics import MetricsLog
+from minitron_cli.training.mix import Mixer
 from minitron_cli.training.progress import Display
 from minitron_cli.training.state import Progress
 
@@ -40,6 +41,7 @@ class Recorder:
     evaluate: Callable[[], dict[str, float]] | None
     export: Callable[[Progress], None]
     progress: Progress
+    mixer: Mixer | None = None
     _since: tuple[float, int] = field(init=False)
     _saved: int = field(init=False)
 
@@ -49,13 +51,14 @@ class Recorder:
 
     def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
         """After a step: log, evaluate, save."""
-        self.progress = progress
+        self.progress = progress = self._with_mix(progress)
         rate = self._rate()
         self.display.step(progress.step, values, rate)
         if self.cadence.due(self.cadence.log, progress.step):
             self._write(values, rate)
-        if self.evaluate is not None and self.cadence.due(self.cadence.evaluate, progress.step):
+        if self.cadence.due(self.cadence.evaluate, progress.step) or self.owes_mix():
             self.measure()
+            progress = self.progress
         if self.cadence.due(self.cadence.save, progress.step):
             self.save()
         if progress.step in self.cadence.exports:
@@ -64,18 +67,36 @@ class Recorder:
             self._skip_time(time.perf_counter() - started)
 
     def measure(self) -> None:
-        """Evaluate now, and write the result as a line of its own (a collective)."""
+        """Evaluate now, update the mix where that is due, and write it all as a line of its own (a collective)."""
         if self.evaluate is None:
             return
         started = time.perf_counter()
         found = self.evaluate()
+        mixed = self._update_mix(found)
         shown = "  ".join(
             f"{name.removeprefix('eval_')} {value:z.4f}" for name, value in found.items() if "/" not in name
         )
         self.display.say(f"step {self.progress.step}: eval {shown}")
         if self.log is not None:
-            self.log.write({"step": self.progress.step, "tokens": self.progress.tokens, **found})
+            self.log.write({"step": self.progress.step, "tokens": self.progress.tokens, **found, **mixed})
         self._skip_time(time.perf_counter() - started)
+
+    def owes_mix(self) -> bool:
+        """Whether the step in memory has yet to say how the next ones are mixed."""
+        return self.mixer is not None and self.mixer.due(self.progress.step)
+
+    def _update_mix(self, found: Mapping[str, float]) -> dict[str, float]:
+        if self.mixer is None or not self.owes_mix():
+            return {}
+        logged = self.mixer.update(self.progress.step, found)
+        self.progress = self._with_mix(self.progress)
+        if warning := self.mixer.taken_over():
+            self.display.say(warning)
+        return logged
+
+    def _with_mix(self, progress: Progress) -> Progress:
+        """The loop's progress with the weights, which the loop does not know."""
+        return progress if self.mixer is None else replace(progress, mix=self.mixer.history)
 
     def save(self) -> None:
         """Write a checkpoint of the latest step, unless there is one (a collective)."""

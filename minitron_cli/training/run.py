@@ -17,20 +17,20 @@ from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.begin import begun, is_done
-from minitron_cli.training.inputs import digests
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
 from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.metrics import MetricsLog, read_metrics
+from minitron_cli.training.mix import Mixer
 from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare, world_of
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
 from minitron_cli.training.reload import check_reloaded, live_loss
-from minitron_cli.training.rows import Rows, rows_of, with_known_ids
+from minitron_cli.training.rows import Rows, Share, rows_of, with_known_ids
 from minitron_cli.training.state import Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
-from minitron_cli.training.validation import evaluator
+from minitron_cli.training.validation import evaluator, held_out_names
 
 Say = Callable[[str], None]
 
@@ -55,11 +55,15 @@ class Outcome:
 
 
 @contextmanager
-def rows_for(ready: Prepared, run: Path, world: World) -> Iterator[Rows]:
+def rows_for(ready: Prepared, mixer: Mixer | None, run: Path, world: World) -> Iterator[Rows]:
     """This rank's rows; streams read ahead until the block ends."""
     options, order = ready.options, ready.order
     if isinstance(order, Order):
-        rows = rows_of(order, world, cross_doc=options.cross_doc, recording=ready.models.recording)
+
+        def rows(step: int) -> Share:
+            known = order if mixer is None else mixer.order
+            return rows_of(known, world, cross_doc=options.cross_doc, recording=ready.models.recording)(step)
+
         yield with_known_ids(rows, *ready.vocabulary)
         return
     streams = open_streams(options, ready.models, run, world.rank)
@@ -84,7 +88,7 @@ def train(
     with join(options.device) as world:
         ready = prepare(options, world)
         place = rundir.place_of(output, overwrite)
-        inputs = digests(ready.models, ready.order, options.from_scratch) if world.rank == 0 else {}
+        inputs = ready.inputs() if world.rank == 0 else {}
         done = world.rank == 0 and is_done(ready, place, output, inputs, say)
         if world.agree(0, done)[1]:
             return _outcome(output, ready.options, _final(output), was_done=True)
@@ -101,9 +105,13 @@ def _train_and_export(
     ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool, trim: Trim | None
 ) -> tuple[Progress, int]:
     """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
-    with stop_on_signal(signals) as stop, rows_for(ready, place / "run", world) as rows:
+    mixer = None
+    if ready.mixing is not None:
+        assert isinstance(ready.order, Order)
+        mixer = Mixer(ready.order, ready.mixing, ready.schedule.steps)
+    with stop_on_signal(signals) as stop, rows_for(ready, mixer, place / "run", world) as rows:
         assembly = assemble(ready, rows, world)
-        progress = follow(ready, assembly, place / "run", stop, inputs, say)
+        progress = follow(ready, assembly, mixer, place / "run", stop, inputs, say)
     if progress.step < ready.schedule.steps:
         return progress, stop.exit_code
     _export(ready, assembly, progress, place, inputs, trim)
@@ -168,7 +176,7 @@ def rehearse(
     def check() -> None:
         if rundir.place_of(output, overwrite) == output:
             begun = (output / "run" / rundir.OPTIONS).is_file()
-            inputs = digests(ready.models, ready.order, options.from_scratch) if begun else {}
+            inputs = ready.inputs() if begun else {}
             rundir.examine(output, ready.options, inputs)
         if preflight:
             check_room(ready, world)
@@ -177,12 +185,15 @@ def rehearse(
 
 
 def follow(
-    ready: Prepared, assembly: Assembly, run: Path, stop: StopFlag, inputs: dict[str, str], say: Say
-) -> Progress:
+    ready: Prepared, assembly: Assembly, mixer: Mixer | None, run: Path, stop: StopFlag, inputs: dict[str, str],
+    say: Say,
+) -> Progress:  # fmt: skip
     """Train from where the run is to the end, recording on the way."""
     options, job, world = ready.options, assembly.job, assembly.job.world
     first = world.rank == 0
     progress, continued = start(options, job, run, say if first else lambda text: None)
+    if mixer is not None:
+        mixer.restore(progress.mix)
     recorder = Recorder(
         run=run,
         job=job,
@@ -192,11 +203,12 @@ def follow(
         evaluate=_evaluator(ready, assembly),
         export=export_run.exporter(ready, job.step, world.rank, run / "exported", inputs),
         progress=progress,
+        mixer=mixer,
     )
     try:
-        if not continued:
+        if not continued or recorder.owes_mix():
             recorder.measure()
-        progress = loop.run(job, progress, stop, recorder)
+        loop.run(job, progress, stop, recorder)
     except loop.StepRefused:
         recorder.save()
         raise
@@ -204,7 +216,7 @@ def follow(
         recorder.save()
     finally:
         recorder.close()
-    return progress
+    return recorder.progress
 
 
 def _cadence(ready: Prepared) -> Cadence:
@@ -217,9 +229,7 @@ def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, fl
     options, files = ready.options, ready.held_out
     if not files:
         return None
-    assert options.seq_len is not None
-    names = [f.path.name if len(f.header.sources) != 1 else f.header.sources[0]["name"] for f in files]
-    return evaluator(assembly.job, assembly.measure, files, names, options)
+    return evaluator(assembly.job, assembly.measure, files, held_out_names(files), options)
 
 
 def _final(output: Path) -> Progress:

@@ -34,13 +34,17 @@ from minitron_cli.training.step_files import (
 _NAME = re.compile(r"^step-(\d{7,})$")
 
 
+# Weights of the data (domain,) by the step that they hold from, ascending.
+MixHistory = tuple[tuple[int, tuple[float, ...]], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run is: finished updates, tokens read, model FLOPs, seconds of training.
 
     `first` and `last` are the loss terms of the first and the latest step, `norms` the accepted gradient norms that the
     spike guard compares with, newest last; `skipped` counts the updates that it left out,
-    `skipped_in_a_row` those since the last good one.
+    `skipped_in_a_row` those since the last good one. `mix` are the weights that a dynamic mix has computed.
     """
 
     step: int = 0
@@ -52,6 +56,7 @@ class Progress:
     norms: tuple[float, ...] = ()
     skipped: int = 0
     skipped_in_a_row: int = 0
+    mix: MixHistory = ()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -185,8 +190,10 @@ def read_progress(path: Path) -> Progress:
     """The progress at a checkpoint. Raises Damaged."""
     content = read_state(path)
     try:
-        return Progress(**{**content["progress"], "norms": tuple(content["progress"]["norms"])})
-    except (KeyError, TypeError) as error:
+        found = content["progress"]
+        mix = tuple((int(step), tuple(map(float, weights))) for step, weights in found.get("mix", ()))
+        return Progress(**{**found, "norms": tuple(found["norms"]), "mix": mix})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{path} is damaged: its progress cannot be read ({error})") from error
 
 

@@ -24,12 +24,12 @@ def evaluator(
     It returns means over predicted tokens: `eval_ce` in nats, with a teacher `eval_kd` (the divergence that is trained)
     and `eval_agreement` (share of equal top-1); where there are several files `eval_ce/NAME` and so on for each.
     """
-    shares = [_first_windows(file, options) for file in files]
+    shares = [first_windows(file, options) for file in files]
 
     def run() -> dict[str, float]:
         job.step.eval()
         try:
-            each = [_mean(measure, share, job.micro_batch, job.world) for share in shares]
+            each = [token_means(measure, share, job.micro_batch, job.world) for share in shares]
         finally:
             job.step.train()
         counts = [share.num_targets() for share in shares]
@@ -41,14 +41,30 @@ def evaluator(
     return run
 
 
-def _first_windows(file: TokenFile, options: Options) -> Share:
+def held_out_names(files: Sequence[TokenFile]) -> list[str]:
+    """What held-out sets are called in metrics: after the one source of each, else its directory; no name twice."""
+    names: list[str] = []
+    for file in files:
+        name = file.path.name if len(file.header.sources) != 1 else file.header.sources[0]["name"]
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return names
+
+
+def num_windows(file: TokenFile, options: Options) -> int:
+    """How many windows of a held-out set are read."""
     assert options.seq_len is not None
-    windows = np.arange(min(options.eval_windows, file.num_windows(options.seq_len)))
+    return min(options.eval_windows, file.num_windows(options.seq_len))
+
+
+def first_windows(file: TokenFile, options: Options) -> Share:
+    """The rows of a held-out set that are read."""
+    assert options.seq_len is not None
+    windows = np.arange(num_windows(file, options))
     documents = None if options.cross_doc else file.document_numbers(windows, options.seq_len)
     return share_of(file.windows(windows, options.seq_len), documents)
 
 
-def _mean(measure: Call, share: Share, micro_batch: int, world: World) -> dict[str, float]:
+def token_means(measure: Call, share: Share, micro_batch: int, world: World) -> dict[str, float]:
     """Token means over the rows, split over the ranks; each makes as many calls, the last on idle rows."""
     # Rows that fill the last round weigh nothing: ranks must enter a sharded forward equally often.
     padded = pad_rows(share, -len(share.ids) % (micro_batch * world.size))

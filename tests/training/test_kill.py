@@ -1,4 +1,4 @@
-"""Kill -9 at ten random moments, go on each time: the end is bitwise that of a run nobody disturbed."""
+"""Kill -9 at random moments, go on each time: the end is bitwise that of a run nobody disturbed."""
 
 import multiprocessing
 import os
@@ -15,6 +15,7 @@ from minitron_cli.training import state
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.options import Options
 from minitron_cli.training.run import train
+from tests.training.mixing import dynamic
 from tests.training.runs import options, write_text
 
 # A forked child starts at once, with torch loaded, so that the moments fall into training and saving, not into imports.
@@ -27,24 +28,41 @@ def in_child(line: Options) -> "multiprocessing.process.BaseProcess":
     return process
 
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_ten_kills_change_nothing(toy: Callable[..., Path], tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     text, teacher = write_text(tmp_path / "text.jsonl"), toy("llama", hidden_size=66, seed=5)
     common = {"steps": 90, "save_every": 3, "loss": "logits+hidden", "eval_data": (str(text),), "eval_every": 10}
+    kill_and_compare(lambda name: options(toy("llama"), text, tmp_path / name, teacher, **common), tmp_path, 10)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_change_nothing_of_a_dynamic_mix(kills: int, toy: Callable[..., Path], tmp_path: Path) -> None:
+    """Killed before, while and after the weights of the data are computed and saved."""
+    student, steps = toy("llama"), 9 * kills
 
     def line(name: str) -> Options:
-        return options(toy("llama"), text, tmp_path / name, teacher, **common)
+        return dynamic(student, tmp_path, tmp_path / name, steps=steps, mix_rate=0.5, save_every=2)
 
+    kill_and_compare(line, tmp_path, kills)
+    mixes = [state.read_progress(state.checkpoints(tmp_path / n / "run")[-1]).mix for n in ("whole", "killed")]
+    assert mixes[0] == mixes[1]
+    assert len(mixes[0]) == steps // 3 - 1
+
+
+def kill_and_compare(line: Callable[[str], Options], tmp_path: Path, count: int) -> None:
+    """Train line("whole") undisturbed and line("killed") with `count` kills; everything they leave must be equal."""
+    torch.set_num_threads(1)
     started = time.perf_counter()
     train(line("whole"))
     seconds = time.perf_counter() - started
 
     moments, kills, output = random.Random(7), 0, tmp_path / "killed"
-    while kills < 10:
+    while kills < count:
         process = in_child(line("killed"))
-        process.join(timeout=moments.uniform(0.05, seconds / 8))
+        process.join(timeout=moments.uniform(0.05, seconds * 1.25 / count))
         assert process.is_alive(), f"the run ended by itself after {kills} kills ({process.exitcode})"
         process.kill()
         process.join()
