@@ -44,6 +44,7 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         "FLOPs": tokens * ready.flops_per_token,
         "FLOPs per token": ready.flops_per_token,
         "device": f"{world.size} x {world.device}",
+        **({"mix": str(ready.mixing)} if ready.mixing else {}),
         "memory per device": {**asdict(need), "total": need.total()},
         "disk": _disk(ready),
     }
@@ -90,7 +91,7 @@ def _lines(ready: Prepared, world: World) -> list[str]:
         passes = ", ".join(f"{epochs:.2f}" for epochs in ready.order.epochs(options.steps)) + " passes over the data"
     dtype = dtype_name(choose_dtype(options.dtype, world.device))
     origin = ", new weights" if options.from_scratch else ""
-    return [
+    lines = [
         f"{options.verb} {options.student} ({student.parameters:,} parameters{origin}){taught}",
         f"{options.steps:,} steps x {options.batch:,} sequences x {options.seq_len:,} tokens = {tokens:,} tokens "
         f"({passes}), {tokens * ready.flops_per_token:.3g} FLOPs",
@@ -98,3 +99,4 @@ def _lines(ready: Prepared, world: World) -> list[str]:
         f"{options.batch // world.size // ready.micro_batch} to a step; "
         f"{options.schedule}, lr {options.lr:g} -> {options.floor_lr():g}, warm-up {options.warmup}",
     ]
+    return lines if ready.mixing is None else [*lines, f"mix updated every {ready.mixing.every} steps: {ready.mixing}"]

@@ -41,6 +41,12 @@ class Mixing:
     on_exhausted: str
     held_out: tuple[tuple[str, int], ...]
 
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{domain} towards {reference:.4f} on {name.removeprefix('eval_ce/')}"
+            for domain, name, reference in zip(self.domains, self.measured, self.references)
+        )
+
     def digest(self) -> str:
         """What decides the weights beside the options of a run."""
         decisive = {name: value for name, value in asdict(self).items() if name in ("references", "held_out")}

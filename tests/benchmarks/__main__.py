@@ -14,6 +14,7 @@ BENCHMARKS = {
     "stories": "the recipe on a real checkpoint: loss after the cut and after distilling",
     "paired": "distillation against plain training, on the real checkpoint and in one data order",
     "family": "iterating against one cut, rankings of shapes against the ranking that lasts (50 minutes of a core)",
+    "mix": "a mix that follows the losses against a fixed one, on the toy world (20 minutes of a core)",
     "compensation": "compensated against plain trimming on the real checkpoint",
     "real": "evidence for the defaults on a real model (hours)",
     "moments": "what input Gram matrices add to the calibration pass, and compensation to the prune, at 1.2B",

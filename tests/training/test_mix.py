@@ -19,12 +19,14 @@ from minitron_cli.data.dynamic import reweighted, without
 from minitron_cli.data.schedule import Schedule
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
+from minitron_cli.report.write import report
 from minitron_cli.training import state
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.mix import Mixer
 from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.reference_file import read_references
 from minitron_cli.training.run import rehearse, train
+from tests.report.reading import Page
 from tests.training.mixing import WORDS, dynamic, lowered, reference_file, write_domains
 from tests.training.runs import signal_after
 
@@ -117,11 +119,22 @@ def test_a_run_updates_its_mix_by_the_losses_that_it_logs(teacher: bool, toy: To
     assert not any("mix_weight" in name for step in (0, 5, 10, 12) for name in lines[step])
     manifest = json.loads((tmp_path / "out" / "minitron.json").read_text())
     assert manifest["training"]["mix"] == [[step, list(w)] for step, w in outcome.progress.mix]
+    page = Page(page_of(tmp_path / "out"))
+    table = page.table("The mix of out: share of the rows, and excess loss under it")
+    for step, weights in outcome.progress.mix:
+        for i, name in enumerate(WORDS):
+            excess = lines[step][f"mix_excess/{name}_train"]
+            assert table[str(step)][i + 1] == f"{weights[i]:.1%} {excess:+.3f} nats"
+    assert "The mix of out: ones_train from " in " ".join(value for _, name, value in page.attributes)
     # The last measured loss is that of the model which is exported: the evaluator reads what it should.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     (held,) = prepare(line, World()).held_out[:1]
     ids = torch.from_numpy(held.windows(np.arange(4), 32))
     assert model(ids, labels=ids).loss.item() == pytest.approx(lines[12]["eval_ce/ones_eval"], rel=1e-5)
+
+
+def page_of(output: Path) -> str:
+    return Path(report(output)["output"]).read_text()
 
 
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(toy: Toy, tmp_path: Path) -> None:
@@ -253,6 +266,9 @@ def test_another_reference_or_another_rate_is_another_run(toy: Toy, tmp_path: Pa
     line = dynamic(student, tmp_path, tmp_path / "out", steps=4)
     train(line)
     assert train(line).was_done
+    facts, check = rehearse(line, 1)
+    check()
+    assert re.fullmatch(r"ones_train towards \d\.\d+ on ones_eval, few_train .*, many_train .*", facts["mix"])
     with pytest.raises(MinitronError, match=re.escape("--mix-rate 1.0 -> 2.0")):
         train(replace(line, mix_rate=2.0))
     reference_file(toy("llama", seed=3), line.eval_data, tmp_path / "references.json")

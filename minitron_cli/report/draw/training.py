@@ -1,4 +1,4 @@
-"""Training curves: the loss against tokens or FLOPs, with the teacher's line."""
+"""Training curves: the loss against tokens or FLOPs, with the teacher's line; the mix of the data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from minitron_cli.report import text
 from minitron_cli.report.draw.style import Style
 from minitron_cli.report.draw.svg import SMALL, Picture, picture
-from minitron_cli.report.draw.theme import INK, MUTED
+from minitron_cli.report.draw.theme import DASHES, INK, MARKERS, MUTED, SERIES
 from minitron_cli.report.read.figures import TeacherLine
 from minitron_cli.report.read.values import Model
 
@@ -30,6 +30,39 @@ def divergence_curve(model: Model, style: Style) -> Picture | None:
     if "kd" not in model.curve.logged:
         return None
     return _curves(model, style, ("kd", "eval_kd"), "divergence from the teacher, nats", None)
+
+
+def mix_curves(model: Model) -> Picture | None:
+    """Shares of the domains, and how far each is above its reference loss, by tokens; None where the mix was fixed."""
+    assert model.curve is not None
+    table = model.curve.evaluated
+    names = [name.removeprefix("mix_weight/") for name in table if name.startswith("mix_weight/")]
+    if not names:
+        return None
+    shares, excess = (
+        {name: thin(table["tokens"], table[f"mix_{what}/{name}"]) for name in names} for what in ("weight", "excess")
+    )
+
+    def paint(figure: Any, narrow: bool) -> None:
+        for axes, curves, words in zip(
+            figure.subplots(2, 1) if narrow else figure.subplots(1, 2),
+            (shares, excess),
+            ("share of the rows", "excess loss, nats per token"),
+        ):
+            for i, (name, points) in enumerate(curves.items()):
+                look = {"color": SERIES[i % len(SERIES)], "linestyle": DASHES[i % len(DASHES)]}
+                axes.plot(*points, **look, marker=MARKERS[i % len(MARKERS)], markersize=4, label=name)
+            _x_axis(axes, "tokens")
+            axes.set_ylabel(words)
+        axes.axhline(0, color=MUTED, linewidth=1)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2 if narrow else len(names))
+
+    words = "; ".join(
+        f"{name} from {shares[name][1][0]:.1%} to {shares[name][1][-1]:.1%}, excess {excess[name][1][0]:.3f} to "
+        f"{excess[name][1][-1]:.3f}"
+        for name in names
+    )
+    return picture(paint, f"The mix of {model.name}: {words}.", "mix", model.name, height=290, narrow_height=520)
 
 
 def _curves(

@@ -5,7 +5,7 @@ import numpy as np
 from minitron_cli.report import text
 from minitron_cli.report.read.figures import last_evaluated, options_of, teacher_line
 from minitron_cli.report.read.values import Model, Run
-from minitron_cli.report.table import Table
+from minitron_cli.report.table import Cell, Table
 
 _EVALUATED = {"eval_ce": "nats per token", "eval_kd": "divergence", "eval_agreement": "agrees with teacher"}
 
@@ -84,6 +84,26 @@ def evaluations(model: Model) -> Table | None:
     ]
     columns = ("step", "tokens", "FLOPs", *(_EVALUATED[name] for name in names))
     return Table(f"Held-out text during the training of {model.name}", columns, rows)
+
+
+def mix(model: Model) -> Table | None:
+    """Every update of a mix that follows the losses: each domain's share, and its excess loss under it."""
+    assert model.curve is not None
+    table = model.curve.evaluated
+    names = [name.removeprefix("mix_weight/") for name in table if name.startswith("mix_weight/")]
+    if not names:
+        return None
+    rows = [
+        [
+            f"{table['step'][i]:,.0f}",
+            *(
+                Cell(text.share(table[f"mix_weight/{n}"][i]), (f"{table[f'mix_excess/{n}'][i]:+.3f} nats",))
+                for n in names
+            ),
+        ]
+        for i in np.flatnonzero(np.isfinite(table[f"mix_weight/{names[0]}"]))
+    ]
+    return Table(f"The mix of {model.name}: share of the rows, and excess loss under it", ("step", *names), rows)
 
 
 def _cell(name: str, value: float) -> str:
