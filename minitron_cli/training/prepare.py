@@ -61,8 +61,7 @@ class Prepared:
     `sizes` are the student's and then the teachers', `vocabulary` the least number of embeddings and whose they are.
     `origin` (teacher_hidden, student_hidden) says which channels of the teacher the student has kept, where that is
     known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
-    exported on the way. `shear` is there where masks are learned; `mixing` says how the weights of the data change, where
-    they do.
+    exported on the way. `shear` is there where masks are learned, `mixing` where the weights of the data follow losses.
     """
 
     options: Options
