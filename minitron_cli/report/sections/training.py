@@ -93,7 +93,7 @@ def mix(model: Model) -> Table | None:
     names = [name.removeprefix("mix_weight/") for name in table if name.startswith("mix_weight/")]
     if not names:
         return None
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             f"{table['step'][i]:,.0f}",
             *(
