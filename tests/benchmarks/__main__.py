@@ -17,6 +17,7 @@ BENCHMARKS = {
     "mix": "a mix that follows the losses against a fixed one, on the toy world (20 minutes of a core)",
     "compensation": "compensated against plain trimming on the real checkpoint",
     "real": "evidence for the defaults on a real model (hours)",
+    "peers": "other pruning tools on the same model, cut and data (those that are installed)",
     "moments": "what input Gram matrices add to the calibration pass, and compensation to the prune, at 1.2B",
 }
 
