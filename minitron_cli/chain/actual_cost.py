@@ -58,7 +58,7 @@ def actual_cost(step: Step, output: Path, cost: Estimate, host_bytes: int) -> di
 
 def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
     """Tokens that were read, and the FLOPs they cost."""
-    if step.verb in ("train", "distill"):
+    if step.verb in ("train", "shear", "distill"):
         training = (read_manifest(output) or {}).get("training") or {}
         return int(training.get("tokens", 0)), float(training.get("flops", 0.0))
     scores = output if step.verb == "importance" else scores_beside(output)

@@ -14,6 +14,7 @@ from minitron_cli.importance.forecast import pass_cost
 from minitron_cli.importance.options import Options as ImportanceOptions
 from minitron_cli.prune.request import request_from_options
 from minitron_cli.prune.resolve import resolve as resolve_prune
+from minitron_cli.spec.axes import AXIS_OF_FLAG
 from minitron_cli.spec.flags import typed_fields
 from minitron_cli.spec.recipe import VERBS, Recipe, Step
 from minitron_cli.training import preflight
@@ -68,6 +69,8 @@ def _estimate_step(step: Step, models: Mapping[str, Architecture]) -> Estimate:
         return _importance(step, models[main])
     if step.verb == "prune":
         return _prune(step, main, models[main])
+    if step.verb == "shear":
+        return _shear(step, main, models[main])
     if step.verb in ("train", "distill"):
         teachers = {reference: models[reference] for reference in step.inputs.get("teacher", ()) if reference in models}
         return _training(step, models[main], teachers)
@@ -97,6 +100,16 @@ def _prune(step: Step, source: str, model: Architecture) -> Estimate:
         tokens, flops = pass_cost(model, options, source)
     result = resolved.result
     return Estimate(step, result, tokens, float(flops), result.num_bytes, result.num_bytes)
+
+
+def _shear(step: Step, source: str, model: Architecture) -> Estimate:
+    """A training of the whole model, and what is left of it."""
+    sizes = {flag: value for flag, value in step.options.items() if flag in AXIS_OF_FLAG}
+    rest = {name: value for name, value in step.options.items() if name not in sizes}
+    teachers = {"itself": model} if step.options.get("loss") == "logits" else {}
+    trained = _training(replace(step, options={**rest, "loss": "auto"}), model, teachers)
+    result = resolve_prune(request_from_options(source, sizes), model).result
+    return replace(trained, step=step, model=result, disk_bytes=result.num_bytes)
 
 
 def _training(step: Step, source: Architecture, teachers: Mapping[str, Architecture]) -> Estimate:

@@ -17,7 +17,9 @@ CODE = {
     "train": (*_GROUND, "data", "training"),
     "importance": (*_GROUND, "data", "importance"),
     "prune": (*_GROUND, "prune"),
+    "shear": (*_GROUND, "data", "training", "prune"),
     "distill": (*_GROUND, "data", "training"),
+    "reference-loss": (*_GROUND, "data", "training"),
     "eval": (*_GROUND, "data", "evaluate"),
     "bench": (*_GROUND, "evaluate"),
 }
@@ -73,9 +75,13 @@ def content(path: Path) -> list[Path]:
 
 
 def given_digest(text: str) -> str:
-    """Digest of a declared input: the content of a local path, or the name of something remote."""
-    path = Path(text)
-    return content_digest(path) if path.exists() else _digest({"remote": text})
+    """Digest of a declared input: the content of a local path, with its weight, or the name of something remote."""
+    if Path(text).exists():
+        return content_digest(Path(text))
+    where, _, weight = text.rpartition(":")
+    if where and Path(where).exists():
+        return _digest({"content": content_digest(Path(where)), "weight": weight})
+    return _digest({"remote": text})
 
 
 def input_digests(recipe: Recipe, step: Step, made: Mapping[str, str], directory: Path) -> dict[str, str]:

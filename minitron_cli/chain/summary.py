@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import VERBS, Recipe, Step, command_line, locate
 
-_MAKES_MODELS = ("train", "prune", "distill")
+_MAKES_MODELS = ("train", "prune", "shear", "distill")
 
 
 def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:

@@ -115,6 +115,7 @@ TEXT = (
 MIX = (
     _option("mix", str, "--mix", help="fixed, or dynamic: weights of the data follow the held-out losses"),
     _option("reference_losses", Path, "--reference-losses", help="dynamic: the losses to reach (reference-loss)"),
+    _option("mix_from", Path, "--mix-from", help="begin with the weights that this dynamic run ended with"),
     _option("mix_every", int, "--mix-every", help="dynamic: steps between updates [default: a hundredth, at least 50]"),
     _option("mix_rate", float, "--mix-rate", help="dynamic: how fast weights grow with the excess loss"),
     _option("mix_floor", float, "--mix-floor", help="dynamic: share that is spread evenly, so that none vanishes"),

@@ -25,7 +25,9 @@ VERBS: dict[str, Verb] = {
     "train": Verb("model"),
     "importance": Verb("model", suffix=".safetensors"),
     "prune": Verb("model"),
+    "shear": Verb("model"),
     "distill": Verb("student"),
+    "reference-loss": Verb(None, suffix=".json"),
     "eval": Verb("models", suffix=".json"),
     "bench": Verb("models", suffix=".json"),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minitron_cli.checkpoint.provenance import combined_digest, file_digest, model_digest
+from minitron_cli.checkpoint.provenance import combined_digest, file_digest, model_digest, read_manifest
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
@@ -163,8 +163,26 @@ def open_order(options: Options, models: Models) -> Order:
     """The rows to train on: sources tokenised where they are not yet, in the order that seed and weights give."""
     assert options.seq_len is not None
     files, named = open_files(options.data, models, options)
-    weights = mixture_weights(named, files, options.seq_len)
+    if options.mix_from is None:
+        weights = mixture_weights(named, files, options.seq_len)
+    elif any(weight is not None for weight in named):
+        raise MinitronError("--mix-from and weights in --data both say how to begin", "leave one of them out")
+    else:
+        weights = last_mix(Path(options.mix_from), len(files))
     return Order(files, weights, options.seq_len, options.batch, options.seed, parse_phases(options))
+
+
+def last_mix(model: Path, count: int) -> tuple[float, ...]:
+    """The weights that a finished run with a dynamic mix of `count` sources ended with."""
+    mix = ((read_manifest(model) or {}).get("training") or {}).get("mix") or []
+    if not mix:
+        raise MinitronError(f"{model} was not trained with --mix dynamic", "give a result of such a run, or weights")
+    _, weights = mix[-1]
+    if len(weights) != count:
+        raise MinitronError(
+            f"{model} was trained on {len(weights)} sources, here are {count}", "give as many --data, in the same order"
+        )
+    return tuple(map(float, weights))
 
 
 def open_files(

@@ -45,6 +45,7 @@ class Options:
     # How the data is mixed.
     mix: Annotated[str, OneOf(MIXES)] = "fixed"
     reference_losses: str | None = None
+    mix_from: str | None = None
     mix_every: _Steps = None
     mix_rate: Annotated[float, above(0)] = 1.0
     mix_floor: Annotated[float, Within(0, 1)] = 1e-4

@@ -5,8 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minitron_cli.checkpoint.atomic import check_file
 from minitron_cli.data.order import require_windows
 from minitron_cli.data.source import local_paths
@@ -17,7 +15,7 @@ from minitron_cli.hf.devices import choose_device, choose_dtype
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.defaults import fill_length
 from minitron_cli.training.inputs import find_models, open_files, student_digest
-from minitron_cli.training.load import load_student
+from minitron_cli.training.load import load_teacher
 from minitron_cli.training.optimizer import measurer
 from minitron_cli.training.options import Options, check
 from minitron_cli.training.preflight import size_of
@@ -56,9 +54,9 @@ def measure_source(
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     say(f"{model} ({size.parameters:,} parameters) on {sum(windows):,} windows of {options.seq_len:,} tokens, {device}")
-    student = load_student(models.student, from_scratch=False, seed=0, trust_remote_code=options.trust_remote_code)
-    step = kd_step(student.eval()).to(device)
-    measure = measurer(step, None if dtype == torch.float32 else dtype)
+    source = load_teacher(models.student, dtype, options.trust_remote_code)
+    step = kd_step(source).eval().to(device)
+    measure = measurer(step, None)
     micro = options.micro_batch or choose_micro_batch(replace(options, batch=max(windows)), World(0, 1, device))
     domains = []
     for name, file, count in zip(names, files, windows):

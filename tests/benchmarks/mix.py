@@ -1,6 +1,6 @@
 """A mix that follows the losses against a fixed one: the toy world's four domains, equal tokens, several seeds.
 
-    python -m tests.benchmarks.mix [--seeds 3] [--steps 400] [--every 20] [--start 0.45,0.06,0.06,0.43] [-o FOLDER]
+    python -m tests.benchmarks.mix [--seeds 3] [--steps 100] [--every 5] [--start 0.45,0.06,0.06,0.43] [-o FOLDER]
 
 A teacher is trained and cut; the cut model is trained again on the text alone, by `fixed` and by `dynamic` weights that
 begin as the same shares (by default those of the toy corpus). References are the teacher's losses. The weights follow
@@ -98,8 +98,8 @@ def used(output: Path, start: tuple[float, ...], steps: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--start", default=",".join(str(share) for share in SHARES.values()))
     parser.add_argument("-o", "--output", type=Path)
     parser.set_defaults(teacher_steps=700)

@@ -217,6 +217,25 @@ def test_a_run_that_was_refused_more_of_a_domain_goes_on_with_a_policy(toy: Toy,
     assert_same_run(tmp_path / "whole", tmp_path / "out")
 
 
+def test_a_run_begins_with_the_weights_that_another_ended_with(toy: Toy, tmp_path: Path) -> None:
+    line = dynamic(toy("llama"), tmp_path, tmp_path / "first", mix_rate=2.0)
+    ended = train(line).progress.mix[-1][1]
+    data, _ = write_domains(tmp_path)
+    changes: dict[str, Any] = {"data": data, "mix_from": str(tmp_path / "first")}
+    for mixed in (True, False):
+        fixed = {} if mixed else {"mix": "fixed", "reference_losses": None, "mix_every": None}
+        ready = prepare(replace(dynamic(toy("llama"), tmp_path, tmp_path / "out"), **changes, **fixed), World())
+        assert ready.order.weights == ended
+        assert ready.mixing is None or Mixer(ready.order, ready.mixing, 12).order.weights == pytest.approx(ended)  # type: ignore[arg-type]
+    for more, message in (
+        ({"data": line.data}, "--mix-from and weights in --data both say how to begin"),
+        ({"data": data[:2], "eval_data": line.eval_data[:2]}, "was trained on 3 sources, here are 2"),
+        ({"mix_from": str(toy("llama"))}, "was not trained with --mix dynamic"),
+    ):
+        with pytest.raises(MinitronError, match=message):
+            prepare(replace(line, **{**changes, **more}), World())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

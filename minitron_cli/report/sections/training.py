@@ -24,7 +24,7 @@ def common_teacher(models: list[Model], run: Run) -> object:
 
 def waiting(run: Run) -> list[str]:
     """The models whose training has begun and has written nothing yet."""
-    trained = [m for m in run.models if m.verb in ("train", "distill") and m.state != "elsewhere"]
+    trained = [m for m in run.models if m.verb in ("train", "shear", "distill") and m.state != "elsewhere"]
     return [m.name for m in trained if m.curve is None and m.state == "begun"]
 
 
