@@ -12,6 +12,7 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.training import rundir, state
 from minitron_cli.training.announce import announce, check_room
 from minitron_cli.training.prepare import Prepared
+from minitron_cli.training.repro import PREFIX
 
 Say = Callable[[str], None]
 
@@ -43,7 +44,7 @@ def is_done(ready: Prepared, place: Path, output: Path, inputs: dict[str, str], 
 def begun(
     ready: Prepared, place: Path, inputs: dict[str, str], world: World, preflight: bool, say: Say
 ) -> Iterator[None]:
-    """Announce the run and hold its directory; one that fails before its first checkpoint leaves none behind."""
+    """Announce the run and hold its directory; one that fails before its first checkpoint leaves at most a repro."""
     if world.rank != 0:
         world.barrier()
         yield
@@ -59,7 +60,8 @@ def begun(
             world.barrier()
             yield
         except BaseException:
-            if created and not state.checkpoints(place / "run"):
+            left = state.checkpoints(place / "run") or any((place / "run").glob(f"{PREFIX}*"))
+            if created and not left:
                 shutil.rmtree(place / "run", ignore_errors=True)
                 with suppress(OSError):
                     place.rmdir()

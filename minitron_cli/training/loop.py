@@ -48,6 +48,16 @@ class StepRefused(MinitronError):
     """A step was refused before it touched the weights: they are those of the last good one, and worth keeping."""
 
 
+class NotFinite(StepRefused):
+    """A loss or gradient norm of `step` (from 0) is not finite: its global `values`, and this rank's rows."""
+
+    def __init__(self, message: str, hint: str, step: int, share: Share, values: Mapping[str, float]) -> None:
+        super().__init__(message, hint)
+        self.step = step
+        self.share = share
+        self.values = dict(values)
+
+
 # Called after each update with the new progress and what was measured in it: logs, evaluates and saves when due.
 AfterStep = Callable[[Progress, Mapping[str, float]], None]
 
@@ -103,9 +113,12 @@ def _check_finite(values: Mapping[str, float], step: int, share: Share, job: Job
     if bad:
         count = len(share.ids) * job.world.size
         rows = f"rows {step * count} to {(step + 1) * count - 1} of the data order"
-        raise StepRefused(
+        raise NotFinite(
             f"{', '.join(bad)} not finite in step {step + 1} ({rows}); the weights of step {step} are unharmed",
             "type the line again with --spike-guard 10 to leave such steps out, or start again with a lower --lr",
+            step,
+            share,
+            values,
         )
 
 

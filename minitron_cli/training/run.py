@@ -27,6 +27,7 @@ from minitron_cli.training.prepare import Prepared, prepare, world_of
 from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
 from minitron_cli.training.reload import check_reloaded, live_loss
+from minitron_cli.training.repro import write_repro
 from minitron_cli.training.rows import Rows, Share, rows_of, with_known_ids
 from minitron_cli.training.state import Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
@@ -209,6 +210,14 @@ def follow(
         if not continued or recorder.owes_mix():
             recorder.measure()
         loop.run(job, progress, stop, recorder)
+    except loop.NotFinite as error:
+        recorder.save()
+        rows = None
+        if isinstance(ready.order, Order):
+            order = ready.order if mixer is None else mixer.order
+            rows = [list(map(int, place)) for place in zip(*order.places(error.step))]
+        error.message += f"; what is needed to repeat it is in {write_repro(run, job, error, rows, inputs)}"
+        raise
     except loop.StepRefused:
         recorder.save()
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
-from minitron_cli.training import export, state
+from minitron_cli.training import export, loop, state
 from minitron_cli.training.export_run import export_step
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.run import train
@@ -327,6 +328,44 @@ def test_a_step_that_is_not_finite_stops_by_name_and_keeps_the_good_weights(
     step = int(re.search(r"in step (\d+)", caught.value.message)[1])  # type: ignore[index]
     saved = state.checkpoints(tmp_path / "out" / "run")[-1]
     assert saved.name == f"step-{step - 1:07d}"
+
+    # What is left beside it names the rows and the layers, by the same model in transformers.
+    place = tmp_path / "out" / "run" / f"not-finite-step-{step}"
+    assert str(place) in caught.value.message
+    repro = json.loads((place / "repro.json").read_text(), parse_constant=pytest.fail)
+    assert (repro["step"], repro["seed"], repro["ranks"]) == (step, 0, 1)
+    assert any(value in ("nan", "inf", "-inf") for value in repro["values"].values())
+    assert len(repro["micro_batches_of_rank_0"]) == 2
+    rows = load_file(place / "rows-0.safetensors")
+    (file,) = token_files(parse_sources((str(text),)), toy("llama"))
+    windows = [window for _, window in repro["rows"]]
+    assert torch.equal(rows["ids"], torch.from_numpy(file.windows(np.array(windows), 32)))
+    held = dict(state.load_weights(saved, "model.student."))
+    for layer, norms in repro["norms"].items():
+        mine = [t.double() for name, t in held.items() if f"{name}.".startswith(f"model.{layer}.")]
+        assert float(norms["weight"]) == pytest.approx(float(torch.cat([t.flatten() for t in mine]).norm()), rel=1e-6)
+    assert {f"student.model.layers.{i}" for i in range(3)} < set(repro["norms"])
+    assert any(norms["gradient"] in ("nan", "inf") for norms in repro["norms"].values())
+
+
+def test_the_norms_of_a_repro_are_those_of_the_unclipped_gradient(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """A step whose loss one term makes infinite after the fact: the gradients themselves are an ordinary model's."""
+    line = options(toy("llama"), text, tmp_path / "out", grad_clip=1e-3)
+    original = loop._read
+
+    def read(terms: Any, norm: Any, world: Any) -> dict[str, float]:
+        return {**original(terms, norm, world), "loss": float("inf")}
+
+    with patch.object(loop, "_read", read), pytest.raises(MinitronError, match="loss not finite in step 1 "):
+        train(line)
+    place = tmp_path / "out" / "run" / "not-finite-step-1"
+    repro, rows = json.loads((place / "repro.json").read_text()), load_file(place / "rows-0.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(toy("llama"))
+    model(rows["ids"], labels=rows["ids"]).loss.backward()
+    for layer, norms in repro["norms"].items():
+        named = [p for name, p in model.named_parameters() if f"student.{name}.".startswith(f"{layer}.")]
+        gradient = torch.cat([p.grad.flatten() for p in named])
+        assert norms["gradient"] == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 
 def test_tensorboard_is_named_where_it_is_missing(toy: Toy, text: Path, tmp_path: Path) -> None:
