@@ -57,4 +57,5 @@ def stored_weights(model: Checkpoint | Architecture) -> dict[Weight, int]:
         found = {m.weight: ITEM_BYTES[model.tensors[name].dtype] for name, m in model.matches.items()}
         return {weight: item for weight, item in found.items() if not weight.junk}
     dtype = str(model.config.get("dtype") or model.config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    return dict.fromkeys(model.family.expected(model.config), _ITEM_BYTES.get(dtype, 2))
+    lines = [weight for weight in model.family.expected(model.config) if copies(weight, model.shape)]
+    return dict.fromkeys(lines, _ITEM_BYTES.get(dtype, 2))

@@ -37,6 +37,8 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
     for key in family.per_layer_index:
         if config.get(key):
             result[key] = [new for new, old in enumerate(layers) if old in config[key]]
+    for way, kinds in zip(family.kinds, zip(*plan.target.kinds)):
+        result.update(way.write(result, kinds))
     return result
 
 

@@ -19,6 +19,7 @@ from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.reader import weight_files
 from minitron_cli.checkpoint.seal import require_unaltered, sealed
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import GROUPS
 from minitron_cli.spec.plan import Plan, plan_problems
 from minitron_cli.spec.shape import Shape
 
@@ -146,12 +147,31 @@ def write_plan(directory: Path, plan: Plan) -> None:
     from safetensors.numpy import save
 
     # One metadata key: safetensors does not keep the order of several, and the same plan must give the same bytes.
-    shapes = json.dumps({"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)})
+    shapes = json.dumps(
+        {"source": dict(plan.source.sizes), "target": dict(plan.target.sizes), **_structure(plan.source)}
+    )
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
     if plan.basis is not None:
         kept[_BASIS] = np.ascontiguousarray(plan.basis)
     # Not save_file, which makes files that only their owner can read.
     (directory / KEPT_INDICES).write_bytes(save(kept, {"minitron": shapes}))
+
+
+def _structure(shape: Shape) -> dict[str, Any]:
+    """What a shape says beside its sizes, where it is not the usual."""
+    found = {
+        "groups": shape.groups if shape.groups != GROUPS else (),
+        "kinds": shape.kinds,
+        "kinds_with": {axis: sorted(kinds) for axis, kinds in sorted(shape.kinds_with.items())} if shape.kinds else {},
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _shape(sizes: Mapping[str, int], shapes: Mapping[str, Any]) -> Shape:
+    """The shape of these sizes, with the structure of the source."""
+    groups = tuple((axis, group) for axis, group in shapes["groups"]) if "groups" in shapes else GROUPS
+    kinds = tuple(map(tuple, shapes.get("kinds", ())))
+    return Shape(sizes, groups, kinds, {axis: frozenset(k) for axis, k in shapes.get("kinds_with", {}).items()})
 
 
 def read_plan(directory: Path) -> Plan | None:
@@ -165,9 +185,11 @@ def read_plan(directory: Path) -> Plan | None:
         with safe_open(file, framework="numpy") as stream:
             shapes = json.loads((stream.metadata() or {})["minitron"])
             kept = {axis: stream.get_tensor(axis) for axis in stream.keys()}  # noqa: SIM118
-        source, target = Shape(shapes["source"]), Shape(shapes["target"])
+        source, target = (_shape(shapes[name], shapes) for name in ("source", "target"))
+        if "layer" in kept:
+            target = target.of_layers(kept["layer"].tolist(), source)
         basis = kept.pop(_BASIS, None)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
     if problems := plan_problems(source, target, kept, basis):
         raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")

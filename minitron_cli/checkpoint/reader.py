@@ -10,7 +10,7 @@ from typing import Any
 from minitron_cli.checkpoint.headers import FLOATS, TensorInfo, read_header
 from minitron_cli.checkpoint.validation import known_activations
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.families import family_of
+from minitron_cli.families import FAMILIES, family_of
 from minitron_cli.spec.axes import Weight, size
 from minitron_cli.spec.family import Family, Match, match
 from minitron_cli.spec.shape import Shape, copies, shape_of
@@ -84,7 +84,7 @@ def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """config.json of a model directory as a dictionary."""
+    """config.json of a model directory as a dictionary, in its family's normal form."""
     file = path / "config.json"
     if not file.is_file():
         raise MinitronError(
@@ -102,7 +102,8 @@ def load_config(path: Path) -> dict[str, Any]:
             raise MinitronError(
                 f"{file}: {key} is {config[key]!r}, which transformers does not know", near_matches(config[key], known)
             )
-    return config
+    family = next((f for f in FAMILIES if config["model_type"] in f.model_types), None)
+    return family.normal(config) if family is not None and family.normal is not None else config
 
 
 def has_weights(path: Path) -> bool:
@@ -176,6 +177,9 @@ def _explain(
         seen[found.weight.name] = seen.get(found.weight.name, 0) + 1
         if (found.layer or 0) >= shape["layer"] or (found.expert or 0) >= shape.get("expert", 1):
             problems.append(f"{name} lies beyond the config's {shape['layer']} layers")
+        elif found.layer is not None and found.layer not in shape.layers_of_kind(found.weight.kind):
+            kinds = " and ".join(shape.kinds[found.layer])
+            problems.append(f"{name} belongs to a {found.weight.kind} layer, the config says that this one is {kinds}")
         elif not found.weight.junk and tensors[name].shape != (wanted := _sizes(found.weight, shape)):
             problems.append(f"{name} has shape {list(tensors[name].shape)}, the config says {list(wanted)}")
     layouts = sorted({m.weight.layout for m in matches.values() if m.weight.layout})

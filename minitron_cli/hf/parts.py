@@ -24,7 +24,7 @@ def decoder_of(model: Any) -> nn.Module:
 def blocks_of(model: Any) -> nn.ModuleList:
     """The decoder blocks, in order: the list whose items hold the table's per-layer weights."""
     family = _family_of(model)
-    line = next(w for w in _lines(model, family) if "layer" in w.name_axes and "expert" not in w.name_axes)
+    line = next(w for w in _lines(model, family) if "layer" in w.name_axes and w.kind is None)
     (module,) = module_names(model, [line.format(layer=0)]).values()
     blocks = model.get_submodule(block_name(module, 0).removesuffix(".0"))
     assert isinstance(blocks, nn.ModuleList), f"the blocks of {type(model).__name__} are a {type(blocks).__name__}"

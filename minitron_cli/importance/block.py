@@ -19,6 +19,7 @@ from minitron_cli.hf.parts import blocks_of, decoder_of
 from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.shape import Shape
 
 DUMMY_VOCAB = 8
 _NO_IDS = {"vocab_size": DUMMY_VOCAB, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -48,14 +49,18 @@ class Tensors:
 def build_block(checkpoint: Checkpoint, read: Tensors, dtype: torch.dtype, device: torch.device) -> Block:
     """Build the one-layer model around tensors that `read_layer` has read."""
     model = model_of_tensors(_config(checkpoint, read.layer, read.vocab), read.tensors, dtype, device)
-    alone = replace(checkpoint, shape=checkpoint.shape.with_(layer=1), matches=read.matches)
+    alone = replace(checkpoint, shape=_alone(checkpoint.shape, read.layer), matches=read.matches)
     sites = find_sites(alone, model, device)
     real = tuple(replace(site, layer=read.layer, readers=_real_names(site, read)) for site in sites)
     return Block(read.layer, model, decoder_of(model), blocks_of(model)[0], real)
 
 
+def _alone(shape: Shape, layer: int) -> Shape:
+    return shape.with_(layer=1).of_layers([layer], shape)
+
+
 def _config(checkpoint: Checkpoint, layer: int, vocab: bool) -> Any:
-    target = checkpoint.shape.with_(layer=1)
+    target = _alone(checkpoint.shape, layer)
     plan = Plan(checkpoint.shape, target, {"layer": np.array([layer])} if checkpoint.shape["layer"] > 1 else {})
     values = pruned_config(checkpoint.config, checkpoint.family, plan)
     values = {**values, "tie_word_embeddings": True, **({} if vocab else _NO_IDS)}

@@ -7,6 +7,7 @@ import numpy as np
 
 from minitron_cli.importance.aggregate import Aggregation, to_scores
 from minitron_cli.importance.sums import COUNT, Rows
+from minitron_cli.spec.axes import SCOPE
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import top_k
 from minitron_cli.spec.shape import Shape
@@ -22,7 +23,8 @@ def report(
     if raw[COUNT].min() == 0:
         return {}
     even, odd = (to_scores(raw, rows, family, shape, how, half) for half in (0, 1))
-    return {axis: compare(even[axis], odd[axis]) for axis in even}
+    has = {axis: list(shape.layers_of(axis)) if SCOPE.get(axis) else slice(None) for axis in even}
+    return {axis: compare(even[axis][has[axis]], odd[axis][has[axis]]) for axis in even}
 
 
 def compare(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def compensation_cost(
     flops, inputs = 0.0, {}
     for weight in weights:
         dim = reading_dim(weight)
-        if dim is None or (is_embedding(weight) and not rotate):
+        if dim is None or not copies(weight, target) or (is_embedding(weight) and not rotate):
             continue
         experts = target["expert"] if is_routed(weight) else 1
         many = copies(weight, target) * (experts if len(weight.dims) > 2 else 1)
@@ -38,10 +38,11 @@ def compensation_cost(
             flops += 2 * many * rows * (width - kept) * kept
         if kept < width and "layer" in weight.name_axes:
             own = experts if "expert_ffn" in reads(weight) else 1  # experts read the hidden channels together
-            inputs[reads(weight), weight.name.rpartition(".{layer}.")[2].split(".")[0]] = (width, kept, own)
-    for (axes, _), (width, kept, own) in inputs.items():
-        flops += target["layer"] * own * 2 * (kept**3 / 3 + 2.0 * kept**2 * (width - kept))
+            layers = len(target.layers_of_kind(weight.kind))
+            inputs[reads(weight), weight.name.rpartition(".{layer}.")[2].split(".")[0]] = (width, kept, own, layers)
+    for (axes, _), (width, kept, own, layers) in inputs.items():
+        flops += layers * own * 2 * (kept**3 / 3 + 2.0 * kept**2 * (width - kept))
         if residual and axes[0] in CHOSEN:
             gone, precision = width - kept, 1 if width > DOUBLE else 2
-            flops += target["layer"] * (precision * (width**3 + width * gone**2) + 2 * source["hidden"] * width * gone)
-    return flops, _COPIES * 8 * max((width for width, _, _ in inputs.values()), default=0) ** 2
+            flops += layers * (precision * (width**3 + width * gone**2) + 2 * source["hidden"] * width * gone)
+    return flops, _COPIES * 8 * max((width for width, *_ in inputs.values()), default=0) ** 2

@@ -17,6 +17,7 @@ from minitron_cli.prune.target import (
     Target,
     check_something_is_cut,
     default_name,
+    make_plan,
     needed_scores,
     parse_layers,
     rounded,
@@ -83,6 +84,9 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     if scores is not None:
         for axis in needed:
             scores.require(axis, source.shape)
+        if source.shape.kinds and "layer" in needed:  # which layers stay decides what is left
+            chosen = make_plan(source.shape, ranked, target, scores).kept["layer"]
+            shape = shape.of_layers(chosen.tolist(), source.shape)
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)

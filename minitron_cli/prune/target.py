@@ -65,6 +65,8 @@ def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
     if "head" in sizes and "kv" in source and "kv" not in sizes and source["kv"] == source["head"]:
         sizes["kv"] = sizes["head"]
     shape = source.with_(**sizes)
+    if target.drop_layers:
+        shape = shape.of_layers(_left(source, target), source)
     _check_kv_alone(source, shape, sizes)
     check_target(model.family, source, shape)
     return shape
@@ -131,8 +133,12 @@ def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
 
 def make_plan(source: Shape, shape: Shape, target: Target, scores: Scores | None) -> Plan:
     """The plan for a checked shape. `scores` may be absent where no ranking is needed."""
-    kept = [i for i in range(source["layer"]) if i not in target.drop_layers] if target.drop_layers else None
+    kept = _left(source, target) if target.drop_layers else None
     return from_scores(scores or Scores({}), source, shape, kept)
+
+
+def _left(source: Shape, target: Target) -> list[int]:
+    return [layer for layer in range(source["layer"]) if layer not in target.drop_layers]
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:

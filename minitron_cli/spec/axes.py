@@ -15,11 +15,13 @@ A dimension is an axis, an integer, a row-major product `(head 3 head_dim)` or a
 products. `{layer}` and `{expert}` in the name are axes too. `?` marks a weight that may be absent, `?key` one that is
 present exactly when the config says `key`, `?!key` when it does not. `@layout` marks alternatives: a checkpoint holds
 the lines of one layout only, the first one named being the usual. `-` marks known junk that is not written out.
+
+Where layers are of several kinds, `[kind]` begins the lines of those of one kind; lines above the first hold for all.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -63,6 +65,7 @@ AXES: tuple[Axis, ...] = (
     Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
     Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8),
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
+    Axis("conv", "taps of the convolution", "c"),
 )
 SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}
 FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes that can be cut
@@ -77,13 +80,15 @@ Dim = tuple[Product, ...]  # a concatenation of row-major products; almost alway
 _NAMES = tuple(axis.name for axis in AXES if axis.units)
 _TOKEN = re.compile(r"\([^()]*\)|[^\s()]+")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_SECTION = re.compile(r"\[(\w+)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One line of a family's table. `dims` is empty for junk.
 
-    `when` names the config key that decides presence, `layout` the storage layout that the line belongs to (None: all).
+    `when` names the config key that decides presence, `layout` the storage layout that the line belongs to (None: all),
+    `kind` the kind of layer (None: every).
     """
 
     name: str
@@ -92,6 +97,7 @@ class Weight:
     when: str | None = None
     junk: bool = False
     layout: str | None = None
+    kind: str | None = None
 
     @property
     def name_axes(self) -> tuple[str, ...]:
@@ -127,9 +133,14 @@ def parse_line(line: str) -> Weight:
 
 def parse_table(text: str) -> tuple[Weight, ...]:
     """Parse a whole table, one line per weight; blank lines and `#` comments are skipped."""
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    weights = tuple(parse_line(line) for line in lines if line)
-    names = [w.name for w in weights]
+    found: list[Weight] = []
+    kind = None
+    for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
+        if section := _SECTION.fullmatch(line):
+            kind = section[1]
+        else:
+            found.append(replace(parse_line(line), kind=kind))
+    weights, names = tuple(found), [w.name for w in found]
     if len(set(names)) != len(names):
         raise ValueError(f"a name is twice in the table: {sorted({n for n in names if names.count(n) > 1})}")
     return weights
@@ -191,7 +202,8 @@ def reading_dim(weight: Weight) -> int | None:
     """
     if not is_matrix(weight):
         return None
-    alone = ((("expert_ffn",),), (("hidden",),)) if len(weight.dims) > 2 else ()
+    stacked = len(weight.dims) > 2 and axes_of(weight.dims[0]) == ("expert",)
+    alone = ((("expert_ffn",),), (("hidden",),)) if stacked else ()
     return next((weight.dims.index(dim) for dim in alone if dim in weight.dims), len(weight.dims) - 1)
 
 

@@ -1,11 +1,12 @@
 """A model family: the config key of each axis' size, and one line per weight."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, parse_table
+from minitron_cli.spec.kinds import Kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Family:
     read its output begin with. It is empty where the stream passes anything else (LayerNorm, norms after a block's
     halves): there it cannot be rotated (see prune/rotate). `norm_offset` is what those norms add to their weights.
     `groups` pairs an axis with the one that groups it: every unit of the second holds as many units of the first.
+    `kinds` says how the config tells layers of several kinds apart, where the table has sections for them.
+    `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Family:
     rms_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
     groups: tuple[tuple[str, str], ...] = GROUPS
+    kinds: tuple[Kinds, ...] = ()
+    normal: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def with_(self, lines: str, **changes: Any) -> "Family":
         """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""
@@ -53,6 +58,19 @@ class Family:
         names = {axis for w in self.weights for axis in w.name_axes}
         dims = {f for w in self.weights for dim in w.dims for product in dim for f in product if isinstance(f, str)}
         return frozenset(names | dims)
+
+    def kinds_of_layers(self, config: Mapping[str, Any], num_layers: int) -> tuple[tuple[str, ...], ...]:
+        """The kinds of each layer, one of each way that layers differ in; empty where all are alike."""
+        return tuple(zip(*(kinds.read(config, num_layers) for kinds in self.kinds)))
+
+    def kinds_with(self) -> dict[str, frozenset[str]]:
+        """The kinds of layers that have an axis, for every axis that not all layers have."""
+        found: dict[str, set[str | None]] = {}
+        for weight in self.weights:
+            axes = {f for dim in weight.dims for product in dim for f in product if isinstance(f, str)}
+            for axis in axes | set(weight.name_axes):
+                found.setdefault(axis, set()).add(weight.kind)
+        return {axis: frozenset(map(str, kinds)) for axis, kinds in found.items() if None not in kinds}
 
     def layouts(self) -> tuple[str, ...]:
         """The names of the storage layouts, the usual one first; empty where there is only one way to store."""

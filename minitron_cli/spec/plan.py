@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXES, SCOPE, SCORED_AXES
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
@@ -17,7 +18,8 @@ class Plan:
     """Indices into the source that survive, ascending; an axis that is not cut is absent from `kept`.
 
     An axis chosen anew in each layer has one row per *kept* layer: kept["ffn"] is (target layer, target ffn), and row i
-    belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn).
+    belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn). The row
+    of a layer that has no such axis means nothing.
     `basis` (source hidden, target hidden) replaces the kept hidden channels where directions of the residual stream are
     kept instead: orthonormal columns, each a direction.
     """
@@ -74,10 +76,17 @@ def plan_problems(
             problems.append(f"{axis} is not an axis of both shapes")
         elif axis not in kept and source[axis] != target[axis] and axis not in free:
             problems.append(f"{axis} changes from {source[axis]} to {target[axis]} without kept indices")
+    if not problems and target.kinds != _kinds_left(source, kept):
+        problems.append("the layers of the target are of other kinds than those kept")
     if not problems:
         found = [_index_problem(source, target, axis, index) for axis, index in kept.items()]
         problems = [text for text in found if text]
     return problems or _group_problems(source, target, kept)
+
+
+def _kinds_left(source: Shape, kept: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], ...]:
+    layers = kept["layer"] if "layer" in kept else range(source.get("layer"))
+    return tuple(source.kinds[layer] for layer in layers if layer < source["layer"]) if source.kinds else ()
 
 
 def _index_problem(source: Shape, target: Shape, axis: str, index: np.ndarray) -> str | None:
@@ -138,13 +147,15 @@ def from_scores(scores: Scores, source: Shape, target: Shape, layers: Sequence[i
     """Rank every cut axis by its scores and keep the best (Minitron, arXiv 2407.14679, section 2.3).
 
     `layers` fixes the layers to keep (ascending source indices) instead of ranking them. Neurons, heads and experts are
-    ranked inside each layer; heads inside each KV group; hidden channels once for the whole network.
+    ranked inside each layer; heads inside each KV group; hidden channels once for the whole network. Of every kind of
+    layer at least one stays: without any the model would be another architecture.
     """
     kept: dict[str, np.ndarray] = {}
     if layers is None and target["layer"] != source["layer"]:
-        kept["layer"] = top_k(scores.require("layer", source), target["layer"])
+        kept["layer"] = _best_layers(scores.require("layer", source), source, target["layer"])
     elif layers is not None and len(layers) != source["layer"]:
         kept["layer"] = np.asarray(layers, dtype=np.int64)
+        _require_kinds(source, kept["layer"])
     groups = dict(source.groups)
     for axis in SCORED_AXES:
         if axis == "layer" or axis not in source or target[axis] == source[axis]:
@@ -154,7 +165,30 @@ def from_scores(scores: Scores, source: Shape, target: Shape, layers: Sequence[i
             kept.update(_keep_grouped(values, axis, groups[axis], source, target))
         else:
             kept[axis] = top_k(values, target[axis])
-    return Plan(source, target, kept)
+    return Plan(source, target.of_layers(kept["layer"], source) if "layer" in kept else target, kept)
+
+
+def _best_layers(scores: np.ndarray, source: Shape, count: int) -> np.ndarray:
+    """Ascending indices of the layers with the highest scores, the best of each kind among them."""
+    order = np.argsort(-scores, kind="stable").tolist()
+    first: list[int] = []
+    missing = {kind for kinds in source.kinds for kind in kinds}
+    for layer in order if source.kinds else []:
+        if missing & set(source.kinds[layer]):
+            first.append(layer)
+            missing -= set(source.kinds[layer])
+    kept = np.array([*first, *(layer for layer in order if layer not in first)][:count], dtype=np.int64)
+    _require_kinds(source, kept)
+    return np.sort(kept)
+
+
+def _require_kinds(source: Shape, layers: np.ndarray) -> None:
+    left = {kind for layer in layers for kind in (source.kinds[layer] if source.kinds else ())}
+    if gone := sorted({kind for kinds in source.kinds for kind in kinds} - left):
+        raise MinitronError(
+            f"no {' or '.join(gone)} layer would stay: without any, the model is of another architecture",
+            "keep more layers, or name those that go with --drop-layers",
+        )
 
 
 def where_kept(values: np.ndarray, axis: str, kept: Mapping[str, np.ndarray]) -> np.ndarray:

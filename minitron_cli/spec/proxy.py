@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minitron_cli.spec.axes import SCORED_AXES
+from minitron_cli.spec.axes import SCOPE, SCORED_AXES
 from minitron_cli.spec.plan import Plan, from_scores, where_kept
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
@@ -30,7 +30,8 @@ def _share(scores: Scores, plan: Plan, axis: str) -> float:
         return float(values[plan.kept["layer"]].sum() / max(values.sum(), 1e-30))
     energy = where_kept(values, axis, plan.kept) ** 2
     kept = np.take_along_axis(energy, plan.kept[axis], axis=-1).sum(-1)
-    return float(np.mean(kept / np.maximum(energy.sum(-1), 1e-30)))
+    share = kept / np.maximum(energy.sum(-1), 1e-30)
+    return float(np.mean(share[list(plan.target.layers_of(axis))] if "layer" in SCOPE.get(axis, ()) else share))
 
 
 def features(scores: Scores, source: Shape, target: Shape) -> dict[str, float]:

@@ -17,7 +17,7 @@ _AGAIN = "measure again with `minitron importance`"
 class Scores:
     """Higher is more important. Arrays have their axis last, after its scope: "ffn" is (layer, ffn).
 
-    Only layers can have negative scores: dropping one can lower the loss.
+    Only layers can have negative scores: dropping one can lower the loss. A layer without the axis has zeros.
 
     `provenance` says what they were measured on: model digest, data, samples, sequence length, aggregation, dtype.
     """

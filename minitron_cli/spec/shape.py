@@ -1,7 +1,7 @@
 """Shapes: sizes per axis, and what follows from them without a single weight: parameters, KV bytes, FLOPs."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -15,11 +15,14 @@ class Shape:
     """Sizes per axis, e.g. {"layer": 32, "hidden": 4096, "ffn": 14336, "head": 32, "kv": 8, "head_dim": 128, ...}.
 
     Mixtures of experts carry `expert_active`, the experts a token is routed to, beside the axes of their table.
-    `groups` are the family's (see Family).
+    `groups` are the family's (see Family). Where layers are of several kinds, `kinds` holds those of each layer and
+    `kinds_with` the kinds that have an axis, for every axis that not all layers have.
     """
 
     sizes: Mapping[str, int]
     groups: tuple[tuple[str, str], ...] = GROUPS
+    kinds: tuple[tuple[str, ...], ...] = ()
+    kinds_with: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __getitem__(self, axis: str) -> int:
         return self.sizes[axis]
@@ -36,11 +39,34 @@ class Shape:
     def with_(self, **sizes: int) -> "Shape":
         unknown = [axis for axis in sizes if axis not in self.sizes]
         assert not unknown, f"no such axis: {unknown}"
-        return replace(self, sizes={**self.sizes, **sizes})
+        changed = replace(self, sizes={**self.sizes, **sizes})
+        depth = changed.get("layer")
+        if not self.kinds or depth == len(self.kinds):
+            return changed
+        # Which layers stay is not known yet: until `of_layers` says, they are spread over the depth.
+        spread = tuple(self.kinds[i * len(self.kinds) // depth] for i in range(depth)) if depth > 0 else ()
+        return replace(changed, kinds=spread)
 
-    def layers_of(self, axis: str) -> range:
+    def of_layers(self, layers: Iterable[int], source: "Shape") -> "Shape":
+        """This shape, its layers being those of `source`."""
+        if not source.kinds:
+            return self
+        kinds = tuple(source.kinds[i] for i in layers)
+        assert self["layer"] == len(kinds)
+        return replace(self, kinds=kinds)
+
+    def layers_of_kind(self, kind: str | None) -> tuple[int, ...]:
+        """Indices of the layers of a kind (None: every)."""
+        if kind is None:
+            return tuple(range(self["layer"]))
+        return tuple(layer for layer, kinds in enumerate(self.kinds) if kind in kinds)
+
+    def layers_of(self, axis: str) -> tuple[int, ...]:
         """Indices of the layers that have the axis."""
-        return range(self["layer"]) if axis in self else range(0)
+        if axis not in self:
+            return ()
+        kinds = self.kinds_with.get(axis)
+        return tuple(layer for layer in range(self["layer"]) if kinds is None or kinds & set(self.kinds[layer]))
 
     def groups_of(self) -> tuple[tuple[str, str], ...]:
         """(axis, the axis that groups it) of every grouping whose axes the model has."""
@@ -73,7 +99,12 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
             raise MinitronError(
                 f"config.json has {sizes['head']} heads over {sizes['kv']} KV groups", "is it this model's config?"
             )
-    return Shape(sizes, family.groups)
+    kinds, kinds_with = family.kinds_of_layers(config, sizes["layer"]), family.kinds_with()
+    found = {kind for layer in kinds for kind in layer}
+    absent = {axis for axis, having in kinds_with.items() if not having & found}
+    if "expert" in absent:
+        absent.add("expert_active")
+    return Shape({a: n for a, n in sizes.items() if a not in absent}, family.groups, kinds, kinds_with)
 
 
 def shape_name(shape: Shape, source: Shape | None = None) -> str:
@@ -92,11 +123,14 @@ def cut_flags(source: Shape, shape: Shape) -> dict[str, int]:
 
 def copies(weight: Weight, shape: Shape) -> int:
     """How many tensors a line describes: one per layer and expert that its name ranges over."""
-    return prod(shape[axis] for axis in weight.name_axes)
+    many = {"layer": len(shape.layers_of_kind(weight.kind))} if "layer" in weight.name_axes else {}
+    return prod(many.get(axis, shape.get(axis)) for axis in weight.name_axes)
 
 
 def num_elements(weight: Weight, shape: Shape) -> int:
     """Elements of one tensor of this line."""
+    if weight.kind is not None and not shape.layers_of_kind(weight.kind):
+        return 0  # no layer of the kind, and perhaps no sizes of its axes
     return prod(size(dim, shape.sizes) for dim in weight.dims)
 
 
@@ -124,7 +158,7 @@ def is_routed(weight: Weight) -> bool:
 
 
 def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
-    """Bytes that one token adds to the KV cache: keys and values of every layer."""
+    """Bytes that one token adds to the KV cache: keys and values of every layer that has them."""
     heads = "kv" if "kv" in shape else "head"
     return 2 * len(shape.layers_of(heads)) * shape[heads] * shape["head_dim"] * bytes_per_element
 
@@ -139,7 +173,7 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
     for weight in weights:
         if len(weight.dims) < 2 or _has_vocab(weight):
             continue
-        share = shape.get("expert_active", 1) / shape["expert"] if is_routed(weight) else 1
+        share = shape.get("expert_active", 1) / shape.get("expert", 1) if is_routed(weight) else 1
         linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
     head = 2 * shape["vocab"] * shape["hidden"]
     attention = 2 * context * len(shape.layers_of("head")) * shape["head"] * shape["head_dim"]

@@ -5,12 +5,21 @@ import numpy as np
 import torch
 
 # Where a family's class keeps what the others call otherwise: (attention, its input reader, its output), (MLP's).
-ATTENTION = {"gpt_neox": ("attention", "query_key_value", "dense"), "phi3": ("self_attn", "qkv_proj", "o_proj")}
+ATTENTION = {
+    "gpt_neox": ("attention", "query_key_value", "dense"),
+    "phi3": ("self_attn", "qkv_proj", "o_proj"),
+    "lfm2": ("self_attn", "q_proj", "out_proj"),
+}
 MLP = {
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
     **dict.fromkeys(("phi3", "glm", "glm4"), ("gate_up_proj", "down_proj")),
     "starcoder2": ("c_fc", "c_proj"),
+    "lfm2": ("w1", "w2"),
 }
+# What stands in the place of attention in other kinds of layers: (its module, its input reader, its output).
+MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), "qwen3_5_text": ("linear_attn", "in_proj_qkv", "out_proj")}
+# What such a layer's output matrix reads: more hidden channels, or value heads.
+INNER = {"lfm2": "inner", "qwen3_5_text": "values"}
 # One norm, which attention and MLP both read: it counts once.
 ONE_NORM = ("cohere2",)
 
@@ -52,19 +61,25 @@ def _catch_one(model, row, begin, end):
         return hook
 
     for n, block in enumerate(model.get_decoder().layers):
-        heads = getattr(block, attention)
-        handles.append(getattr(heads, reads).register_forward_pre_hook(keep(n, "qkv")))
-        handles.append(getattr(heads, writes).register_forward_pre_hook(keep(n, "o")))
-        if hasattr(block.mlp, "experts"):
-            router = block.mlp.router if kind_of_model == "gpt_oss" else block.mlp.gate
+        mixes = hasattr(block, attention)
+        mixer, enters, leaves = (attention, reads, writes) if mixes else MIXERS[kind_of_model]
+        mixer = getattr(block, mixer)
+        handles.append(getattr(mixer, enters).register_forward_pre_hook(keep(n, "qkv")))
+        handles.append(
+            getattr(mixer, leaves).register_forward_pre_hook(keep(n, "o" if mixes else INNER[kind_of_model]))
+        )
+        mlp = block.feed_forward if hasattr(block, "feed_forward") else block.mlp
+        if hasattr(mlp, "experts"):
+            router = mlp.router if kind_of_model == "gpt_oss" else mlp.gate
             handles.append(router.register_forward_pre_hook(keep(n, "mlp")))
-            handles.append(block.mlp.experts.register_forward_pre_hook(experts(n)))
-            if hasattr(block.mlp, "shared_expert"):
-                handles.append(block.mlp.shared_expert.down_proj.register_forward_pre_hook(keep(n, "shared")))
+            handles.append(mlp.experts.register_forward_pre_hook(experts(n)))
+            for name in ("shared_expert", "shared_experts"):
+                if hasattr(mlp, name):
+                    handles.append(getattr(mlp, name).down_proj.register_forward_pre_hook(keep(n, "shared")))
         else:
             if kind_of_model not in ONE_NORM:
-                handles.append(getattr(block.mlp, up).register_forward_pre_hook(keep(n, "mlp")))
-            handles.append(getattr(block.mlp, down).register_forward_pre_hook(keep(n, "down")))
+                handles.append(getattr(mlp, up).register_forward_pre_hook(keep(n, "mlp")))
+            handles.append(getattr(mlp, down).register_forward_pre_hook(keep(n, "down")))
         handles.append(block.register_forward_hook(around(n), with_kwargs=True))
     with torch.no_grad():
         model.get_decoder()(input_ids=torch.as_tensor(row[begin:end])[None], use_cache=False)
@@ -126,31 +141,35 @@ def channel_scores(samples, batch, seq):
     return np.array([aggregate([aggregate(list(x[:, c]), seq) for x in samples], batch) for c in range(channels)])
 
 
-def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0):
-    """Every axis from what `catch` caught; `num_heads` may be None where a head is not wanted."""
-    result = {"hidden": 0.0, "head": [], "layer": []}
-    dense = {"ffn": []} if not num_experts else {"expert": [], "expert_ffn": []}
-    if (0, "shared") in caught[0]:
-        dense["shared_ffn"] = []
+def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0, num_values=0):
+    """Every axis from what `catch` caught, zeros in layers without it; `num_heads` may be None if no head is wanted."""
+    result = {"hidden": 0.0, "layer": []}
+    per_layer = {}
     for n in range(num_layers):
 
-        def at(kind, n=n):
-            return [found[n, kind] for found in caught]
+        def channels(kind, n=n):
+            return channel_scores([found[n, kind] for found in caught], batch, seq)
 
-        for kind in ("qkv", "mlp") if (n, "mlp") in caught[0] else ("qkv",):
-            result["hidden"] = result["hidden"] + channel_scores(at(kind), batch, seq)
-        channels = channel_scores(at("o"), batch, seq)
-        result["head"].append([aggregate(list(c), "l2") for c in np.split(channels, num_heads)])
-        if num_experts:
-            each = range(num_experts)
-            dense["expert"].append([channel_scores(at(f"norm{e}"), batch, seq)[0] for e in each])
-            dense["expert_ffn"].append([channel_scores(at(f"expert{e}"), batch, seq) for e in each])
-        else:
-            dense["ffn"].append(channel_scores(at("down"), batch, seq))
-        if "shared_ffn" in dense:
-            dense["shared_ffn"].append(channel_scores(at("shared"), batch, seq))
+        def put(axis, values, n=n):
+            per_layer.setdefault(axis, {})[n] = np.array(values)
+
+        for kind in ("qkv", "mlp", "inner"):
+            if (n, kind) in caught[0]:
+                result["hidden"] = result["hidden"] + channels(kind)
+        for axis, kind, count in (("head", "o", num_heads), ("value_head", "values", num_values)):
+            if (n, kind) in caught[0]:
+                put(axis, [aggregate(list(c), "l2") for c in np.split(channels(kind), count)])
+        if (n, "expert0") in caught[0]:
+            put("expert", [channels(f"norm{e}")[0] for e in range(num_experts)])
+            put("expert_ffn", [channels(f"expert{e}") for e in range(num_experts)])
+        for axis, kind in (("ffn", "down"), ("shared_ffn", "shared")):
+            if (n, kind) in caught[0]:
+                put(axis, channels(kind))
         result["layer"].append(np.mean([block_influence(f[n, "in"], f[n, "out"]) for f in caught]))
-    return {axis: np.array(values) for axis, values in (result | dense).items()}
+    for axis, found in per_layer.items():
+        none = np.zeros_like(next(iter(found.values())))
+        result[axis] = [found.get(n, none) for n in range(num_layers)]
+    return {axis: np.array(values) for axis, values in result.items()}
 
 
 def block_influence(before, after):

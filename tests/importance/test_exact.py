@@ -44,7 +44,9 @@ def test_every_pair_of_aggregations_is_the_formula(toy, family):
     shape = checkpoint.shape
     for batch, seq in PAIRS:
         ours = to_scores(raw, rows, checkpoint.family, shape, Aggregation(batch, seq))
-        theirs = literal.scores(caught, shape["layer"], shape["head"], batch, seq, shape.get("expert"))
+        theirs = literal.scores(
+            caught, shape["layer"], shape.get("head"), batch, seq, shape.get("expert"), shape.get("value_head")
+        )
         assert ours.keys() == theirs.keys()
         for axis in theirs:
             scale = np.abs(theirs[axis]).max()

@@ -13,6 +13,7 @@ from minitron_cli.families import family_of
 from minitron_cli.spec.axes import is_embedding, positions, reading_dim
 from minitron_cli.spec.family import match
 from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.shape import is_routed
 from tests.prune.cutting import load
 
 Inputs = dict[tuple[str, int | None], Tensor]
@@ -76,7 +77,7 @@ def matrices(model: Any, cut: Any, plan: Plan) -> Iterator[tuple[tuple[str, int 
         if dim is None or gone or is_embedding(one.weight) or (tied and one.layer is None):
             continue
         after = name if one.layer is None else one.weight.format(layer=layer)
-        stacked = len(one.weight.dims) > 2
+        stacked = len(one.weight.dims) > 2 and is_routed(one.weight)
         for place in range(plan.target["expert"]) if stacked else [None]:
             expert = None if place is None else plan.source_expert(layer, place)
             kept = [positions(d, plan.source.sizes, plan.resolve(layer, place)) for d in one.weight.dims[-2:]]

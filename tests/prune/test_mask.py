@@ -46,7 +46,8 @@ def swapped(plan: Plan) -> Plan:
     for row in kept.reshape(-1, kept.shape[-1]):
         row[-1] = np.setdiff1d(np.arange(plan.source[axis]), row)[0]
         row.sort()
-    return replace(plan, kept={**plan.kept, axis: kept})
+    target = plan.target.of_layers(kept.tolist(), plan.source) if axis == "layer" else plan.target
+    return replace(plan, target=target, kept={**plan.kept, axis: kept})
 
 
 def _other_heads(plan: Plan) -> dict[str, np.ndarray]:

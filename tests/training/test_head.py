@@ -91,11 +91,13 @@ def test_states_can_be_read_in_every_family(model_type: str) -> None:
     ids = torch.randint(0, 97, (2, 9))
     last, states = Taps(model, [-1, 0, 1, 2]).run(ids)
     raw, decoder = model(ids, output_hidden_states=True), model.base_model
-    final = getattr(decoder, "norm", None) or decoder.final_layer_norm
+    names = ("norm", "final_layer_norm", "embedding_norm")
+    final = next(getattr(decoder, name) for name in names if hasattr(decoder, name))
     assert sorted(states) == [-1, 0, 1, 2]
     torch.testing.assert_close(states[2], last)
     for block, following in ((-1, 0), (0, 1), (1, 2)):
-        norm = getattr(decoder.layers[following], "input_layernorm", None) or final
+        reader = decoder.layers[following]
+        norm = getattr(reader, "input_layernorm", None) or getattr(reader, "operator_norm", None) or final
         torch.testing.assert_close(states[block], norm(raw.hidden_states[following]))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from minitron_cli.report.read.values import Model, ScoresFile
 from minitron_cli.spec.axes import SCOPE
-from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.plan import Plan, where_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ def axes_kept(plan: Plan, scores: ScoresFile | None) -> list[AxisKept]:
 
 def _axis(plan: Plan, axis: str, scores: ScoresFile | None) -> AxisKept:
     index, source = plan.kept[axis], plan.source[axis]
-    rows = index.reshape(index.shape[0] if axis in SCOPE else 1, -1, index.shape[-1])  # (row, expert or 1, unit)
+    index = index[_layers(plan, axis)] if axis in SCOPE else index[None]
+    rows = index.reshape(index.shape[0], -1, index.shape[-1])  # (row, expert or 1, unit)
     mask = np.zeros((*rows.shape[:2], source))
     np.put_along_axis(mask, rows, 1.0, axis=-1)
     importance = None
@@ -50,16 +51,18 @@ def _source_rows(plan: Plan, axis: str, values: np.ndarray) -> np.ndarray:
     """The scores of the rows that a per-layer axis still has: values (layer, ...) -> (target layer, ...)."""
     if axis not in SCOPE:
         return values[None]
-    rows = values[[plan.source_layer(i) for i in range(plan.target["layer"])]]
-    if axis == "expert_ffn" and "expert" in plan.kept:
-        rows = np.take_along_axis(rows, plan.kept["expert"][:, :, None], axis=1)
-    return rows
+    return where_kept(values, axis, plan.kept)[_layers(plan, axis)]
+
+
+def _layers(plan: Plan, axis: str) -> list[int]:
+    """The target layers that have a per-layer axis."""
+    return list(plan.target.layers_of(axis))
 
 
 def _row_words(plan: Plan, axis: str) -> list[str]:
     if axis not in SCOPE:
         return ["all layers" if axis != "layer" else "layers"]
-    return [f"layer {plan.source_layer(i)}" for i in range(plan.target["layer"])]
+    return [f"layer {plan.source_layer(i)}" for i in _layers(plan, axis)]
 
 
 def scores_of(model: Model, files: Sequence[ScoresFile]) -> ScoresFile | None:

@@ -54,11 +54,14 @@ def _axis(file: ScoresFile, axis: str, values: np.ndarray, cuts: Sequence[Model]
     if axis == "layer":
         return _layers(values, cutting[0] if cutting else None, file)
     rows = -np.sort(-values, axis=-1).mean(1) if values.ndim == 3 else np.atleast_2d(values)
-    words = ["all layers"] if values.ndim == 1 else [f"layer {i}" for i in range(len(values))]
+    has = [True] if values.ndim == 1 else values.reshape(len(values), -1).any(1)  # a layer without the axis has zeros
+    rows = rows[has]
+    words = ["all layers"] if values.ndim == 1 else [f"layer {i}" for i in np.flatnonzero(has)]
     label = f"Importance of {unit} in {file.name}. {_concentration(rows)}"
     if values.ndim == 2 and values.shape[-1] <= _FEW:
         cut = cutting[0] if cutting else None
-        picture = heat.grid_map(rows, words, unit, _dropped(cut, axis, values), label, file.name, axis)
+        dropped = _dropped(cut, axis, values)
+        picture = heat.grid_map(rows, words, unit, None if dropped is None else dropped[has], label, file.name, axis)
         caption = f"Importance of the {unit}, as multiples of their layer's mean"
         caption += f"; crossed out: not kept in {cut.name}." if cut else "."
     else:
