@@ -87,6 +87,13 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "stablelm": {**DERIVED_HEAD_DIM, "use_qkv_bias": True},
     "starcoder2": {**BASE, "use_bias": True, "tie_word_embeddings": True, "sliding_window": 5},
     "gpt_oss": {**BASE, **EXPERTS, **ALTERNATING, "num_local_experts": 5, "intermediate_size": 24, **PLAIN_ROPE},
+    # Short convolutions, and attention in one layer; hidden / heads is what its configs do not name.
+    "lfm2": {
+        **BASE,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+        "tie_word_embeddings": True,
+    },
     "gpt_neox": {key: value for key, value in DERIVED_HEAD_DIM.items() if key != "num_key_value_heads"},
 }
 

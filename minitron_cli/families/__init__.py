@@ -10,6 +10,7 @@ from minitron_cli.families.gpt_oss import GPT_OSS
 from minitron_cli.families.helium import HELIUM
 from minitron_cli.families.hunyuan import HUNYUAN_DENSE
 from minitron_cli.families.hyperclovax import HYPERCLOVAX
+from minitron_cli.families.lfm2 import LFM2
 from minitron_cli.families.llama import ERNIE4_5, LLAMA, SEED_OSS, SMOLLM3
 from minitron_cli.families.mixtral import MIXTRAL
 from minitron_cli.families.nemotron import ARCEE, NEMOTRON
@@ -49,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2,
     GPT_NEOX,
     GPT_OSS,
+    LFM2,
 )
 
 # Known model types that a table cannot describe, and why.
