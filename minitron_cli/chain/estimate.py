@@ -18,7 +18,7 @@ from minitron_cli.spec.axes import AXIS_OF_FLAG
 from minitron_cli.spec.flags import typed_fields
 from minitron_cli.spec.recipe import VERBS, Recipe, Step
 from minitron_cli.training import preflight
-from minitron_cli.training.defaults import USUAL_LENGTH, fill_steps
+from minitron_cli.training.defaults import USUAL_LENGTH, fill_sharding, fill_steps
 from minitron_cli.training.options import Options as TrainingOptions
 from minitron_cli.training.presets import resolve as resolve_training
 
@@ -114,7 +114,8 @@ def _shear(step: Step, source: str, model: Architecture) -> Estimate:
 
 def _training(step: Step, source: Architecture, teachers: Mapping[str, Architecture]) -> Estimate:
     """Memory is that of one sequence at a time in bfloat16, unless the step says otherwise."""
-    options = _training_options(step, {"the student": source, **teachers})
+    ranks = int(str(step.options.get("nproc", 1)))
+    options = fill_sharding(_training_options(step, {"the student": source, **teachers}), ranks)
     assert options.seq_len is not None
     tokens = (options.steps or 0) * options.batch * options.seq_len
     made = source
@@ -124,9 +125,9 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
     item = _ITEM_BYTES.get(options.dtype, 2)
     need = preflight.memory(
         student, others, tokens=(options.micro_batch or 1) * options.seq_len,
-        world=int(str(step.options.get("nproc", 1))), item=item,
+        world=ranks, item=item,
         teacher_item=item if options.teacher_dtype == "auto" else _ITEM_BYTES.get(options.teacher_dtype, 2),
-        shard_teacher=options.shard_teacher, checkpointing=options.checkpoint_activations,
+        shard_teacher=bool(options.shard_teacher), checkpointing=options.checkpoint_activations,
     )  # fmt: skip
     flops = float(tokens) * (3 * student.flops + sum(teacher.flops for teacher in others))
     working = preflight.disk(student, options.keep, made.num_bytes // made.parameters)

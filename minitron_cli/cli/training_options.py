@@ -86,7 +86,12 @@ LOSS = (
     ),
     _option("teacher_dtype", str, "--teacher-dtype", help="float32 or bfloat16 [default: as --dtype]"),
     _option("teacher_device", str, "--teacher-device", help="where the teacher runs [default: with the student]"),
-    _option("shard_teacher", bool, "--shard-teacher/--no-shard-teacher", help="split it over the devices"),
+    _option(
+        "shard_teacher",
+        bool,
+        "--shard-teacher/--no-shard-teacher",
+        help="split it over the devices [default: where there are several]",
+    ),
     _option(
         "record_teacher", Path, "--record-teacher", help="only write the teacher's top k there, to train from later"
     ),
@@ -129,6 +134,7 @@ MACHINE = (
         *("checkpoint_activations", bool, "--checkpoint-activations/--no-checkpoint-activations"),
         help="run blocks again in the backward pass",
     ),
+    _option("gradients", str, "--gradients", help="while micro-batches add up: whole, or sharded [default: what fits]"),
     _option("compile", bool, "--compile/--no-compile", help="torch.compile each block"),
     _option(
         "preflight", bool, "--preflight/--no-preflight", help="refuse at the start what will not fit", default=True

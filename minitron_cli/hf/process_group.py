@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device
@@ -18,11 +19,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place: `rank` of `size`, and the device it computes on. One process alone has joined no group."""
+    """This process's place: `rank` of `size`, the device it computes on, and how many of them are on this machine.
+
+    One process alone has joined no group.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    local: int = 1
 
     @property
     def first(self) -> bool:
@@ -74,6 +79,22 @@ def join(device_name: str) -> Iterator[World]:
     # Both backends: tokens and the stop flag travel on the CPU, so that agreeing on them never waits for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         dist.destroy_process_group()
+
+
+def own_part(tensor: Tensor) -> tuple[Tensor, int]:
+    """This rank's part of a tensor, and the flat index of its first element; all of one that is not sharded.
+
+    Parts are cut along the first dimension, over the last dimension of the mesh; over the others they are copies.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0
+    *copies, last = tensor.placements
+    assert [last, *copies] == [Shard(0), *[Replicate()] * len(copies)], f"placed as {tensor.placements}"
+    local, mesh = tensor.to_local().detach(), tensor.device_mesh
+    along = mesh.ndim - 1
+    rows = -(-tensor.shape[0] // mesh.size(along))  # every rank but the last ones has as many
+    first = min(rows * mesh.get_local_rank(along), tensor.shape[0])
+    return local, first * (tensor.numel() // max(1, tensor.shape[0]))

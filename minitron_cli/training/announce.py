@@ -1,31 +1,92 @@
 """Say what a run will do, and refuse what will not fit."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.data.order import Order
+from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_dtype, dtype_name
-from minitron_cli.hf.memory import free_memory
+from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import preflight
 from minitron_cli.training.prepare import Prepared
+
+_LARGEST_BLOCK = 256 << 20  # bytes that a process reads, copies or writes at a time, and has in flight
 
 
 def announce(ready: Prepared, world: World, say: Callable[[str], None]) -> None:
     """Print sizes, tokens, device, memory and place."""
     for line in _lines(ready, world):
         say(line)
-    need, free = memory(ready, world), free_memory(world.device)
+    need, free = memory(ready, world), available(world)
     say(f"memory: about {need.total() / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free; output: {ready.options.output}")
 
 
+def settle(ready: Prepared, world: World, agree: Callable[[bool], bool] = bool) -> Prepared:
+    """Choose how gradients add up: whole on every device where that fits, else in parts.
+
+    `agree` makes of "it does not fit here" whether there is a rank where it does not.
+    """
+    if ready.options.gradients != "auto":
+        return ready
+    whole = _with(ready, gradients="whole")
+    return _with(ready, gradients="sharded") if agree(memory(whole, world).total() > available(world)) else whole
+
+
+def available(world: World) -> int:
+    """Bytes that a rank can allocate now on the device that it computes on; ranks on the CPU share the host's."""
+    free = free_memory(world.device)
+    return free // world.local if world.device.type == "cpu" else free
+
+
 def check_room(ready: Prepared, world: World) -> None:
-    """Raise when memory or disk will not do."""
-    preflight.check_memory(memory(ready, world), free_memory(world.device), str(world.device))
+    """Raise when memory, on the device and on the host, or disk will not do."""
+    free = available(world)
+    if memory(ready, world).total() > free:
+        preflight.refuse(memory(ready, world), free, str(world.device), _remedies(ready, world, free))
+    first, others = host_memory(ready, world)
+    if first + (world.local - 1) * others > free_host_memory():
+        raise MinitronError(
+            f"the first process holds the finished student whole in host memory, {first / 1e9:.1f} GB, and this "
+            f"machine has {free_host_memory() / 1e9:.1f} GB free",
+            "free memory, or --no-preflight: the run's checkpoints are kept, and --export-step exports the last one",
+        )
     need_space(Path(ready.options.output), _disk(ready))
+
+
+def host_memory(ready: Prepared, world: World) -> tuple[int, int]:
+    """Bytes of host memory of the first process and of each other one, at the most and beside the interpreter.
+
+    A process reads and saves its part of the weights in blocks; where transformers converts a weight it is whole for a
+    moment. The first gathers the finished student and, beside other ranks, loads it again on the CPU to compare. On a
+    CPU the step is in host memory too.
+    """
+    student = ready.sizes[0]
+    reading = _LARGEST_BLOCK + (student.layer * 4 if "expert" in student.shape else 0)
+    step = memory(ready, world).total() if world.device.type == "cpu" else 0
+    whole = student.parameters * (ready.export_dtype.itemsize + (4 if world.size > 1 or step else 0))
+    weights = -(-student.parameters // world.size) * 4 if step else 0  # the optimizer has been let go
+    return max(reading, step, weights + whole), max(reading, step)
+
+
+def _with(ready: Prepared, **changes: Any) -> Prepared:
+    return replace(ready, options=replace(ready.options, **changes))
+
+
+def _remedies(ready: Prepared, world: World, free: int) -> dict[str, int]:
+    """What would make a step fit, by what to type: the bytes that it then needs."""
+    tried = {
+        "--gradients sharded": _with(ready, gradients="sharded"),
+        "--micro-batch 1": replace(ready, micro_batch=1),
+        "--checkpoint-activations": _with(ready, checkpoint_activations=True),
+        "--shard-teacher": _with(ready, shard_teacher=world.size > 1 and not ready.options.teacher_device),
+    }
+    tried["--micro-batch 1 --checkpoint-activations"] = replace(tried["--checkpoint-activations"], micro_batch=1)
+    needs = {words: memory(changed, world).total() for words, changed in tried.items()}
+    return {words: need for words, need in needs.items() if need <= free}
 
 
 def facts(ready: Prepared, world: World) -> dict[str, Any]:
@@ -45,7 +106,9 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         "FLOPs per token": ready.flops_per_token,
         "device": f"{world.size} x {world.device}",
         **({"mix": str(ready.mixing)} if ready.mixing else {}),
+        "gradients": options.gradients,
         "memory per device": {**asdict(need), "total": need.total()},
+        "host memory": dict(zip(("first process", "each other one"), host_memory(ready, world))),
         "disk": _disk(ready),
     }
 
@@ -64,10 +127,11 @@ def memory(ready: Prepared, world: World) -> preflight.Need:
         world=world.size,
         item=dtype.itemsize,
         teacher_item=stored.itemsize,
-        shard_teacher=options.shard_teacher,
+        shard_teacher=bool(options.shard_teacher),
         checkpointing=options.checkpoint_activations,
         accumulated=options.batch // world.size // ready.micro_batch > 1,
         device=world.device.type,
+        gradients=options.gradients,
     )
 
 

@@ -1,20 +1,20 @@
 """Put a run together: models in memory, the step sharded or cast, the optimizer, the rows."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from minitron_cli.hf.devices import choose_device, choose_dtype
-from minitron_cli.hf.parts import blocks_of, decoder_of
+from minitron_cli.hf.empty import materialise
+from minitron_cli.hf.fill import fill
+from minitron_cli.hf.parts import blocks_of
 from minitron_cli.hf.process_group import World
-from minitron_cli.training.distributed import shard, shard_frozen
-from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
+from minitron_cli.training.distributed import mesh_of, release, shard
+from minitron_cli.training.load import empty_student, empty_teacher, fill_student, load_student, run_again_in_backward
 from minitron_cli.training.loop import Job
 from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.optimizer import Call, build, measurer, trainer
-from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.rows import Rows
 from minitron_cli.training.state import prime
@@ -53,6 +53,7 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
         tokens_per_step=options.batch * options.seq_len,
         flops_per_token=ready.flops_per_token,
         world=world,
+        gradients=options.gradients,
     )
     return Assembly(job, measurer(step, cast_to, step.exact_modules()), cast_to)
 
@@ -61,20 +62,35 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
     """The student and its teachers as one step, on their devices, sharded where there are several."""
     options, models = ready.options, ready.models
     code = options.trust_remote_code
-    student = load_student(models.student, from_scratch=options.from_scratch, seed=options.seed, trust_remote_code=code)
-    teachers = [_teacher(path, options, world, dtype) for path in models.teachers]
+    # Masks see how a student is wired by running it, so that one is loaded whole.
+    student = (
+        empty_student(models.student, code)
+        if ready.shear is None
+        else load_student(models.student, from_scratch=False, seed=options.seed, trust_remote_code=code)
+    )
+    there = choose_device(options.teacher_device) if options.teacher_device else world.device
+    stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, there)
+    teachers = [empty_teacher(path, stored, code) for path in models.teachers]
     more = (masks_of(ready, student),) if ready.shear is not None else ()
     step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed, more=more)
-    for teacher in teachers:
-        if options.shard_teacher:
-            shard_frozen(decoder_of(teacher), list(blocks_of(teacher)), world)
-            teacher.to(world.device)
     if options.checkpoint_activations:
         run_again_in_backward(blocks_of(student))
     if options.compile:
         compile_blocks(student)
-    shard(step, list(blocks_of(student)), world, dtype, step.exact_modules())
-    return step.to(world.device)
+    mesh = mesh_of(world)
+    if options.shard_teacher:
+        step.shard_teachers(mesh)
+    shard(step, list(blocks_of(student)), mesh, dtype, step.exact_modules())
+    # Sharded first, memory then: no rank ever holds a model whole.
+    materialise(step, world.device)
+    if ready.shear is None:
+        fill_student(student, models.student, options.seed if options.from_scratch else None)
+    for teacher, path in zip(teachers, models.teachers):
+        materialise(teacher, there)
+        fill(teacher, path)
+    step.check_heads()
+    release(step)
+    return step
 
 
 def masks_of(ready: Prepared, student: nn.Module) -> Masks:
@@ -91,10 +107,3 @@ def masks_of(ready: Prepared, student: nn.Module) -> Masks:
         seed=options.seed,
         scores=shear.scores,
     )
-
-
-def _teacher(path: Path, options: Options, world: World, dtype: torch.dtype) -> nn.Module:
-    device = choose_device(options.teacher_device) if options.teacher_device else world.device
-    stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, device)
-    teacher = load_teacher(path, stored, options.trust_remote_code)
-    return teacher if options.shard_teacher and world.size > 1 else teacher.to(device)

@@ -78,6 +78,12 @@ def fill_cadence(options: Options) -> Options:
     )
 
 
+def fill_sharding(options: Options, ranks: int) -> Options:
+    """Unless told otherwise, several ranks split the teachers, but where these run on a device of their own."""
+    split = options.teacher_device is None if options.shard_teacher is None else options.shard_teacher
+    return replace(options, shard_teacher=split and ranks > 1)
+
+
 def export_steps(options: Options) -> tuple[int, ...]:
     """The steps of `--export-at`, ascending: step numbers or shares of the run (`5%`), several separated by commas."""
     assert options.steps is not None

@@ -23,7 +23,8 @@ from minitron_cli.training.step import KDStep
 class Job:
     """All that the loop needs: `train` runs `step` forward and backward.
 
-    `tokens_per_step` counts what the global batch reads, `flops_per_token` what each costs.
+    `tokens_per_step` counts what the global batch reads, `flops_per_token` what each costs. While the micro-batches of
+    a step add up, every rank holds its gradient "whole", or they are "sharded": reduced after each.
     """
 
     step: KDStep
@@ -38,6 +39,7 @@ class Job:
     tokens_per_step: int
     flops_per_token: float
     world: World
+    gradients: str = "whole"
 
 
 # Steps in a row that the spike guard may leave out; then a large norm is the new normal, and a non-finite one stops.
@@ -90,7 +92,7 @@ def accumulate(job: Job, share: Share, tokens: int) -> dict[str, Tensor]:
     """Add up the gradients of this rank's micro-batches; the loss terms summed over them, still on the device."""
     sums: dict[str, Tensor] = {}
     for micro in micro_batches(share, job.micro_batch, tokens, job.world.device):
-        sync_gradients(job.step, micro.is_last)
+        sync_gradients(job.step, micro.is_last or job.gradients == "sharded")
         for name, value in job.train(micro.ids, micro.weights, **micro.more).items():
             sums[name] = sums[name] + value if name in sums else value
     return sums

@@ -16,6 +16,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 MIXES = ("fixed", "dynamic")
 EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 LOSSES = ("auto", *TERMS)
+GRADIENTS = ("auto", "whole", "sharded")
 
 _Steps = Annotated[int | None, count()]
 
@@ -91,7 +92,8 @@ class Options:
     # Where and how it is computed: none of it changes the result beyond rounding.
     device: str = "auto"
     teacher_device: str | None = None
-    shard_teacher: bool = False
+    shard_teacher: bool | None = None
+    gradients: Annotated[str, OneOf(GRADIENTS)] = "auto"
     micro_batch: Annotated[int | None, count(1, 2**20)] = None
     checkpoint_activations: bool = False
     compile: bool = False
@@ -141,6 +143,10 @@ def _conflicts(options: Options) -> list[str]:
         faults.append("--min-lr must be above 0 for an exponential decay")
     if o.steps is not None and o.tokens is not None:
         faults.append("--steps and --tokens both say how long to train; give one")
+    if o.shard_teacher and o.teacher_device:
+        faults.append(
+            f"--shard-teacher splits it over the devices of the run: leave out --teacher-device {o.teacher_device}"
+        )
     faults += _mix_conflicts(o)
     if o.branch_from and o.schedule != "wsd":
         faults.append(f"--branch-from starts a decay from a stable checkpoint: needs --schedule wsd, got {o.schedule}")

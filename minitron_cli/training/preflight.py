@@ -1,6 +1,6 @@
 """What a run will need, from the configs alone: said at the start, and refused before an hour is lost."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,28 @@ LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 512 << 20}
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A model in figures: parameters, forward FLOPs of one token at the run's length, and its shape."""
+    """A model in figures: parameters, those `outside` its layers, forward FLOPs of one token at the run's length, and
+    its shape."""
 
     parameters: int
     flops: float
     shape: Shape
+    outside: int
+
+    @property
+    def layer(self) -> int:
+        """Parameters of a layer, on average."""
+        return -(-(self.parameters - self.outside) // self.shape["layer"])
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that one device must hold during a step, by what they are for."""
+    """Bytes that one device must hold when it holds most, by what they are for; `gathered` is what ranks hold of one
+    another's weights for the layers at work."""
 
     weights: int
     optimizer: int
+    gathered: int
     gradients: int
     teacher: int
     activations: int
@@ -48,62 +57,106 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
     family = family_of(str(config["model_type"]))
     shape = shape_of(family, config)
     weights = family.expected(config)  # not all lines: of two storage layouts a model has one
-    return Size(num_parameters(weights, shape), float(flops_per_token(weights, shape, seq_len)), shape)
+    outside = num_parameters([w for w in weights if "layer" not in w.name_axes], shape)
+    return Size(num_parameters(weights, shape), float(flops_per_token(weights, shape, seq_len)), shape, outside)
 
 
 def memory(
-    student: Size, teachers: list[Size], *, tokens: int, world: int, item: int, teacher_item: int, shard_teacher: bool,
-    checkpointing: bool, accumulated: bool = True, device: str = "cuda",
+    student: Size, teachers: Sequence[Size], *, tokens: int, world: int, item: int, teacher_item: int,
+    shard_teacher: bool, checkpointing: bool, accumulated: bool = True, device: str = "cuda",
+    gradients: str = "whole", copies: int = 1,
 ) -> Need:  # fmt: skip
-    """Estimate a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
+    """Forecast a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
 
-    Master weights, gradients and AdamW's two moments are float32 and sharded; a low-precision copy comes on top. While
-    micro-batches are `accumulated`, every device holds the whole gradient: it is only reduced after the last of them.
-    When the student's run begins, nothing of the teacher's is left but its last states.
+    Master weights, gradients and AdamW's two moments are float32, in parts over world / `copies` devices; one device
+    alone adds a low-precision copy. While micro-batches are `accumulated`, gradients are "whole" on every device until
+    the last of them, or "sharded": reduced after each. The result is the largest of a step's moments: the teacher's
+    run, the student's loss, the first layer of the backward pass, and its last.
     """
-    copy = student.parameters * item if item < 4 and world == 1 else 0
-    share = -(-student.parameters // world) * 4
-    held = sum(t.parameters for t in teachers) * teacher_item
-    taught = max((_activations(t.shape, 1, tokens) * teacher_item for t in teachers), default=0)
-    vocab, hidden = student.shape["vocab"], student.shape["hidden"]
-    return Need(
-        weights=share + copy,
-        optimizer=2 * share,
-        gradients=4 * student.parameters if accumulated else share,
-        teacher=held // world if shard_teacher else held,
-        activations=max(_saved(student.shape, tokens, checkpointing) * item, taught),
-        loss=min(LOSS_CHUNK[device], 16 * tokens * vocab) + 4 * vocab * hidden + tokens * hidden * item,
-    )
+    parts = world // copies
+    share = -(-student.parameters // parts) * 4
+    held = sum(-(-t.parameters // parts) if shard_teacher else t.parameters for t in teachers) * teacher_item
+    spread = shard_teacher and parts > 1
+    # A sharded model's layers are gathered one at a time, and the next one meanwhile; the rest for the whole step.
+    at_work = (student.outside + 2 * student.layer) * item if parts > 1 else 0
+    before = 0 if not accumulated else 4 * student.parameters if gradients == "whole" or parts == 1 else share
+    head = student.shape["vocab"] * student.shape["hidden"]
+    saved, one_layer = _saved(student.shape, tokens, checkpointing, item)
+    always = {
+        "weights": share + (student.parameters * item if item < 4 and parts == 1 else 0), "optimizer": 2 * share
+    }  # fmt: skip
+    reduced = 0 if parts == 1 else (item + 4) * student.outside  # a group's gradient, and the copy that is reduced
+    moments = [
+        {
+            "gathered": 0, "gradients": before, "loss": 0,
+            "teacher": held + max((2 * t.layer + t.outside for t in teachers if spread), default=0) * teacher_item,
+            "activations": max((_layer(t.shape, tokens, teacher_item) for t in teachers), default=0),
+        },
+        {
+            "gathered": at_work, "gradients": before, "activations": saved,
+            "teacher": held + sum(_head(t) for t in teachers if spread) * teacher_item,
+            "loss": max(_chunks(student, tokens, device) + 4 * head, (4 + item) * head) + tokens * item * (
+                student.shape["hidden"] + sum(t.shape["hidden"] for t in teachers)),
+        },
+        {
+            "gathered": at_work, "activations": saved + one_layer, "teacher": held,
+            "gradients": before + (0 if accumulated and parts == 1 else item * student.outside)
+            + (2 * (item + 4) * student.layer if parts > 1 else 0),
+            "loss": tokens * student.shape["hidden"] * item,
+        },
+        {
+            "gathered": at_work, "activations": 0, "loss": 0, "teacher": held,
+            "gradients": max(before, share) + reduced,
+        },
+    ]  # fmt: skip
+    return max((Need(**always, **moment) for moment in moments), key=Need.total)
 
 
-def _saved(shape: Shape, tokens: int, checkpointing: bool) -> int:
-    """Values kept for the backward pass; with checkpointing one per layer and channel, and one layer in full."""
+def _head(size: Size) -> int:
+    return size.shape["vocab"] * size.shape["hidden"]
+
+
+def _chunks(student: Size, tokens: int, device: str) -> int:
+    """Bytes of the fused loss's blocks of logits."""
+    return min(LOSS_CHUNK[device], 16 * tokens * student.shape["vocab"])
+
+
+def _saved(shape: Shape, tokens: int, checkpointing: bool, item: int) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and what the layer at work adds there.
+
+    With checkpointing a layer keeps its input alone, and is run again whole when its turn comes. Behind the layers
+    stands one norm.
+    """
+    last = tokens * shape["hidden"] * _NORM[item] * item
+    working = tokens * (3 * _width(shape) + 2 * shape["hidden"]) * item
     if checkpointing:
-        return shape["layer"] * tokens * shape["hidden"] + _activations(shape, 1, tokens)
-    return _activations(shape, shape["layer"], tokens)
+        return shape["layer"] * tokens * shape["hidden"] * item + last, _layer(shape, tokens, item) + working
+    return shape["layer"] * _layer(shape, tokens, item) + last, working
 
 
-def _activations(shape: Shape, layers: int, tokens: int) -> int:
-    """Values that `layers` blocks keep, counted on Llama's: 1.2 times what was measured on a CPU, rather too much.
+# Values that a norm keeps per channel, in units of the computing type: its input, the normed value, the result; and in
+# half precision the input and the normed value are kept in float32 and rounded again.
+_NORM = {4: 3, 2: 4}
 
-    Per token two norms with their float32 input, the normed values and the result (8 hidden); q, k, v and the mix;
-    gate, up, the activation and the product (4 ffn).
-    """
-    width = shape.get("ffn") or shape.get("expert_ffn") * shape.get("expert_active", 1)
+
+def _layer(shape: Shape, tokens: int, item: int) -> int:
+    """Bytes that one block keeps, counted on Llama's: two norms; q, k, v and the mix; gate, up, activation, product."""
     attention = 2 * (shape["head"] + shape.get("kv", shape["head"])) * shape["head_dim"]
-    return layers * tokens * (8 * shape["hidden"] + attention + 4 * width)
+    return tokens * item * (2 * _NORM[item] * shape["hidden"] + attention + 4 * _width(shape))
 
 
-def check_memory(need: Need, available: int, where: str) -> None:
-    """Refuse a step that cannot fit, naming the largest parts and what makes each smaller."""
-    if need.total() <= available:
-        return
+def _width(shape: Shape) -> int:
+    return shape.get("ffn") or shape.get("expert_ffn") * shape.get("expert_active", 1)
+
+
+def refuse(need: Need, available: int, where: str, remedies: Mapping[str, int]) -> None:
+    """Refuse a step that cannot fit, naming the largest parts and what makes it fit: options, and bytes with them."""
     parts = sorted(asdict(need).items(), key=lambda part: -part[1])
     listed = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in parts if value)
+    would = "; ".join(f"{words} makes it {total / 1e9:.1f} GB" for words, total in remedies.items())
     raise MinitronError(
         f"a step needs about {need.total() / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free ({listed})",
-        "lower --micro-batch, add --checkpoint-activations, give --teacher-dtype bfloat16 or --teacher-device cpu, or "
-        "use more devices with --nproc; --no-preflight tries anyway",
+        f"{would or 'use more devices with --nproc, or --teacher-device cpu'}; --no-preflight tries anyway",
     )
 
 

@@ -25,7 +25,14 @@ from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape, check_target
 from minitron_cli.training import export
 from minitron_cli.training.branch import check_branch
-from minitron_cli.training.defaults import export_steps, fill_cadence, fill_length, fill_steps, schedule_of
+from minitron_cli.training.defaults import (
+    export_steps,
+    fill_cadence,
+    fill_length,
+    fill_sharding,
+    fill_steps,
+    schedule_of,
+)
 from minitron_cli.training.inputs import (
     Models,
     check_recording,
@@ -98,7 +105,7 @@ def world_of(options: Options, nproc: int) -> World:
         raise MinitronError(
             f"--nproc {nproc}: {torch.cuda.device_count()} GPUs are visible", "start at most one process per GPU"
         )
-    return World(0, nproc, device)
+    return World(0, nproc, device, nproc)
 
 
 def prepare(options: Options, world: World) -> Prepared:
@@ -115,7 +122,7 @@ def prepare(options: Options, world: World) -> Prepared:
     assert options.seq_len is not None
     sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))
     options, order = _open_data(options, models, first=world.rank == 0)
-    options = fill_cadence(options)
+    options = fill_sharding(fill_cadence(options), world.size)
     held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
     require_windows(held_out, options.seq_len or 0)
     vocabulary = _vocabulary(models, sizes)

@@ -14,7 +14,7 @@ from minitron_cli.data.order import Order
 from minitron_cli.hf.process_group import World, join
 from minitron_cli.spec.plan import Plan
 from minitron_cli.training import export, export_run, loop, rundir, state
-from minitron_cli.training.announce import check_room, facts
+from minitron_cli.training.announce import check_room, facts, settle
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.begin import begun, is_done
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
@@ -87,7 +87,7 @@ def train(
     assert (options.verb == "shear") is (trim is not None)
     output = Path(options.output)
     with join(options.device) as world:
-        ready = prepare(options, world)
+        ready = settle(prepare(options, world), world, lambda short: world.agree(0, short)[1])
         place = rundir.place_of(output, overwrite)
         inputs = ready.inputs() if world.rank == 0 else {}
         done = world.rank == 0 and is_done(ready, place, output, inputs, say)
@@ -171,7 +171,7 @@ def rehearse(
     Nothing is loaded, and nothing is written but token files of raw text into the cache.
     """
     world = world_of(options, nproc)
-    ready = prepare(options, world)
+    ready = settle(prepare(options, world), world)
     output = Path(options.output)
 
     def check() -> None:

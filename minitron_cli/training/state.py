@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
-from minitron_cli.hf.process_group import World
+from minitron_cli.hf.process_group import World, own_part
 from minitron_cli.training.distributed import gather_bytes
 from minitron_cli.training.rundir import identity, require_own
 from minitron_cli.training.step_files import (
@@ -128,17 +128,6 @@ def save(
             shutil.rmtree(old)
     world.barrier()
     return final
-
-
-def own_part(tensor: Tensor) -> tuple[Tensor, int]:
-    """This rank's part of a tensor, and the flat index of its first element; all of one that is not sharded."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach(), 0
-    assert tuple(tensor.placements) == (Shard(0),), f"placed as {tensor.placements}"
-    local, mesh = tensor.to_local().detach(), tensor.device_mesh
-    rows = -(-tensor.shape[0] // mesh.size())  # every rank but the last ones has as many
-    first = min(rows * mesh.get_local_rank(), tensor.shape[0])
-    return local, first * (tensor.numel() // max(1, tensor.shape[0]))
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:

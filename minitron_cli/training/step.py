@@ -1,13 +1,15 @@
 """One training step as the root module: every weight it uses is gathered for the whole of its forward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from minitron_cli.training.cached_logits.topk import TopK
+from minitron_cli.training.distributed import Gathered, shard_frozen
 from minitron_cli.training.head import check_head
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective
 from minitron_cli.training.student import Taps
@@ -31,8 +33,8 @@ class KDStep(nn.Module):
         self._terms = tuple(terms)
         for term in terms:
             self.add_module(term.name, term)
-        for model, label in ((student, "student"), *((t, "teacher") for t in teachers)):
-            check_head(model, label)
+        self._gathered: tuple[Gathered, ...] = ()
+        self.check_heads()
         self._student_taps = Taps(student, [block for term in terms for block in term.requests.student])
         asked = [block for term in terms for block in term.requests.teacher]
         # States are compared with those of the first teacher only.
@@ -42,6 +44,29 @@ class KDStep(nn.Module):
     def teachers(self) -> tuple[nn.Module, ...]:
         """The frozen teachers, in the order of their shares."""
         return self._teachers
+
+    def check_heads(self) -> None:
+        """Refuse models whose logits are made in a way that is not known (see `check_head`); empty ones pass.
+
+        Where weights are sharded this is a collective, and `distributed.shard` has it run like a forward.
+        """
+        check_head(self.student, "student")
+        for index, teacher in enumerate(self._teachers):
+            self._with_teacher(index, check_head, teacher, "teacher")
+        self._let_teachers_go()
+
+    def shard_teachers(self, mesh: DeviceMesh | None) -> None:
+        """Split the teachers over the ranks of a mesh, before they have memory or after."""
+        if mesh is not None:
+            self._gathered = tuple(shard_frozen(teacher, mesh) for teacher in self._teachers)
+
+    def _with_teacher(self, index: int, call: Callable[..., Any], *args: Any) -> Any:
+        """`call(*args)`, with that teacher's embedding and head whole until `_let_teachers_go`."""
+        return self._gathered[index](call, *args) if self._gathered else call(*args)
+
+    def _let_teachers_go(self) -> None:
+        for around in self._gathered:
+            around.reshard()
 
     def param_groups(self) -> list[ParamGroup]:
         """The parameters that terms want trained otherwise than the student's."""
@@ -60,11 +85,13 @@ class KDStep(nn.Module):
             term.before_forward()
         with torch.no_grad():
             taught = [
-                Side(teacher, *taps.run(ids, position_ids)) for teacher, taps in zip(self._teachers, self._teacher_taps)
+                Side(teacher, *self._with_teacher(index, self._teacher_taps[index].run, ids, position_ids))
+                for index, teacher in enumerate(self._teachers)
             ]
         student = Side(self.student, *self._student_taps.run(ids, position_ids))
         context = Context(ids, weights, student, taught, recorded)
         losses, values = zip(*(term.loss(context) for term in self._terms))
+        self._let_teachers_go()
         found = {"loss": sum(losses[1:], losses[0])}
         for of_term in values:
             found |= of_term

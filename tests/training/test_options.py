@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.training.defaults import fill_sharding
 from minitron_cli.training.options import Options, check, differences, from_json, to_json
 from minitron_cli.training.presets import PRESETS, resolve
 
@@ -25,6 +26,7 @@ BASE = Options(verb="distill", student="s", data=("d",), output="o", teacher=("t
         ({"ce_weight": -0.5}, "--ce-weight must be at least 0; got -0.5"),
         ({"steps": 1, "tokens": 1}, "--steps and --tokens"),
         ({"teacher": ()}, "distill needs a teacher"),
+        ({"shard_teacher": True, "teacher_device": "cpu"}, "leave out --teacher-device cpu"),
         ({"branch_from": "x"}, "needs --schedule wsd"),
         ({"schedule": "wsd", "decay": "exponential", "min_lr": 0.0}, "above 0 for an exponential decay"),
     ],
@@ -32,6 +34,13 @@ BASE = Options(verb="distill", student="s", data=("d",), output="o", teacher=("t
 def test_refused(change: dict, message: str) -> None:
     with pytest.raises(MinitronError, match=re.escape(message)):
         check(replace(BASE, **change))
+
+
+def test_teachers_are_sharded_where_there_are_several_ranks() -> None:
+    assert [fill_sharding(BASE, ranks).shard_teacher for ranks in (1, 2)] == [False, True]
+    assert fill_sharding(replace(BASE, teacher_device="cpu"), 2).shard_teacher is False
+    for asked in (True, False):
+        assert fill_sharding(replace(BASE, shard_teacher=asked), 2).shard_teacher is asked
 
 
 def test_every_offender_is_named_at_once() -> None:

@@ -1,23 +1,27 @@
 """One rank of the two-process test: `torchrun ... -m tests.training.worker MODELS OUT CASE...`.
 
-For every case it makes the gradients of one step on unequal rows and the weights after three updates, whole, and rank 0
-saves them to OUT/CASE-SIZE.safetensors. In one process `run` does the same: the oracle.
+For every case it makes the weights before the first step, the gradients of one step on unequal rows and the weights
+after three updates, whole, and rank 0 saves them to OUT/CASE-SIZE.safetensors. In one process `run` does the same: the
+oracle.
 """
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from minitron_cli.hf.parts import blocks_of, decoder_of
+from minitron_cli.hf.empty import materialise
+from minitron_cli.hf.fill import fill
+from minitron_cli.hf.parts import blocks_of
 from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import loop, state
-from minitron_cli.training.distributed import shard, shard_frozen
+from minitron_cli.training.distributed import mesh_of, release, shard
 from minitron_cli.training.interrupt import StopFlag
-from minitron_cli.training.load import load_student, load_teacher, run_again_in_backward
+from minitron_cli.training.load import empty_student, empty_teacher, fill_student, run_again_in_backward
 from minitron_cli.training.loop import Job
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.optimizer import build, trainer
@@ -27,11 +31,12 @@ from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import kd_step
 from tests.toys import toy_ids
 
-# name: (student, checkpoint activations, shard the teacher)
+# name: (student, teacher, checkpoint activations, shard the teacher, seed of new weights)
 CASES = {
-    "untied": ("untied", False, False),
-    "tied": ("tied", False, True),
-    "checkpointed": ("tied", True, False),
+    "untied": ("untied", "teacher", False, False, None),
+    "tied": ("tied", "teacher", False, True, None),
+    "tied teacher": ("untied", "tied", True, True, None),
+    "experts from scratch": ("experts", "experts", False, True, 3),
 }
 ROWS, LENGTH = 8, 20
 
@@ -47,15 +52,21 @@ def unequal_mask(step: int) -> torch.Tensor:
 
 def job(models: Path, case: str, world: World) -> Job:
     """The same step in any world: four micro-batches over all ranks."""
-    name, checkpointing, shard_teacher = CASES[case]
-    student = load_student(models / name, from_scratch=False, seed=0)
+    name, of, checkpointing, shard_teacher, seed = CASES[case]
+    student, teacher = empty_student(models / name), empty_teacher(models / of, torch.float32)
     if checkpointing:
         run_again_in_backward(blocks_of(student))
-    teacher = load_teacher(models / "teacher", torch.float32)
     step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
+    mesh = mesh_of(world)
     if shard_teacher:
-        shard_frozen(decoder_of(teacher), list(blocks_of(teacher)), world)
-    shard(step, list(blocks_of(student)), world, torch.float32)
+        step.shard_teachers(mesh)
+    shard(step, list(blocks_of(student)), mesh, torch.float32)
+    for model in (step, teacher):
+        materialise(model, world.device)
+    fill_student(student, models / name, seed)
+    fill(teacher, models / of)
+    step.check_heads()
+    release(step)
     optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     part = slice(world.rank * ROWS // world.size, (world.rank + 1) * ROWS // world.size)
@@ -72,6 +83,7 @@ def job(models: Path, case: str, world: World) -> Job:
         tokens_per_step=ROWS * LENGTH,
         flops_per_token=1.0,
         world=world,
+        gradients="sharded" if shard_teacher else "whole",
     )
 
 
@@ -81,10 +93,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def run(models: Path, out: Path, case: str, world: World) -> None:
     of = job(models, case, world)
-    share = of.rows(0)
-    loop.accumulate(of, share, int(unequal_mask(0).sum()))
-    found = {f"grad.{n}": whole(p.grad) for n, p in of.step.named_parameters() if p.grad is not None}
-    of.optimizer.zero_grad()
+    found = {f"start.{n}": whole(p) for n, p in of.step.named_parameters()}
+    for mode in ("whole", "sharded"):
+        loop.accumulate(replace(of, gradients=mode), of.rows(0), int(unequal_mask(0).sum()))
+        found |= {f"grad.{mode}.{n}": whole(p.grad) for n, p in of.step.named_parameters() if p.grad is not None}
+        of.optimizer.zero_grad()
     seen: list[dict[str, float]] = []
     progress = loop.run(of, Progress(), StopFlag(), lambda _, values: seen.append(dict(values)))
     found |= {f"weight.{name}": whole(p) for name, p in of.step.named_parameters()}

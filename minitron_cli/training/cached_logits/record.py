@@ -122,7 +122,7 @@ def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
     """Append the records that are missing; returns how many windows there are now."""
     ready, header = plan.ready, plan.header
     dtype = choose_dtype(ready.options.teacher_dtype, plan.device)
-    teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code).to(plan.device)
+    teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code, plan.device)
     check_head(teacher, "teacher")
     counts = [store.recorded(path, header, i, len(numbers)) for i, numbers in enumerate(plan.windows)]
     display = Display(plan.num_windows, sum(counts))

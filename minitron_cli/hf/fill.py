@@ -1,0 +1,197 @@
+"""Weights for a model that was built empty (empty.py): read from safetensors, or drawn, each rank keeping its own part.
+
+A rank reads the bytes of its own rows of every tensor and no others. Where transformers stores a weight otherwise than
+it holds it (experts apart on disk, fused in memory), its own conversion makes one whole tensor at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minitron_cli.checkpoint.headers import TensorInfo
+from minitron_cli.checkpoint.reader import list_tensors
+from minitron_cli.checkpoint.tensors import DTYPES, bytes_of, read_bytes, read_tensor
+from minitron_cli.errors import MinitronError
+from minitron_cli.hf.empty import empty_model
+from minitron_cli.hf.process_group import own_part
+
+_BLOCK_BYTES = 64 << 20  # of a file, read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a weight in memory is made of: tensors on disk, and transformers' conversion where they are not the weight
+    itself. `pattern` is the part of the conversion that each tensor matches."""
+
+    tensors: tuple[TensorInfo, ...]
+    patterns: tuple[str, ...] = ()
+    converter: Any = None
+
+
+@torch.no_grad()
+def fill(model: nn.Module, path: Path) -> None:
+    """Read every weight of a model from the safetensors of a directory, into its own memory and type.
+
+    Raises MinitronError where the directory lacks a weight, or has it in another shape.
+    """
+    wanted = _wanted(model)
+    left = set(wanted)
+    for name, source in _sources(model, list_tensors(path)).items():
+        if source.converter is None:
+            if name in left:
+                _read(wanted[name], source.tensors[0], path, name)
+                left.discard(name)
+            continue
+        for made, tensor in _convert(model, name, source).items():
+            if made in left:
+                _require_shape(wanted[made], tuple(tensor.shape), path, made)
+                _put(wanted[made], tensor)
+                left.discard(made)
+    # A tied weight is on disk under any one of its names.
+    filled = {id(wanted[name]) for name in wanted.keys() - left}
+    if missing := sorted(name for name in left if id(wanted[name]) not in filled):
+        raise MinitronError(
+            f"{path} lacks {len(missing)} of its weights: {', '.join(missing[:4])}{' ...' if missing[4:] else ''}",
+            f"`minitron verify {path}` says what is wrong",
+        )
+
+
+def _wanted(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer under each of its names, a tied weight's own name before the others."""
+    state = model.state_dict(keep_vars=True)
+    first = {id(p): name for name, p in model.named_parameters()}
+    return dict(sorted(state.items(), key=lambda item: first.get(id(item[1]), item[0]) != item[0]))
+
+
+def _sources(model: Any, tensors: Mapping[str, TensorInfo]) -> dict[str, _Source]:
+    """Where each weight comes from, by its name in memory; names and conversions are transformers' own."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    state, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, _Source] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        inside, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if inside not in state and name in state:
+            inside, pattern = name, None
+        if inside not in state:
+            continue  # what no weight is made of has been judged by the family's table
+        if pattern is None:
+            found[inside] = _Source((tensors[name],))
+            continue
+        before = found.get(inside, _Source((), (), deepcopy(by_pattern[pattern])))
+        found[inside] = _Source((*before.tensors, tensors[name]), (*before.patterns, pattern), before.converter)
+    return found
+
+
+def _convert(model: Any, name: str, source: _Source) -> dict[str, Tensor]:
+    """Whole weights by name, as transformers makes them of the tensors on disk."""
+    for tensor, pattern in zip(source.tensors, source.patterns):
+        source.converter.add_tensor(name, tensor.name, pattern, read_tensor(tensor))
+    made = source.converter.convert(name, model=model, config=model.config)
+    return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
+
+
+def _require_shape(wanted: Tensor, shape: tuple[int, ...], path: Path, name: str) -> None:
+    if tuple(wanted.shape) != shape:
+        raise MinitronError(
+            f"{path}: {name} has shape {list(shape)}, the config says {list(wanted.shape)}",
+            f"`minitron verify {path}` says what is wrong",
+        )
+
+
+def _read(wanted: Tensor, stored: TensorInfo, path: Path, name: str) -> None:
+    """Fill this rank's part of a weight from the tensor that it is, block by block."""
+    _require_shape(wanted, stored.shape, path, name)
+    part, start = own_part(wanted)
+    dtype = DTYPES[stored.dtype]
+    flat = part.view(-1)
+    block = torch.empty(min(len(flat), _BLOCK_BYTES // dtype.itemsize), dtype=dtype)
+    for at in range(0, len(flat), max(1, len(block))):
+        piece = block[: len(flat) - at]
+        read_bytes(stored.file, stored.begin + (start + at) * dtype.itemsize, bytes_of(piece))
+        flat[at : at + len(piece)].copy_(piece)
+
+
+def _put(wanted: Tensor, whole: Tensor) -> None:
+    """Fill this rank's part of a weight from all of it."""
+    part, start = own_part(wanted)
+    part.view(-1).copy_(whole.reshape(-1)[start : start + part.numel()])
+
+
+@torch.no_grad()
+def draw(model: Any, seed: int) -> None:
+    """New weights, the bits that transformers' `from_config` draws after `torch.manual_seed(seed)`: on any number of
+    ranks, each of which draws every tensor, one at a time, and keeps its part.
+
+    Torch's global generator is left where `from_config` leaves it.
+    """
+    order: list[nn.Module] = []
+
+    def remember(original: Callable[..., None], owner: Any, module: nn.Module) -> None:
+        order.append(module)
+        original(owner, module)
+
+    # Initialisation visits the modules of two equal models in the same order: the first says what they are called.
+    with _initialising(remember):
+        names = {module: name for name, module in empty_model(model.config, torch.float32).named_modules()}
+    wanted, position = dict(model.named_parameters()), count()
+
+    def initialise(original: Callable[..., None], owner: Any, module: nn.Module) -> None:
+        prefix = names[order[next(position)]]
+        own = {name: p for name, p in module._parameters.items() if p is not None}
+        for name, parameter in own.items():
+            module._parameters[name] = nn.Parameter(torch.full(parameter.shape, torch.nan), parameter.requires_grad)
+        original(owner, module)
+        for name, parameter in own.items():
+            made, module._parameters[name] = module._parameters[name], parameter
+            assert made is not None
+            full = f"{prefix}.{name}".removeprefix(".")
+            if made.isnan().any():
+                raise MinitronError(
+                    f"{type(model).__name__} has no rule for new weights of {full}", "train a model that has weights"
+                )
+            if full in wanted:  # not so the other names of a tied weight: it is drawn for them too, and let go
+                _put(wanted[full], made)
+
+    torch.manual_seed(seed)
+    with _initialising(initialise), _Drawing():
+        empty_model(model.config, torch.float32)
+
+
+@contextmanager
+def _initialising(visit: Callable[[Callable[..., None], Any, nn.Module], None]) -> Iterator[None]:
+    """Within, transformers initialises a module by `visit(original, model, module)`, once for each."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel._initialize_weights
+
+    def initialise(owner: Any, module: nn.Module, is_custom_code: bool = False) -> None:
+        if not getattr(module, "_is_hf_initialized", False):
+            visit(original, owner, module)
+
+    with patch.object(PreTrainedModel, "_initialize_weights", initialise):
+        yield
+
+
+class _Drawing(TorchDispatchMode):
+    """Draws for meta tensors too, and lets the numbers go: constructors draw what initialisation then replaces."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name.endswith("_")
+        if drawn and args[0].is_meta:
+            func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
