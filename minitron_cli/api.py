@@ -61,14 +61,15 @@ def distill(
     overwrite: bool = False, preflight: bool = True, say: Say = _quiet, **options: Any,
 ) -> Trained:  # fmt: skip
     """Train `student` to predict as `teacher` does, in this process; called again, it continues where it stopped."""
+    from minitron_cli.chain.grading import grade_of
     from minitron_cli.training.options import Options
     from minitron_cli.training.presets import resolve
     from minitron_cli.training.run import train
 
     given = _typed(Options, {"teacher": teacher, "output": output, **options})
+    asked = resolve({"verb": "distill", "student": str(student), **given}, preset)
     return train(
-        resolve({"verb": "distill", "student": str(student), **given}, preset),
-        overwrite=overwrite, preflight=preflight, say=say, signals=False,
+        asked, overwrite=overwrite, preflight=preflight, say=say, signals=False, grade=grade_of(asked),
     )  # fmt: skip
 
 

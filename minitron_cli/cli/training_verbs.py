@@ -20,6 +20,8 @@ _MADE = {"distill": "distilled", "train": "trained", "shear": "sheared"}
 
 def launch(verb: str, given: Mapping[str, Any]) -> int:
     """Carry out a training command from its parameters by name; returns the exit code."""
+    from minitron_cli.chain.grading import grade_of
+
     control = {name: given[name] for name in CONTROL}
     options = _options(verb, control, {k: v for k, v in given.items() if k not in CONTROL})
     if verb == "shear":
@@ -35,6 +37,7 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
             options, control["nproc"], overwrite=control["overwrite"], preflight=control["preflight"]
         )
         emit(facts, control["as_json"], lambda: _show_plan(facts))
+        grade_of(options)
         check()
         return 0
     if control["export_step"] is not None:
@@ -46,6 +49,7 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
 
         # What is wrong with the request is said once, here, and the data is tokenised before any worker waits for it.
         prepare(options, world_of(options, control["nproc"]))
+        grade_of(options)
         assert sys.argv[1:2] == [verb], "several processes are started from a command line, not from Python"
         return launch_workers(control["nproc"], sys.argv[1:])
     with reporting():
@@ -92,12 +96,13 @@ def _options(verb: str, control: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 def _run(options: Any, control: Mapping[str, Any]) -> int:
+    from minitron_cli.chain.grading import grade_of
     from minitron_cli.chain.shear import trim
     from minitron_cli.training.run import train
 
     outcome = train(
         options, overwrite=control["overwrite"], preflight=control["preflight"], say=say,
-        trim=trim if options.verb == "shear" else None,
+        trim=trim if options.verb == "shear" else None, grade=grade_of(options),
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         emit(facts_of(outcome), control["as_json"], lambda: _show(outcome, control["overwrite"]))
@@ -178,7 +183,7 @@ def _next(outcome: "Outcome") -> str:
 def _pairs(outcome: "Outcome") -> list[tuple[str, float, float]]:
     """What there is of before and after: the evaluations where there were any, else the training loss."""
     if outcome.before and outcome.after:
-        names = [n for n in outcome.after if n.startswith("eval_") and n in outcome.before]
+        names = [n for n in outcome.after if n.startswith("eval_") and n in outcome.before and "stderr/" not in n]
         return [(n.removeprefix("eval_"), outcome.before[n], outcome.after[n]) for n in names]
     first, last = outcome.progress.first or {}, outcome.progress.last or {}
     return [(f"train {n}", first[n], last[n]) for n in last if n in first and n != "loss"]

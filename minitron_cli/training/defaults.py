@@ -68,11 +68,13 @@ def fill_cadence(options: Options) -> Options:
     evaluate ten times, update a dynamic mix a hundred times, but not more often than every 50 steps. Masks reach their
     target in a fifth of the steps, as in Sheared-LLaMA."""
     assert options.steps is not None
+    tenth = max(50, ceil(options.steps / 10))
     return replace(
         options,
         warmup=min(40, options.steps // 10) if options.warmup is None else options.warmup,
         save_every=options.save_every or max(50, ceil(options.steps / 20)),
-        eval_every=options.eval_every or max(50, ceil(options.steps / 10)),
+        eval_every=options.eval_every or tenth,
+        eval_tasks_every=(options.eval_tasks_every or tenth) if options.eval_tasks else None,
         mask_warmup=options.steps // 5 if options.mask_warmup is None else options.mask_warmup,
         mix_every=(options.mix_every or max(50, ceil(options.steps / 100))) if options.mix == "dynamic" else None,
     )

@@ -103,6 +103,11 @@ class Options:
     log_every: Annotated[int, count()] = 1
     eval_every: _Steps = None
     eval_windows: Annotated[int, count()] = 128
+    eval_tasks: str | None = None
+    eval_tasks_every: _Steps = None
+    task_limit: Annotated[int, count()] = 100
+    include: tuple[str, ...] = ()
+    stop_on_regression: bool = False
     tensorboard: bool = False
     trust_remote_code: bool = False
 
@@ -148,6 +153,8 @@ def _conflicts(options: Options) -> list[str]:
             f"--shard-teacher splits it over the devices of the run: leave out --teacher-device {o.teacher_device}"
         )
     faults += _mix_conflicts(o)
+    if o.eval_tasks is None and (o.eval_tasks_every or o.include or o.stop_on_regression):
+        faults.append("--eval-tasks-every, --include and --stop-on-regression need --eval-tasks")
     if o.branch_from and o.schedule != "wsd":
         faults.append(f"--branch-from starts a decay from a stable checkpoint: needs --schedule wsd, got {o.schedule}")
     if o.verb == "shear":
@@ -160,7 +167,7 @@ def _shear_conflicts(o: Options) -> list[str]:
     faults = []
     if not o.sizes:
         faults.append("no target size is given (--hidden, --ffn, --heads, --kv-heads, --layers, --experts)")
-    for name in ("compile", "from_scratch", "branch_from", "export_at"):
+    for name in ("compile", "from_scratch", "branch_from", "export_at", "eval_tasks"):
         if getattr(o, name):
             faults.append(f"{flag(name)} does not go with learned masks")
     if o.steps is not None and o.mask_warmup is not None and o.mask_warmup >= o.steps:

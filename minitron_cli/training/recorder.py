@@ -1,14 +1,15 @@
 """What happens around the steps: metrics, evaluation on a fixed slice, checkpoints, each when due."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minitron_cli.hf.memory import peak_memory
 from minitron_cli.training import state
+from minitron_cli.training.grading import Regressed, Score, logged, regressions
 from minitron_cli.training.loop import Job
-from minitron_cli.training.metrics import MetricsLog
+from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.mix import Mixer
 from minitron_cli.training.progress import Display
 from minitron_cli.training.state import Progress
@@ -24,6 +25,7 @@ class Cadence:
     keep: int
     total: int
     exports: tuple[int, ...] = ()
+    grade: int = 0
 
     def due(self, every: int, step: int) -> bool:
         return step == self.total or (every > 0 and step % every == 0)
@@ -42,6 +44,8 @@ class Recorder:
     export: Callable[[Progress], None]
     progress: Progress
     mixer: Mixer | None = None
+    grade: Callable[[], Sequence[Score]] | None = None
+    stop_on_regression: bool = False
     _since: tuple[float, int] = field(init=False)
     _saved: int = field(init=False)
 
@@ -56,8 +60,10 @@ class Recorder:
         self.display.step(progress.step, values, rate)
         if self.cadence.due(self.cadence.log, progress.step):
             self._write(values, rate)
-        if self.cadence.due(self.cadence.evaluate, progress.step) or self.owes_mix():
-            self.measure()
+        evaluate = self.cadence.due(self.cadence.evaluate, progress.step) or self.owes_mix()
+        grade = self.cadence.due(self.cadence.grade, progress.step)
+        if evaluate or grade:
+            self.measure(evaluate, grade)
             progress = self.progress
         if self.cadence.due(self.cadence.save, progress.step):
             self.save()
@@ -66,20 +72,40 @@ class Recorder:
             self.export(progress)
             self._skip_time(time.perf_counter() - started)
 
-    def measure(self) -> None:
-        """Evaluate now, update the mix where that is due, and write it all as a line of its own (a collective)."""
-        if self.evaluate is None:
-            return
+    def measure(self, evaluate: bool = True, grade: bool = True) -> None:
+        """Evaluate and grade now, update the mix where that is due, and write it all as one line (a collective)."""
         started = time.perf_counter()
-        found = self.evaluate()
+        found = self.evaluate() if evaluate and self.evaluate is not None else {}
         mixed = self._update_mix(found)
+        scores = self.grade() if grade and self.grade is not None else ()
+        fallen = self._fallen(scores)
+        if found or self.grade is not None:
+            self._tell(found, mixed, scores)
+        self._skip_time(time.perf_counter() - started)
+        if fallen:
+            raise Regressed(
+                f"{'; '.join(fallen)}: that far down after step {self.progress.step} is no chance",
+                "the step is saved: look at the curves, and type the line again without --stop-on-regression to go on",
+            )
+
+    def _fallen(self, scores: Sequence[Score]) -> list[str]:
+        """The scores that fell, on all ranks, where that is to stop the run."""
+        if not self.stop_on_regression:
+            return []
+        found = regressions(scores, read_metrics(self.run)) if self.log is not None else []
+        _, anywhere = self.job.world.agree(0, bool(found))
+        return (found or ["a score fell"]) if anywhere else []
+
+    def _tell(self, found: Mapping[str, float], mixed: Mapping[str, float], scores: Sequence[Score]) -> None:
         shown = "  ".join(
             f"{name.removeprefix('eval_')} {value:z.4f}" for name, value in found.items() if "/" not in name
         )
+        shown += "".join(f"  {score.name} {score.value:.4f}" for score in scores)
         self.display.say(f"step {self.progress.step}: eval {shown}")
         if self.log is not None:
-            self.log.write({"step": self.progress.step, "tokens": self.progress.tokens, **found, **mixed})
-        self._skip_time(time.perf_counter() - started)
+            self.log.write(
+                {"step": self.progress.step, "tokens": self.progress.tokens, **found, **mixed, **logged(scores)}
+            )
 
     def owes_mix(self) -> bool:
         """Whether the step in memory has yet to say how the next ones are mixed."""

@@ -17,6 +17,7 @@ from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts, settle
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.begin import begun, is_done
+from minitron_cli.training.grading import Grade, Regressed, grader
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
 from minitron_cli.training.masks.term import Masks
@@ -76,15 +77,17 @@ def rows_for(ready: Prepared, mixer: Mixer | None, run: Path, world: World) -> I
 
 def train(
     options: Options, *, overwrite: bool = False, preflight: bool = True, say: Say = lambda text: None,
-    signals: bool = True, trim: Trim | None = None,
+    signals: bool = True, trim: Trim | None = None, grade: Grade | None = None,
 ) -> Outcome:  # fmt: skip
     """Run, or go on with, the training that `options` describe; returns when it is exported or stopped by a signal.
 
     All inputs are opened and checked before anything is written. With `overwrite`, a result that is in the way stays
     until the new one is complete (see `rundir`). Without `signals` no handler is installed: an interrupt is raised.
-    Where masks are learned, `trim` cuts the student by the plan that they settle into.
+    Where masks are learned, `trim` cuts the student by the plan that they settle into. `grade` carries out the tasks of
+    `options.eval_tasks`.
     """
     assert (options.verb == "shear") is (trim is not None)
+    assert (options.eval_tasks is None) is (grade is None)
     output = Path(options.output)
     with join(options.device) as world:
         ready = settle(prepare(options, world), world, lambda short: world.agree(0, short)[1])
@@ -94,7 +97,7 @@ def train(
         if world.agree(0, done)[1]:
             return _outcome(output, ready.options, _final(output), was_done=True)
         with begun(ready, place, inputs, world, preflight, say):
-            progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals, trim)
+            progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals, trim, grade)
             if stopped_by:
                 return _outcome(place, ready.options, progress, stopped_by=stopped_by)
             if world.rank == 0:
@@ -103,8 +106,9 @@ def train(
 
 
 def _train_and_export(
-    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool, trim: Trim | None
-) -> tuple[Progress, int]:
+    ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool, trim: Trim | None,
+    grade: Grade | None,
+) -> tuple[Progress, int]:  # fmt: skip
     """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
     mixer = None
     if ready.mixing is not None:
@@ -112,7 +116,7 @@ def _train_and_export(
         mixer = Mixer(ready.order, ready.mixing, ready.schedule.steps)
     with stop_on_signal(signals) as stop, rows_for(ready, mixer, place / "run", world) as rows:
         assembly = assemble(ready, rows, world)
-        progress = follow(ready, assembly, mixer, place / "run", stop, inputs, say)
+        progress = follow(ready, assembly, mixer, grade, place / "run", stop, inputs, say)
     if progress.step < ready.schedule.steps:
         return progress, stop.exit_code
     _export(ready, assembly, progress, place, inputs, trim)
@@ -186,8 +190,8 @@ def rehearse(
 
 
 def follow(
-    ready: Prepared, assembly: Assembly, mixer: Mixer | None, run: Path, stop: StopFlag, inputs: dict[str, str],
-    say: Say,
+    ready: Prepared, assembly: Assembly, mixer: Mixer | None, grade: Grade | None, run: Path, stop: StopFlag,
+    inputs: dict[str, str], say: Say,
 ) -> Progress:  # fmt: skip
     """Train from where the run is to the end, recording on the way."""
     options, job, world = ready.options, assembly.job, assembly.job.world
@@ -205,10 +209,14 @@ def follow(
         export=export_run.exporter(ready, job.step, world.rank, run / "exported", inputs),
         progress=progress,
         mixer=mixer,
+        grade=None if grade is None else grader(ready, job.step, world, grade),
+        stop_on_regression=options.stop_on_regression,
     )
     try:
-        if not continued or recorder.owes_mix():
+        if not continued:
             recorder.measure()
+        elif recorder.owes_mix():
+            recorder.measure(True, recorder.cadence.due(recorder.cadence.grade, progress.step))
         loop.run(job, progress, stop, recorder)
     except loop.NotFinite as error:
         recorder.save()
@@ -218,7 +226,7 @@ def follow(
             rows = [list(map(int, place)) for place in zip(*order.places(error.step))]
         error.message += f"; what is needed to repeat it is in {write_repro(run, job, error, rows, inputs)}"
         raise
-    except loop.StepRefused:
+    except (loop.StepRefused, Regressed):
         recorder.save()
         raise
     else:
@@ -231,7 +239,8 @@ def follow(
 def _cadence(ready: Prepared) -> Cadence:
     options = ready.options
     evaluate, save = options.eval_every or 0, options.save_every or 0
-    return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0, ready.export_steps)
+    grade = options.eval_tasks_every or 0
+    return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0, ready.export_steps, grade)
 
 
 def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, float]] | None:

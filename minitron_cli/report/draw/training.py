@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.report import text
+from minitron_cli.report.draw.scores import INTERVAL
 from minitron_cli.report.draw.style import Style
 from minitron_cli.report.draw.svg import SMALL, Picture, picture
 from minitron_cli.report.draw.theme import DASHES, INK, MARKERS, MUTED, SERIES
+from minitron_cli.report.read.curves import ERROR, SCORE, graded
 from minitron_cli.report.read.figures import TeacherLine
 from minitron_cli.report.read.values import Model
 
@@ -30,6 +32,33 @@ def divergence_curve(model: Model, style: Style) -> Picture | None:
     if "kd" not in model.curve.logged:
         return None
     return _curves(model, style, ("kd", "eval_kd"), "divergence from the teacher, nats", None)
+
+
+def score_curves(model: Model) -> Picture | None:
+    """Scores between 0 and 1 of the tasks that the student was graded by while it trained, by tokens, with 95%
+    intervals; None where there are none.
+    """
+    assert model.curve is not None
+    table = model.curve.evaluated
+    shown = {n: table[SCORE + n] for n in graded(table) if np.nanmax(np.abs(table[SCORE + n])) <= 1}
+    if not shown:
+        return None
+
+    def paint(figure: Any, narrow: bool) -> None:
+        axes = figure.subplots()
+        for i, (name, values) in enumerate(shown.items()):
+            keep, colour = np.isfinite(values), SERIES[i % len(SERIES)]
+            errors = INTERVAL * table.get(ERROR + name, np.zeros(len(values)))[keep]
+            look = {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+            axes.errorbar(table["tokens"][keep], values[keep], errors, color=colour, label=name, elinewidth=1, **look)
+        _x_axis(axes, "tokens")
+        axes.set_ylabel("score")
+        axes.legend(loc="best")
+
+    finite = {name: values[np.isfinite(values)] for name, values in shown.items()}
+    words = "; ".join(f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, values in finite.items())
+    label = f"Scores of {model.name} while it trained: {words}."
+    return picture(paint, label, "task scores", model.name, width=SMALL, height=290)
 
 
 def mix_curves(model: Model) -> Picture | None:
@@ -98,7 +127,7 @@ def _curves(
 
 def compare_curves(models: Sequence[Model], look: Mapping[str, Style], x: str, teacher: TeacherLine | None) -> Picture:
     """Held-out loss of several models over what they have spent, on one scale."""
-    curves = {m.name: (m.curve.evaluated[x], m.curve.evaluated["eval_ce"]) for m in models if m.curve}
+    curves = {m.name: thin(m.curve.evaluated[x], m.curve.evaluated["eval_ce"]) for m in models if m.curve}
 
     def paint(figure: Any, narrow: bool) -> str:
         axes = figure.subplots()

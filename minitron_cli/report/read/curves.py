@@ -11,6 +11,14 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.report.read.documents import read_json
 from minitron_cli.report.read.values import Curve
 
+# What a run is graded by while it trains, as it writes it down: SCORE + "TASK/METRIC", and the standard error.
+SCORE, ERROR = "eval_task/", "eval_task_stderr/"
+
+
+def graded(evaluated: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the tasks and metrics in a table of evaluations."""
+    return [name.removeprefix(SCORE) for name in evaluated if name.startswith(SCORE)]
+
 
 def read_curve(run: Path) -> Curve | None:
     """The curve of OUT/run, None where no line has been written yet."""

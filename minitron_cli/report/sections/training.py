@@ -1,8 +1,11 @@
 """Training: one line of figures and the table of evaluations of a run, and which windows they were measured on."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from minitron_cli.report import text
+from minitron_cli.report.read.curves import ERROR, SCORE, graded
 from minitron_cli.report.read.figures import last_evaluated, options_of, teacher_line
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Cell, Table
@@ -71,7 +74,8 @@ def evaluations(model: Model) -> Table | None:
     assert model.curve is not None
     evaluated = model.curve.evaluated
     names = [name for name in _EVALUATED if name in evaluated]
-    if not names:
+    tasks = graded(evaluated)
+    if not names and not tasks:
         return None
     rows = [
         [
@@ -79,10 +83,11 @@ def evaluations(model: Model) -> Table | None:
             text.count(evaluated["tokens"][i]),
             text.flops(evaluated["flops"][i]),
             *(_cell(name, float(evaluated[name][i])) for name in names),
+            *(_score(evaluated, name, i) for name in tasks),
         ]
         for i in range(len(evaluated["step"]))
     ]
-    columns = ("step", "tokens", "FLOPs", *(_EVALUATED[name] for name in names))
+    columns = ("step", "tokens", "FLOPs", *(_EVALUATED[name] for name in names), *tasks)
     return Table(f"Held-out text during the training of {model.name}", columns, rows)
 
 
@@ -104,6 +109,14 @@ def mix(model: Model) -> Table | None:
         for i in np.flatnonzero(np.isfinite(table[f"mix_weight/{names[0]}"]))
     ]
     return Table(f"The mix of {model.name}: share of the rows, and excess loss under it", ("step", *names), rows)
+
+
+def _score(evaluated: Mapping[str, np.ndarray], name: str, i: int) -> str:
+    value, nothing = evaluated[SCORE + name][i], np.full(len(evaluated["step"]), np.nan)
+    error = evaluated.get(ERROR + name, nothing)[i]
+    if not np.isfinite(value):
+        return text.NOTHING
+    return f"{value:.4f} ± {error:.4f}" if np.isfinite(error) else f"{value:.4f}"
 
 
 def _cell(name: str, value: float) -> str:

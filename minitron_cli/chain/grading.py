@@ -1,0 +1,33 @@
+"""The tasks of `--eval-tasks`, by which a student is graded while it trains: checked before, carried out by lm-eval."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minitron_cli.training.grading import Grade, Score, Subject
+from minitron_cli.training.options import Options
+
+
+def grade_of(options: Options) -> Grade | None:
+    """What grades the student of a run that asks for it; a task that does not exist, or lacks its data, is refused."""
+    if options.eval_tasks is None:
+        return None
+    from minitron_cli.evaluate.harness import make_lm, run_request, without_unsafe
+    from minitron_cli.evaluate.model import LoadedModel
+    from minitron_cli.evaluate.options import Request
+    from minitron_cli.evaluate.tasks import find_tasks
+    from minitron_cli.hf.devices import dtype_name
+    from minitron_cli.hf.load import load_tokenizer
+
+    names = [name.strip() for name in options.eval_tasks.split(",") if name.strip()]
+    tasks = find_tasks(names, [Path(directory) for directory in options.include])
+    requests = without_unsafe([Request(name, limit=options.task_limit) for name in names], names, tasks)
+
+    def grade(subject: Subject) -> Sequence[Score]:
+        tokenizer = load_tokenizer(subject.tokenizer, subject.trust_remote_code)
+        dtype = dtype_name(subject.dtype)
+        loaded = LoadedModel("student", subject.tokenizer, subject.model, tokenizer, subject.device, dtype)
+        lm = make_lm(loaded)
+        scores = [score for request in requests for score in run_request(lm, tasks, request)]
+        return [Score(f"{s.task}/{s.key}", s.value, s.stderr, s.higher_is_better) for s in scores]
+
+    return grade
