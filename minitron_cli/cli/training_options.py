@@ -135,6 +135,7 @@ MACHINE = (
         help="run blocks again in the backward pass",
     ),
     _option("gradients", str, "--gradients", help="while micro-batches add up: whole, or sharded [default: what fits]"),
+    _option("replicate", int, "--replicate", help="copies of the weights, each over as many devices: one a node"),
     _option("compile", bool, "--compile/--no-compile", help="torch.compile each block"),
     _option(
         "preflight", bool, "--preflight/--no-preflight", help="refuse at the start what will not fit", default=True

@@ -98,3 +98,12 @@ def own_part(tensor: Tensor) -> tuple[Tensor, int]:
     rows = -(-tensor.shape[0] // mesh.size(along))  # every rank but the last ones has as many
     first = min(rows * mesh.get_local_rank(along), tensor.shape[0])
     return local, first * (tensor.numel() // max(1, tensor.shape[0]))
+
+
+def is_first_copy(tensor: Tensor, world: World) -> bool:
+    """Whether this rank's part of a tensor is one to write down: what is not sharded is the first rank's."""
+    if not isinstance(tensor, DTensor):
+        return world.first
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
+    return not any(coordinate[:-1])

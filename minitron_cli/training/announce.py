@@ -132,6 +132,7 @@ def memory(ready: Prepared, world: World) -> preflight.Need:
         accumulated=options.batch // world.size // ready.micro_batch > 1,
         device=world.device.type,
         gradients=options.gradients,
+        copies=options.replicate,
     )
 
 

@@ -77,7 +77,7 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
         run_again_in_backward(blocks_of(student))
     if options.compile:
         compile_blocks(student)
-    mesh = mesh_of(world)
+    mesh = mesh_of(world, options.replicate)
     if options.shard_teacher:
         step.shard_teachers(mesh)
     shard(step, list(blocks_of(student)), mesh, dtype, step.exact_modules())

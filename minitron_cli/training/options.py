@@ -94,6 +94,7 @@ class Options:
     teacher_device: str | None = None
     shard_teacher: bool | None = None
     gradients: Annotated[str, OneOf(GRADIENTS)] = "auto"
+    replicate: Annotated[int, count()] = 1
     micro_batch: Annotated[int | None, count(1, 2**20)] = None
     checkpoint_activations: bool = False
     compile: bool = False

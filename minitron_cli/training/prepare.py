@@ -182,6 +182,11 @@ def _shear(options: Options, models: Models, source: Shape) -> Shear:
 def _check_machine(options: Options, world: World) -> None:
     if options.teacher_device:
         choose_device(options.teacher_device)
+    if world.size % options.replicate:
+        raise MinitronError(
+            f"--replicate {options.replicate}: {world.size} processes do not make as many copies of equal size",
+            "give the number of nodes, or leave it out",
+        )
     if options.tensorboard and find_spec("tensorboard") is None:
         raise MinitronError("--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'")
 

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
-from minitron_cli.hf.process_group import World, own_part
+from minitron_cli.hf.process_group import World, is_first_copy, own_part
 from minitron_cli.training.distributed import gather_bytes
 from minitron_cli.training.rundir import identity, require_own
 from minitron_cli.training.step_files import (
@@ -107,7 +106,7 @@ def save(
         need_space(final, sum(t.numel() * t.element_size() for t in contents.values()))
         temporary.mkdir(parents=True)
     world.barrier()
-    mine = {name: own_part(t)[0] for name, t in contents.items() if world.rank == 0 or isinstance(t, DTensor)}
+    mine = {name: own_part(t)[0] for name, t in contents.items() if is_first_copy(t, world)}
     try:
         with write_errors(final):
             digest = write_shard(temporary / shard_name(world.rank, world.size), mine)
