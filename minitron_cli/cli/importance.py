@@ -29,6 +29,8 @@ PANELS = {
         "seq_agg",
         "metric",
         "layer_score",
+        "expert_score",
+        "expert_damage",
         "seed",
         "padded",
         "allow_fewer",
@@ -76,6 +78,10 @@ def command(
     depth_greedy: Annotated[int, option("--depth-greedy", help="drop N layers one by one, measuring anew")] = 0,
     depth_samples: Annotated[int, option("--depth-samples", help="samples of those for the depth sweeps")] = 256,
     layer_score: Annotated[str, option("--layer-score", help="influence, norm-ratio, loss, kl or mse")] = "influence",
+    expert_score: Annotated[
+        str, option("--expert-score", help="activation, frequency, mass, reap, output-norm or damage")
+    ] = "activation",
+    expert_damage: Annotated[bool, option("--expert-damage", help="measure what dropping each expert changes")] = False,
     second_moments: Annotated[bool, option("--second-moments", help="E[x x^T], for prune --compensate")] = False,
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
@@ -104,7 +110,8 @@ def command(
         text_field=text_field, allow_fewer=allow_fewer, padded=padded, force=force, mode=mode, device_map=device_map,
         memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_task=depth_task,
         depth_greedy=depth_greedy, depth_samples=depth_samples, layer_score=layer_score,
-        trust_remote_code=trust_remote_code, second_moments=second_moments,
+        trust_remote_code=trust_remote_code, second_moments=second_moments, expert_score=expert_score,
+        expert_damage=expert_damage,
     )  # fmt: skip
     if not depth_task and (include or task_limit is not None):
         raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
@@ -219,6 +226,9 @@ def _show(facts: dict[str, Any], model: Path) -> None:
         else:
             print(f"depth {name}: least harm by dropping {fact['best']['layers']}: "
                   f"{fact['full']:.4f} -> {fact['best']['value']:.4f}")  # fmt: skip
+    for layer, experts in facts.get("unrouted", {}).items():
+        lost = ", ".join(map(str, experts))
+        say(f"warning: layer {layer}: no token was routed to experts {lost}; they and their neurons score 0")
     print(f"{facts['output']}: {facts['made']} in {facts['seconds']:.1f} s")
     line = command_line("prune", model, "--target", "width", "--scores", facts["output"], "--hidden", "N", "--ffn", "M")
     print(f"next: {line} -o OUT")

@@ -11,7 +11,11 @@ from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import is_routed
 
 READ_AXES = tuple(axis.name for axis in AXES if axis.scored == "input")  # read by plain linear layers
-EXPERT, EXPERT_FFN, EXPERT_USAGE = "expert", "expert_ffn", "expert_usage"  # recorded inside the experts' own forward
+EXPERT, EXPERT_FFN = "expert", "expert_ffn"  # recorded inside the experts' own forward
+# Beside them, what the routers do, by layer and expert: sums over tokens (ROUTED says of what), the squared change of
+# the experts' output without each of them, and the Gram matrix of the router's logits.
+EXPERT_ROUTING, EXPERT_DAMAGE, EXPERT_LOGITS = "expert_routing", "expert_damage", "expert_logits"
+ROUTED = ("tokens", "mass", "norm", "weighted")  # 1, the gate, the output's norm, gate x norm
 EXPERT_LAYOUTS: dict[str, tuple[str, ...]] = {EXPERT: ("expert",), EXPERT_FFN: ("expert", "expert_ffn")}
 
 

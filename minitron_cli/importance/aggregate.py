@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minitron_cli.hf.readers import EXPERT_USAGE, layout
+from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_LOGITS, EXPERT_ROUTING, ROUTED, layout
 from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, NORM_RATIO, SEQ, Row, Rows
 from minitron_cli.spec.axes import SCOPE, Dim
 from minitron_cli.spec.family import Family
@@ -19,14 +19,20 @@ from minitron_cli.spec.scores import score_shape
 from minitron_cli.spec.shape import Shape
 
 BATCH = ("mean", "l2", "var")
+EXPERT_SCORES = ("activation", "frequency", "mass", "reap", "output-norm", "damage")
+_NO_AXES = (COUNT, EXPERT_ROUTING, EXPERT_DAMAGE, EXPERT_LOGITS, NORM_RATIO)  # sums that are not aggregated as they are
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """How statistics become one number: over the batch, and over the sequence (Minitron's notation (batch, seq))."""
+    """How statistics become one number: over the batch, and over the sequence (Minitron's notation (batch, seq)).
+
+    `expert` is what ranks whole experts: their activation, aggregated in the same way, or another of EXPERT_SCORES.
+    """
 
     batch: str = "l2"
     seq: str = "mean"
+    expert: str = "activation"
 
 
 def over_samples(sums: np.ndarray, count: int, how: str) -> np.ndarray:
@@ -66,7 +72,7 @@ def to_scores(
     count = int(raw[COUNT].sum() if half is None else raw[COUNT][half])
     values = {}
     for axis, array in raw.items():
-        if axis in (COUNT, EXPERT_USAGE, NORM_RATIO):
+        if axis in _NO_AXES:
             continue
         sums = array.sum(0) if half is None else array[half]
         if axis == LAYER:
@@ -75,7 +81,31 @@ def to_scores(
         channels = over_samples(sums[:, SEQ.index(how.seq)], count, how.batch)
         units = over_unit(channels, layout(family, axis), axis, shape.sizes)
         values[axis] = units.sum(0) if axis == "hidden" else per_layer(units, rows[axis], score_shape(axis, shape))
+    if EXPERT in values and how.expert != "activation":
+        values[EXPERT] = per_layer(
+            expert_scores(raw, shape, how.expert, half), rows[EXPERT], score_shape(EXPERT, shape)
+        )
     return values
+
+
+def expert_scores(raw: Mapping[str, np.ndarray], shape: Shape, how: str, half: int | None = None) -> np.ndarray:
+    """Scores of whole experts, (row, expert) float64; an expert that no token was routed to scores 0.
+
+    frequency     share of the layer's routings
+    mass          share of the layer's routing weights (as they multiply outputs, after any normalisation)
+    reap          mean over the tokens routed to it of gate x |output| (REAP, arXiv 2510.13999, eq. 9)
+    output-norm   the same without the gate
+    damage        root mean square over all tokens of the change of the layer's output when it is dropped
+    """
+    halves = slice(None) if half is None else slice(half, half + 1)
+    tokens, mass, norm, weighted = (raw[EXPERT_ROUTING][halves, 0, ROUTED.index(name)].sum(0) for name in ROUTED)
+    if how in ("frequency", "mass"):
+        part = tokens if how == "frequency" else mass
+        return np.asarray(part / np.maximum(part.sum(-1, keepdims=True), np.finfo(float).tiny))
+    if how == "damage":
+        squares = raw[EXPERT_DAMAGE][halves, 0, 0].sum(0)
+        return np.sqrt(squares / np.maximum(tokens.sum(-1, keepdims=True) / shape["expert_active"], 1))
+    return np.asarray((weighted if how == "reap" else norm) / np.maximum(tokens, 1))
 
 
 def per_layer(units: np.ndarray, rows: Sequence[Row], size: tuple[int, ...]) -> np.ndarray:

@@ -36,6 +36,7 @@ class Execution:
     say: Say
     show: Show
     moments: SecondMoments | None = None
+    damage: bool = False  # whether the absence of each expert is measured
 
     @property
     def share(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_USAGE
+from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_ROUTING
 from minitron_cli.importance.statistics import Batch
 
 FLAGS = ("has_gate", "has_bias", "is_transposed", "down_proj")
@@ -25,11 +25,23 @@ class Part:
 
     tokens: Tensor  # (n,) int64, ascending: index into the flattened batch
     inner: Tensor  # (n, expert_ffn), the input of its down projection
+    gate: Tensor  # (n,) float32, the routing weight
+    output_norm: Tensor  # (n,) float32, l2 of the output
     norm: Tensor  # (n,) float32, l2 of routing weight x output
 
 
-def routed(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, listen: Callable[[Part], None]) -> Tensor:
-    """The experts' output, each recorded in turn: hidden (token, hidden), index and weights (token, active)."""
+def routed(
+    experts: Any,
+    hidden: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    listen: Callable[[Part], None],
+    outputs: Tensor | None = None,
+) -> Tensor:
+    """The experts' output, each recorded in turn: hidden (token, hidden), index and weights (token, active).
+
+    `outputs` (token, active, hidden) takes what each expert gave, before the routing weight.
+    """
     missing = [name for name in FLAGS if not hasattr(experts, name)]
     if missing:
         raise MinitronError(
@@ -45,7 +57,10 @@ def routed(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, listen:
         inner, out = _expert(experts, expert, hidden[tokens])
         weighted = out * gates[expert][:, None].to(out.dtype)
         output.index_add_(0, tokens, weighted.float())
-        listen(Part(tokens, inner, torch.linalg.vector_norm(weighted, dim=-1, dtype=torch.float32)))
+        if outputs is not None:
+            outputs.flatten(0, 1)[places] = out
+        norms = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32) for x in (out, weighted))
+        listen(Part(tokens, inner, gates[expert].float(), *norms))
     return output.to(hidden.dtype)
 
 
@@ -65,23 +80,25 @@ def _linear(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
 
 
 def part_statistics(part: Part, batch: Batch) -> dict[str, Tensor]:
-    """Sequence statistics of one expert and its neurons, each (batch, 3, channel) float64.
+    """Statistics of one expert and its neurons, each (batch, 3, channel) float64, and its part of the routing.
 
-    A token that was not routed to the expert counts as zero for it, so that usage is part of every score:
-    "expert" is the routed output's norm, "expert_usage" the routing itself, "expert_ffn" the down projection's input.
+    A token that was not routed to the expert counts as zero for it, so that usage is part of every score: "expert" is
+    the routed output's norm, "expert_ffn" the down projection's input. "expert_routing" (batch, 4, 1) holds plain sums
+    over the tokens that were routed to it, as `ROUTED` names them.
     """
-    members, tokens = _members(part.tokens, batch), _valid_tokens(batch)
-    return {axis: _statistics(members, values.float(), tokens) for axis, values in _channels(part)}
+    members, tokens = members_of(part.tokens, batch), _valid_tokens(batch)
+    found = {axis: _statistics(members, values.float(), tokens) for axis, values in _channels(part)}
+    totals = torch.stack([torch.ones_like(part.gate), part.gate, part.output_norm, part.norm], dim=1)
+    return found | {EXPERT_ROUTING: (members @ totals).double()[:, :, None]}
 
 
 def join_parts(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The statistics of all experts of a layer, side by side in the order of the experts."""
-    return {axis: torch.cat([part[axis] for part in parts], dim=-1) for axis in (EXPERT, EXPERT_USAGE, EXPERT_FFN)}
+    return {axis: torch.cat([part[axis] for part in parts], dim=-1) for axis in (EXPERT, EXPERT_ROUTING, EXPERT_FFN)}
 
 
 def _channels(part: Part) -> Iterator[tuple[str, Tensor]]:
     yield EXPERT, part.norm[:, None]
-    yield EXPERT_USAGE, torch.ones_like(part.norm)[:, None]
     yield EXPERT_FFN, part.inner
 
 
@@ -92,7 +109,7 @@ def _statistics(members: Tensor, x: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([absolute / tokens, square.sqrt(), (square / tokens - mean * mean).clamp_min_(0.0)], dim=1)
 
 
-def _members(tokens: Tensor, batch: Batch) -> Tensor:
+def members_of(tokens: Tensor, batch: Batch) -> Tensor:
     """Which sample each routed token belongs to; padding belongs to none: (batch, n) float32."""
     length = batch.ids.shape[1]
     row, place = tokens // length, tokens % length

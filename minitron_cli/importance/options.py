@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
-from minitron_cli.importance.aggregate import BATCH, Aggregation
+from minitron_cli.importance.aggregate import BATCH, EXPERT_SCORES, Aggregation
 from minitron_cli.importance.sums import SEQ
 from minitron_cli.spec.limits import SEED, OneOf, count, violations
 
@@ -27,8 +27,8 @@ class Options:
 
     `depth_blocks` are the sizes of contiguous blocks to drop, `depth_greedy` how many layers to drop one by one;
     `depth_task` names the task that judges the blocks in the place of `depth_metric`; `layer_score` is what ranks
-    single layers: block influence, the ratio of the norms around a block, or a depth metric. `memory` caps what may be
-    used.
+    single layers: block influence, the ratio of the norms around a block, or a depth metric; `expert_score` is what
+    ranks whole experts, `expert_damage` measures what dropping each would change. `memory` caps what may be used.
     """
 
     data: tuple[str, ...] = ()
@@ -55,6 +55,8 @@ class Options:
     depth_greedy: Annotated[int, count(0)] = 0
     depth_samples: Annotated[int, count(1, 10**9)] = 256
     layer_score: Annotated[str, OneOf(LAYER_SCORES)] = "influence"
+    expert_score: Annotated[str, OneOf(EXPERT_SCORES)] = "activation"
+    expert_damage: bool = False
     second_moments: bool = False
     trust_remote_code: bool = False
 
@@ -70,6 +72,11 @@ class Options:
         if self.second_moments and not self.needs_data:
             raise MinitronError(
                 f"--metric {self.metric} makes no forward passes, which Gram matrices need",
+                "use --metric activation",
+            )
+        if (self.expert_damage or self.expert_score != "activation") and not self.needs_data:
+            raise MinitronError(
+                f"--metric {self.metric} makes no forward passes, which --expert-score and --expert-damage need",
                 "use --metric activation",
             )
         if self.needs_data and not self.data:
@@ -97,7 +104,11 @@ class Options:
 
     @property
     def aggregation(self) -> Aggregation:
-        return Aggregation(self.batch_agg, self.seq_agg)
+        return Aggregation(self.batch_agg, self.seq_agg, self.expert_score)
+
+    @property
+    def wants_damage(self) -> bool:
+        return self.expert_damage or self.expert_score == "damage"
 
 
 def sample_length(config: Mapping[str, Any], options: Options, name: str) -> int:

@@ -42,11 +42,13 @@ def prepare(
             f"depth curves need the whole model in memory, and the pass would stream ({mode.reason})",
             "leave --depth-block and --depth-greedy out, or use --mode resident or --device-map auto",
         )
-    work = f"{mode.name} rank {world.rank} of {world.size}, batches of {size}"
+    work = f"{mode.name} rank {world.rank} of {world.size}, batches of {size}" + " damage" * options.wants_damage
     snapshot = Snapshot(output.with_name(f".{output.name}.partial-{world.rank}"), {**identity, "work": work})
     scratch = stream.scratch_of(output, world.rank)
     moments = second_moments.SecondMoments(checkpoint, output, identity, world) if options.second_moments else None
-    execution = Execution(checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show, moments)
+    execution = Execution(
+        checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show, moments, options.wants_damage
+    )
     return execution, mode, identity
 
 

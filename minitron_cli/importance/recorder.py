@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import Site, block_input, block_output, replaced
 from minitron_cli.hf.parts import decoder_of
-from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_USAGE
+from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_FFN, EXPERT_LOGITS, EXPERT_ROUTING
 from minitron_cli.importance.experts import Part, join_parts, part_statistics, routed
+from minitron_cli.importance.routers import damage, logit_gram, router_of
 from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.statistics import (
     Batch,
@@ -22,21 +23,26 @@ from minitron_cli.importance.statistics import (
 )
 from minitron_cli.importance.sums import COUNT, HALVES, MOMENTS, PER_BLOCK, Row, Rows
 
-EXPERT_AXES = (EXPERT, EXPERT_FFN, EXPERT_USAGE)
+EXPERT_AXES = (EXPERT, EXPERT_FFN, EXPERT_ROUTING, EXPERT_LOGITS)
 
 
 class Recorder:
     """Running sums of every site, and of every block's influence.
 
     `sums[(axis, row)]` is (half, moment, seq, channel) float64 on the device where the activation lives, `row` counting
-    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer). `moments` takes in
-    the same inputs.
+    the sites of an axis in layer order; blocks have (half, moment) under ("layer", layer), router logits (half, expert,
+    expert). `moments` takes in the same inputs. With `damage` the experts' absence is measured too.
     """
 
     def __init__(
-        self, sites: Sequence[Site] = (), rows: Rows | None = None, moments: SecondMoments | None = None
+        self,
+        sites: Sequence[Site] = (),
+        rows: Rows | None = None,
+        moments: SecondMoments | None = None,
+        damage: bool = False,
     ) -> None:
         self.moments = moments
+        self.damage = damage
         self.sums: dict[tuple[str, int], Tensor] = {}
         self.count = np.zeros(HALVES, np.int64)
         self.batch: Batch | None = None
@@ -47,7 +53,8 @@ class Recorder:
     def register(self, sites: Sequence[Site]) -> None:
         """Give every site its row, in layer order."""
         for site in sorted(sites, key=lambda s: s.layer):
-            for axis in EXPERT_AXES if site.axis == EXPERT_FFN else (site.axis,):
+            every = (*EXPERT_AXES, EXPERT_DAMAGE) if self.damage else EXPERT_AXES
+            for axis in every if site.axis == EXPERT_FFN else (site.axis,):
                 rows = self.rows.setdefault(axis, [])
                 self._row_of[site] = len(rows)
                 rows.append(Row(site.layer, site.readers if axis == site.axis else ()))
@@ -76,6 +83,16 @@ class Recorder:
         """Take in what one layer's experts did: axis -> (batch, seq, channel)."""
         for axis, values in statistics.items():
             self._add((axis, self._row_of[site]), values)
+
+    def hear_router(self, site: Site, router: Any, hidden: Tensor) -> None:
+        """Take in the logits of one layer's router: hidden (batch x token, hidden)."""
+        assert self.batch is not None
+        key, size = (EXPERT_LOGITS, self._row_of[site]), len(router.weight)
+        if key not in self.sums:
+            self.sums[key] = torch.zeros((HALVES, size, size), dtype=torch.float64)
+        self.sums[key] = self.sums[key].to(hidden.device)
+        for half in range(HALVES):
+            self.sums[key][half] += logit_gram(router, hidden, self.batch.half(half), self.batch)
 
     def hear_block(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Take in the hidden states around one block: (batch, token, hidden) each."""
@@ -143,7 +160,7 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
         for site in sites:
             module = model.get_submodule(site.module)
             if site.axis == EXPERT_FFN:
-                stack.enter_context(replaced({module: listening_forward(module, recorder, site)}))
+                stack.enter_context(replaced({module: listening_forward(model, recorder, site)}))
                 continue
             handle = module.register_forward_pre_hook(at_site(site))
             stack.callback(handle.remove)
@@ -156,8 +173,9 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
         yield
 
 
-def listening_forward(module: nn.Module, recorder: Recorder, site: Site) -> Any:
+def listening_forward(model: nn.Module, recorder: Recorder, site: Site) -> Any:
     """A forward for a layer's experts that tells the recorder what each of them did."""
+    module, router = model.get_submodule(site.module), router_of(model, site.module)
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         batch = recorder.batch
@@ -169,8 +187,15 @@ def listening_forward(module: nn.Module, recorder: Recorder, site: Site) -> Any:
                 recorder.moments.take_expert(site, len(parts), part.tokens, part.inner, batch)
             parts.append(part_statistics(part, batch))
 
-        output = routed(module, hidden_states, top_k_index, top_k_weights, listen)
+        outputs = None
+        if recorder.damage:
+            outputs = hidden_states.new_empty((*top_k_index.shape, hidden_states.shape[-1]))
+        output = routed(module, hidden_states, top_k_index, top_k_weights, listen, outputs)
         recorder.hear_experts(site, join_parts(parts))
+        recorder.hear_router(site, router, hidden_states)
+        if outputs is not None:
+            changed = damage(module, router, hidden_states, top_k_index, outputs, output, batch)
+            recorder.hear_experts(site, {EXPERT_DAMAGE: changed})
         return output
 
     return forward

@@ -14,7 +14,7 @@ from minitron_cli.importance.statistics import Batch
 def run(execution: Execution, model: Any) -> Progress:
     """Send this process's share of the samples through `model`, going on where an interrupted run stopped."""
     sites = find_sites(execution.checkpoint, model, execution.device)
-    recorder = Recorder(sites, moments=execution.moments)
+    recorder = Recorder(sites, moments=execution.moments, damage=execution.damage)
     begin, end = execution.share
     earlier = execution.snapshot.load() if execution.moments is None else None  # moments are too large for snapshots
     if earlier is not None:

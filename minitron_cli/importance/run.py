@@ -16,6 +16,7 @@ from minitron_cli.checkpoint.scores_file import read_scores, write_scores
 from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World, join
+from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_ROUTING, ROUTED
 from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
@@ -73,7 +74,7 @@ def measure(
 
 
 def check_request(checkpoint: Checkpoint, options: Options, output: Path) -> None:
-    """Refuse an output that overlaps what is read, and depth sweeps that leave no layer: before anything is measured.
+    """Refuse what cannot be measured of this model before anything is: overlaps, sweeps that leave no layer, experts.
 
     The output is that of the scores, and of the Gram matrices beside them.
     """
@@ -84,6 +85,10 @@ def check_request(checkpoint: Checkpoint, options: Options, output: Path) -> Non
     ):
         if dropped >= layers:
             raise MinitronError(f"{flag} {dropped} leaves nothing of {layers} layers", f"use 1 to {layers - 1}")
+    if EXPERT not in checkpoint.shape and (options.wants_damage or options.expert_score != "activation"):
+        raise MinitronError(
+            f"{checkpoint.family.name} models have no experts to score", "leave --expert-score and --expert-damage out"
+        )
     inputs = [checkpoint.path, *local_paths(options.data)]
     check_file(output, inputs)
     if options.second_moments:
@@ -120,7 +125,7 @@ def _from_passes(
     moments = second_moments.find(output, identity, options.force)
     model = cache(lambda: load(execution, options))
     made = "aggregated"
-    if not known.raw or _lacks_norms(known, options) or (options.second_moments and not moments):
+    if not known.raw or _lacks_sums(known, options) or (options.second_moments and not moments):
         try:
             progress = run_pass(execution, mode, model)
         finally:
@@ -160,9 +165,26 @@ def _known(output: Path, identity: Mapping[str, Any], options: Options) -> tuple
     return Known(raw, rows, arrays, stored.provenance.get("depth", {})), stored, []
 
 
-def _lacks_norms(known: Known, options: Options) -> bool:
-    """Whether the sums that are there were taken before the norm ratio was among them, and it is asked for."""
-    return options.layer_score == BY_NORMS and NORM_RATIO not in known.raw
+def _lacks_sums(known: Known, options: Options) -> bool:
+    """Whether the sums that are there were taken without some that are asked for."""
+    wanted = {
+        NORM_RATIO: options.layer_score == BY_NORMS,
+        EXPERT_ROUTING: EXPERT in known.raw and options.expert_score != "activation",
+        EXPERT_DAMAGE: EXPERT in known.raw and options.wants_damage,
+    }
+    return any(asked and name not in known.raw for name, asked in wanted.items())
+
+
+def unrouted(raw: Mapping[str, np.ndarray], rows: Rows) -> dict[str, list[int]]:
+    """Experts that no token of the calibration data was routed to, by layer."""
+    if EXPERT_ROUTING not in raw:
+        return {}
+    tokens = raw[EXPERT_ROUTING][:, 0, ROUTED.index("tokens")].sum(0)
+    return {
+        str(row.layer): np.flatnonzero(mine == 0).tolist()
+        for row, mine in zip(rows[EXPERT_ROUTING], tokens)
+        if not mine.all()
+    }
 
 
 def _scores(
@@ -181,6 +203,8 @@ def _scores(
         "metric": options.metric,
         "aggregation": {"batch": how.batch, "seq": how.seq},
         "layer_score": options.layer_score,
+        **({"expert_score": options.expert_score} if EXPERT in shape else {}),
+        **({"unrouted": lost} if (lost := unrouted(known.raw, known.rows)) else {}),
         "rows": rows_to_json(known.rows),
         "depth": dict(known.depth),
         "stability": stability.report(known.raw, known.rows, family, shape, how),

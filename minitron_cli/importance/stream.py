@@ -62,7 +62,8 @@ def run(execution: Execution, on_disk: bool) -> Progress:
     # The moments of layers that are done would have to be trusted to be there still: such a run starts again.
     resumable = on_disk and execution.moments is None
     states, earlier = States(execution, on_disk), execution.snapshot.load() if resumable else None
-    recorder, first = Recorder(rows=earlier.rows if earlier else None, moments=execution.moments), 0
+    rows = earlier.rows if earlier else None
+    recorder, first = Recorder(rows=rows, moments=execution.moments, damage=execution.damage), 0
     if earlier is not None:
         recorder.restore(earlier.raw)
         first = earlier.done
