@@ -40,7 +40,7 @@ def damage(
     Only tokens that were routed to an expert notice its absence, so that each token is run through at most `active`
     more experts. hidden and output (token, hidden), index (token, active), outputs (token, active, hidden).
     """
-    squares = torch.zeros(len(batch.ids), len(experts.down_proj), dtype=torch.float64, device=hidden.device)
+    squares = torch.zeros(len(batch.ids), len(router.weight), dtype=torch.float64, device=hidden.device)
     members = members_of(torch.arange(len(hidden), device=hidden.device), batch).double()
     for slot in range(index.shape[1]):
         with _Without(router.weight, index[:, slot]):
