@@ -35,7 +35,7 @@ def verify(
     found, manifest = verify_directory(directory)
     if (directory / "config.json").is_file():
         _check_model(directory, manifest, found, load or forward, forward)
-    elif manifest["verb"] in ("prune", "distill", "train") and not found.problems:
+    elif manifest["verb"] in ("prune", "shear", "distill", "train") and not found.problems:
         found.problems.append("config.json is missing")
     if source is not None:
         _check_source(directory, manifest, source, moments, found)

@@ -6,7 +6,7 @@ from minitron_cli.report import text
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Table
 
-VERB_WORDS = {"prune": "cut", "distill": "distilled", "train": "trained"}
+VERB_WORDS = {"prune": "cut", "shear": "sheared", "distill": "distilled", "train": "trained"}
 
 
 def roots(run: Run) -> list[str | None]:

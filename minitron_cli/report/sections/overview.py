@@ -8,7 +8,7 @@ from minitron_cli.report.read.figures import Losses, descent, kept_accuracy, los
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Cell, Table
 
-VERB_WORDS = {"train": "trained", "prune": "cut", "distill": "distilled"}
+VERB_WORDS = {"train": "trained", "prune": "cut", "shear": "sheared", "distill": "distilled"}
 
 
 @dataclass(frozen=True, slots=True)
