@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.architecture import Architecture
-from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint, resolve_model
+from minitron_cli.checkpoint.reader import open_checkpoint, resolve_model
 from minitron_cli.prune.acceptance import check_accepted, check_strides
 from minitron_cli.prune.target import Target, check_something_is_cut, target_shape
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
-from minitron_cli.spec.shape import Shape, cut_flags
+from minitron_cli.spec.shape import cut_flags
 from minitron_cli.training.options import Options, check, parse_sizes
 from minitron_cli.training.run import Outcome, train
 
@@ -19,20 +18,13 @@ from minitron_cli.training.run import Outcome, train
 def complete(options: Options) -> Options:
     """The options with every size that follows from those given; refuses what `prune` would refuse to cut."""
     check(options)
-    source = open_checkpoint(resolve_model(options.student))
-    shape = shape_of(options, source)
-    check_accepted(source, shape)
-    flags = cut_flags(source.shape, shape)
-    return replace(options, sizes=tuple(sorted(f"{flag}={size}" for flag, size in flags.items())))
-
-
-def shape_of(options: Options, source: Checkpoint | Architecture) -> Shape:
-    """The shape that the options cut a source to, checked against its config."""
-    sizes = parse_sizes(options.sizes)
+    source, sizes = open_checkpoint(resolve_model(options.student)), parse_sizes(options.sizes)
     shape = target_shape(source, Target(sizes))
     check_something_is_cut(source.shape, shape, sizes)
     check_strides(source, shape)
-    return shape
+    check_accepted(source, shape)
+    flags = cut_flags(source.shape, shape)
+    return replace(options, sizes=tuple(sorted(f"{flag}={size}" for flag, size in flags.items())))
 
 
 def trim(whole: Path, output: Path, *, plan: Plan, facts: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ BENCHMARKS = {
     "family": "iterating against one cut, rankings of shapes against the ranking that lasts (50 minutes of a core)",
     "mix": "a mix that follows the losses against a fixed one, on the toy world (20 minutes of a core)",
     "compensation": "compensated against plain trimming on the real checkpoint",
+    "masks": "learned masks against one-shot cuts at equal tokens, on the real checkpoint (an hour of a core)",
+    "masked_step": "a training step with learned masks against a plain one",
     "real": "evidence for the defaults on a real model (hours)",
     "peers": "other pruning tools on the same model, cut and data (those that are installed)",
     "moments": "what input Gram matrices add to the calibration pass, and compensation to the prune, at 1.2B",
