@@ -164,6 +164,11 @@ def _shear(options: Options, models: Models, source: Shape) -> Shear:
             "learned masks cannot change how many experts a token is routed to",
             "leave out --experts-per-token; `minitron prune` can lower it afterwards",
         )
+    if source.kinds and target["layer"] != source["layer"]:
+        raise MinitronError(
+            f"learned masks cannot cut the layers of a {family.name} model: they are of several kinds",
+            "leave out --layers; `minitron prune --layers` cuts them before or afterwards",
+        )
     if not gates:
         raise MinitronError("nothing is cut: the source has these sizes already", "give a smaller size")
     if models.scores is None:

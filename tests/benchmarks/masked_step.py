@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.masked_step [--shapes small] [--tokens 2048] [--rounds 5] --cpu-time
 
 A step is forward, backward and AdamW on cross-entropy; masks are on hidden channels, neurons, heads and layers. Times
-are paired; memory is what a step adds at its highest to the weights, gradients and moments, each in a process of its own.
+are paired; memory is what a step adds at its highest to weights, gradients and moments, in a process of its own.
 """
 
 import argparse

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.hf.empty import materialise
 from minitron_cli.hf.fill import fill
 from minitron_cli.hf.parts import blocks_of
@@ -21,8 +22,9 @@ from minitron_cli.hf.process_group import World, join
 from minitron_cli.training import loop, state
 from minitron_cli.training.distributed import mesh_of, release, shard
 from minitron_cli.training.interrupt import StopFlag
-from minitron_cli.training.load import empty_student, empty_teacher, fill_student, run_again_in_backward
+from minitron_cli.training.load import empty_student, empty_teacher, fill_student, load_student, run_again_in_backward
 from minitron_cli.training.loop import Job
+from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.optimizer import build, trainer
 from minitron_cli.training.rows import Share
@@ -37,7 +39,9 @@ CASES = {
     "tied": ("tied", "teacher", False, True, None),
     "tied teacher": ("untied", "tied", True, True, None),
     "experts from scratch": ("experts", "experts", False, True, 3),
+    "masked": ("untied", "teacher", True, True, None),
 }
+SIZES = {"hidden": 36, "ffn": 56, "head": 4, "layer": 2}  # of what masks learn to keep
 ROWS, LENGTH = 8, 20
 
 
@@ -53,21 +57,26 @@ def unequal_mask(step: int) -> torch.Tensor:
 def job(models: Path, case: str, world: World) -> Job:
     """The same step in any world: four micro-batches over all ranks."""
     name, of, checkpointing, shard_teacher, seed = CASES[case]
-    student, teacher = empty_student(models / name), empty_teacher(models / of, torch.float32)
+    student, teacher, more = empty_student(models / name), empty_teacher(models / of, torch.float32), ()
+    if case == "masked":
+        student = load_student(models / name, from_scratch=False, seed=0)
+        source = open_checkpoint(models / name).shape
+        more = (Masks(student, source, source.with_(**SIZES), rates=(3.0, 300.0), warmup=2, seed=0),)
     if checkpointing:
         run_again_in_backward(blocks_of(student))
-    step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3))
+    step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3), more=more)
     mesh = mesh_of(world)
     if shard_teacher:
         step.shard_teachers(mesh)
-    shard(step, list(blocks_of(student)), mesh, torch.float32)
+    shard(step, list(blocks_of(student)), mesh, torch.float32, step.exact_modules())
     for model in (step, teacher):
         materialise(model, world.device)
-    fill_student(student, models / name, seed)
+    if not more:
+        fill_student(student, models / name, seed)
     fill(teacher, models / of)
     step.check_heads()
     release(step)
-    optimizer = build(step, (), (0.9, 0.95), 1e-8, 0.1)
+    optimizer = build(step, step.param_groups(), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     part = slice(world.rank * ROWS // world.size, (world.rank + 1) * ROWS // world.size)
     return Job(

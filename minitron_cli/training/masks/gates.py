@@ -16,14 +16,15 @@ from minitron_cli.spec.shape import Shape
 class Gate:
     """The masks of one axis: `scope` names the axes that its rows run over, `sizes` are theirs and the row's own.
 
-    `keep` units of each row stay. Heads have a row for each KV group, so that every group keeps as many; that whole
-    groups go is for the gate of "kv".
+    `keep` units of each row stay. Rows of layers that are not among `layers` have no such axis. Heads have a row for
+    each KV group, so that every group keeps as many; that whole groups go is for the gate of "kv".
     """
 
     axis: str
     scope: tuple[str, ...]
     sizes: tuple[int, ...]
     keep: int
+    layers: tuple[int, ...]
 
     @property
     def units(self) -> int:
@@ -43,7 +44,8 @@ def gates_of(source: Shape, target: Shape) -> tuple[Gate, ...]:
         if group := groups.get(axis):
             scope, size, keep = (*scope, group), size // source[group], keep // target[group]
         if keep < size:
-            found.append(Gate(axis, scope, (*(source[one] for one in scope), size), keep))
+            sizes = (*(source[one] for one in scope), size)
+            found.append(Gate(axis, scope, sizes, keep, tuple(source.layers_of(axis))))
     return tuple(found)
 
 

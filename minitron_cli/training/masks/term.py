@@ -66,6 +66,8 @@ class Gates(nn.Module):
         """How much each row counts (row,), in sum 1: as much as the layer, expert or KV group around it is probable."""
         shape = gate.sizes[:-1]
         weights = torch.ones(shape)
+        if "layer" in gate.scope:
+            weights[[layer for layer in range(shape[0]) if layer not in gate.layers]] = 0
         for end, axis in enumerate(gate.scope, 1):
             if axis in living:
                 outer = living[axis].detach()

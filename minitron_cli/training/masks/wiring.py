@@ -166,8 +166,10 @@ def _factors(found: Match, flow: "_Flow", module: str) -> Iterator[Factor]:
 def _writes_stream(weight: Weight) -> bool:
     """Whether a per-layer line's output is hidden channels: an output or down projection, or its bias."""
     at = reading_dim(weight)
-    written = [axes_of(dim) for i, dim in enumerate(weight.dims) if i != at]
-    return "layer" in weight.name_axes and ("hidden",) in written
+    written = [dim for i, dim in enumerate(weight.dims) if i != at]
+    # A convolution has three dimensions too: it mixes no channels, and what it makes is multiplied yet.
+    plain = len(weight.dims) < 3 or axes_of(weight.dims[0]) == ("expert",)
+    return "layer" in weight.name_axes and plain and (("hidden",),) in written
 
 
 def _is_router(weight: Weight) -> bool:
