@@ -13,6 +13,7 @@ EXAMPLES = examples("minitron report runs/tiny", "minitron report runs/tiny/smal
 def command(
     run: Annotated[Path | None, argument("RUN", help="a run directory, or one output of distill or train")] = None,
     output: Annotated[Path | None, option("-o", "--output", help="HTML file [default: in RUN, or beside it]")] = None,
+    gpu_price: Annotated[float | None, option("--gpu-price", help="of an hour of one GPU: what trainings cost")] = None,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be shown, write nothing")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -26,7 +27,7 @@ def command(
         raise MinitronError(
             "`minitron report` needs a run", "type `minitron report runs/NAME`, the directory that `minitron run` wrote"
         )
-    facts = report(run, output, dry_run)
+    facts = report(run, output, dry_run, gpu_price)
     for problem in facts["problems"]:
         say(f"warning: {problem}")
     emit(facts, as_json, lambda: _show(facts, dry_run))

@@ -13,7 +13,17 @@ from minitron_cli.report.draw import family, training
 from minitron_cli.report.draw.style import styles
 from minitron_cli.report.read import figures
 from minitron_cli.report.read.values import Run
-from minitron_cli.report.sections import cost, depth, evaluation, importance, kept, lineage, overview, throughput
+from minitron_cli.report.sections import (
+    cost,
+    depth,
+    evaluation,
+    importance,
+    kept,
+    lineage,
+    overview,
+    throughput,
+    trajectory,
+)
 from minitron_cli.report.sections import training as trainings
 
 # The sections in reading order: template and anchor -> words in the navigation.
@@ -33,9 +43,10 @@ GENERATOR = "minitron report"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(run: Run) -> str:
+def page(run: Run, gpu_price: float | None = None) -> str:
     """The report as HTML text; the same run gives the same text. A section without content is left out."""
     environment = _environment(run)
+    environment.globals["gpu_price"] = gpu_price
     rendered = {name: environment.get_template(f"{name}.html").render().strip() for name in SECTIONS}
     sections = {name: Markup(body) for name, body in rendered.items() if body}  # escaped when it was rendered
     style = Markup((_TEMPLATES / "style.css").read_text())
@@ -52,7 +63,8 @@ def _environment(run: Run) -> Environment:
     environment.filters["command"] = shlex.join
     modules: dict[str, Any] = {
         "overview": overview, "lineage": lineage, "cost": cost, "trainings": trainings, "evaluation": evaluation,
-        "throughput": throughput, "importance": importance, "depth": depth, "kept": kept, "figures": figures,
+        "trajectory": trajectory, "throughput": throughput, "importance": importance, "depth": depth, "kept": kept,
+        "figures": figures,
         "draw_family": family.size_against_loss, "draw_training": training,
     }  # fmt: skip
     environment.globals |= {

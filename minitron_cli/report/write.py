@@ -13,8 +13,14 @@ from minitron_cli.report.read.values import Model, Run
 NAME = "report.html"
 
 
-def report(directory: Path, output: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """Write the report of `directory` and return what it shows; `dry_run` only returns it."""
+def report(
+    directory: Path, output: Path | None = None, dry_run: bool = False, gpu_price: float | None = None
+) -> dict[str, Any]:
+    """Write the report of `directory` and return what it shows; `dry_run` only returns it. `gpu_price` is that of an
+    hour of one device, in any currency.
+    """
+    if gpu_price is not None and not 0 <= gpu_price < float("inf"):
+        raise MinitronError(f"--gpu-price must be a price; got {gpu_price}", "the price of one GPU for an hour")
     run = collect(directory)
     target = output or default_output(directory)
     facts = {**_facts(run), "output": str(target)}
@@ -22,7 +28,7 @@ def report(directory: Path, output: Path | None = None, dry_run: bool = False) -
         return facts
     _check(target)
     with atomic_file(target) as temporary:
-        temporary.write_text(page(run), encoding="utf-8")
+        temporary.write_text(page(run, gpu_price), encoding="utf-8")
     return facts
 
 

@@ -1,6 +1,6 @@
 """A mix that follows the losses against a fixed one: the toy world's four domains, equal tokens, several seeds.
 
-    python -m tests.benchmarks.mix [--seeds 3] [--steps 100] [--every 5] [--start 0.45,0.06,0.06,0.43] [-o FOLDER]
+    python -m tests.benchmarks.mix [--seeds 3] [--steps 100] [--every 5] [--rate 2] [--start 0.45,...] [-o FOLDER]
 
 A teacher is trained and cut; the cut model is trained again on the text alone, by `fixed` and by `dynamic` weights that
 begin as the same shares (by default those of the toy corpus). References are the teacher's losses. The weights follow
@@ -26,7 +26,7 @@ from tests.benchmarks.measure import parse
 NAMES = tuple(DOMAINS)
 TRAINING = ["--batch", 16, "--seq-len", 128, "--lr", "2e-3", "--min-lr", "2e-4", "--warmup", 4]
 CHARACTERS = {"train": 2_500_000, "follow": 60_000, "judge": 60_000}
-WINDOWS = 128
+WINDOWS = {"follow": 48, "judge": 128}
 
 
 def write_text(folder: Path, characters: dict[str, int]) -> None:
@@ -54,7 +54,7 @@ def losses(folder: Path, model: Path) -> np.ndarray:
     file = folder / f"{model.name}-judged.json"
     if not file.exists():
         minitron("reference-loss", "--source", model, *files(folder, "judge", "--eval-data"), "--seq-len", 128,
-                 "--eval-windows", WINDOWS, "-o", file)  # fmt: skip
+                 "--eval-windows", WINDOWS["judge"], "-o", file)  # fmt: skip
     return np.array([domain.loss for domain in read_references(file).domains])
 
 
@@ -74,16 +74,18 @@ def prepare(folder: Path, teacher_steps: int) -> tuple[Path, Path]:
     references = folder / "references.json"
     if not references.exists():
         minitron("reference-loss", "--source", large, *files(folder, "follow", "--eval-data"), "--seq-len", 128,
-                 "--eval-windows", WINDOWS, "-o", references)  # fmt: skip
+                 "--eval-windows", WINDOWS["follow"], "-o", references)  # fmt: skip
     return large, cut
 
 
-def train(folder: Path, cut: Path, mix: str, start: tuple[float, ...], seed: int, steps: int, every: int) -> Path:
+def train(folder: Path, cut: Path, mix: str, start: tuple[float, ...], seed: int, args: argparse.Namespace) -> Path:
     output = folder / f"{mix}-{seed}"
     if read_manifest(output) is None:
-        dynamic = ["--mix", "dynamic", "--mix-every", every, "--reference-losses", folder / "references.json"]
+        dynamic = ["--mix", "dynamic", "--mix-every", args.every, "--mix-rate", args.rate]
+        dynamic += ["--reference-losses", folder / "references.json"]
         minitron("train", cut, *files(folder, "train", "--data", start), *files(folder, "follow", "--eval-data"),
-                 *TRAINING, "--eval-windows", WINDOWS, "--eval-every", steps, "--steps", steps, "--seed", seed,
+                 *TRAINING, "--eval-windows", WINDOWS["follow"], "--eval-every", args.steps, "--steps", args.steps,
+                 "--seed", seed,
                  *(dynamic if mix == "dynamic" else []), "-o", output)  # fmt: skip
     return output
 
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=2.0)
     parser.add_argument("--start", default=",".join(str(share) for share in SHARES.values()))
     parser.add_argument("-o", "--output", type=Path)
     parser.set_defaults(teacher_steps=700)
@@ -116,7 +119,7 @@ def main() -> None:
         worst: dict[str, list[float]] = {"fixed": [], "dynamic": []}
         for seed in range(args.seeds):
             for mix, found in worst.items():
-                output = train(folder, cut, mix, start, seed, args.steps, args.every)
+                output = train(folder, cut, mix, start, seed, args)
                 excess = losses(folder, output) - reference
                 found.append(float(excess.max()))
                 show(f"{mix} {seed}", excess)
