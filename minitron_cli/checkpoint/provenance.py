@@ -20,11 +20,12 @@ from minitron_cli.checkpoint.reader import weight_files
 from minitron_cli.checkpoint.seal import require_unaltered, sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import GROUPS
-from minitron_cli.spec.plan import Plan, plan_problems
+from minitron_cli.spec.plan import Merge, Plan, plan_problems
 from minitron_cli.spec.shape import Shape
 
 KEPT_INDICES = "kept_indices.safetensors"
 _BASIS = "hidden.directions"
+_MERGE = ("expert.merged_into", "expert.merge_share")
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
@@ -153,6 +154,8 @@ def write_plan(directory: Path, plan: Plan) -> None:
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
     if plan.basis is not None:
         kept[_BASIS] = np.ascontiguousarray(plan.basis)
+    if plan.merge is not None:
+        kept |= dict(zip(_MERGE, (plan.merge.into, plan.merge.share)))
     # Not save_file, which makes files that only their owner can read.
     (directory / KEPT_INDICES).write_bytes(save(kept, {"minitron": shapes}))
 
@@ -189,8 +192,9 @@ def read_plan(directory: Path) -> Plan | None:
         if "layer" in kept:
             target = target.of_layers(kept["layer"].tolist(), source)
         basis = kept.pop(_BASIS, None)
+        merge = Merge(*(kept.pop(name) for name in _MERGE)) if _MERGE[0] in kept else None
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
-    if problems := plan_problems(source, target, kept, basis):
+    if problems := plan_problems(source, target, kept, basis, merge):
         raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")
-    return Plan(source, target, kept, basis)
+    return Plan(source, target, kept, basis, merge)

@@ -35,6 +35,7 @@ PANELS = {
         "expert_ffn",
         "shared_ffn",
         "experts_per_token",
+        "expert_merge",
     ),
     "Compensation": (
         "compensate",
@@ -71,6 +72,9 @@ def command(
     expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
     shared_ffn: Annotated[int | None, option("--shared-ffn", help="neurons a layer's shared expert keeps")] = None,
     experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
+    expert_merge: Annotated[
+        str, option("--expert-merge", help="average experts that go into those that stay: none, m-smoe or nearest")
+    ] = "none",
     compensate: Annotated[
         str, option("--compensate", help="refit what stays to the source's activations: none or least-squares")
     ] = "none",
@@ -109,8 +113,8 @@ def command(
     request = PruneRequest(
         model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
         layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
-        experts_per_token=experts_per_token, params=params, multiple_of=multiple_of, scores=scores,
-        data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
+        experts_per_token=experts_per_token, expert_merge=expert_merge, params=params, multiple_of=multiple_of,
+        scores=scores, data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
         moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
         check=check, force=force, overwrite=overwrite,
     )  # fmt: skip

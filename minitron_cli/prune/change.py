@@ -1,4 +1,4 @@
-"""What makes new values of a tensor while it is trimmed: compensation, and rotation of the residual stream."""
+"""What makes new values of a tensor while it is trimmed: compensation, rotation of the residual stream, merging."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -7,6 +7,7 @@ import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.compensate import Compensation
+from minitron_cli.prune.merge import Merging
 from minitron_cli.prune.rotate import rotation_of
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -29,6 +30,9 @@ ChangeOf = Callable[[Match, int | None, Sequence[np.ndarray | None], Sequence[in
 
 def changes(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | None) -> ChangeOf:
     """What changes where this plan is carried out, by the Gram matrices of `compensation` if there is one."""
+    if plan.merge is not None:
+        assert compensation is None
+        return Merging(checkpoint, plan).change_of
     if compensation is None:
         assert plan.basis is None, "how readers are refitted to directions follows from Gram matrices"
         return lambda match, expert, keep, shape: None

@@ -30,7 +30,7 @@ def _too_large(source: Checkpoint) -> str | None:
 
 
 def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Sequence[str]) -> dict[str, Any]:
-    """Losses of the source, of the same cut by plain trimming, and of the compensated result, side by side.
+    """Losses of the source, of the same cut by plain trimming, and of the result, compensated or merged, side by side.
 
     Nats per token in float32 on ROWS windows of `data`, drawn by another seed than calibration samples are by default.
     Without data the result is only run, on random tokens. Plain trimming is the masked source; along directions of the
@@ -47,7 +47,7 @@ def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Seq
     pruned = load_model(directory, torch.float32)
     compensated = _loss(lambda part: pruned(part, use_cache=False).logits, ids)
     if not np.isfinite(compensated):
-        raise MinitronError("the compensated model gives no finite numbers", "try a larger --ridge, or more --samples")
+        raise MinitronError("the pruned model gives no finite numbers", "try a larger --ridge, or more --samples")
     losses = {}
     if data:
         del pruned
@@ -55,7 +55,7 @@ def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Seq
         losses["source"] = _loss(lambda part: model(part, use_cache=False).logits, ids)
         if plan.basis is None:
             losses["plain"] = _loss(masked_source(model, source.family, plan), ids)
-        losses["compensated"] = compensated
+        losses["compensated" if plan.merge is None else "merged"] = compensated
     return {"checked": True, "losses": losses, "tokens": ids.numel()}
 
 

@@ -10,6 +10,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_accepted
 from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
 from minitron_cli.prune.directions import by_directions
+from minitron_cli.prune.merge import merged
 from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.resolve import ResolvedPrune, resolve
@@ -79,6 +80,9 @@ def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensatio
     request, shape = resolved.request, resolved.shape
     channels = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
     plan = make_plan(source.shape, channels, resolved.target, resolved.scores)
+    if resolved.routing is not None:
+        assert resolved.scores is not None
+        plan = merged(plan, resolved.routing, resolved.scores, request.expert_merge)
     if compensation is not None and request.select == "residual":
         from minitron_cli.prune.select import by_residual  # it needs torch; a plain cut does not
 
@@ -95,6 +99,8 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
         "target": {axis: shape[axis] for axis in shape if shape[axis] != source[axis]},
         "force": request.force,
     }
+    if request.merges:
+        options |= {"expert-merge": request.expert_merge}
     if request.compensates:
         options |= {"compensate": request.compensate, "ridge": request.ridge}
         options |= {"select": request.select} if request.select != "scores" else {}

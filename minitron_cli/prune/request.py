@@ -7,6 +7,8 @@ from pathlib import Path
 from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.spec.flags import typed_fields
 
+MERGES = ("none", "m-smoe", "nearest")  # what becomes of experts that go (see `merge`)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneRequest:
@@ -14,8 +16,9 @@ class PruneRequest:
 
     `hidden` to `experts_per_token` are sizes to keep, `params` a number of parameters to end at instead of them.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
-    first. `moments` and `ridge` are of the compensation, `select` says how neurons
-    are chosen under it. Without `output` the result is named after the model and its new sizes.
+    first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
+    `select` says how neurons are chosen under it. Without `output` the result is named after the model and its new
+    sizes.
     """
 
     model: str
@@ -30,6 +33,7 @@ class PruneRequest:
     expert_ffn: int | None = None
     shared_ffn: int | None = None
     experts_per_token: int | None = None
+    expert_merge: str = "none"
     params: int | None = None
     multiple_of: int = 1
     scores: Path | None = None
@@ -56,6 +60,16 @@ class PruneRequest:
         from minitron_cli.prune.target import check_kind
 
         check_request(self.compensate, self.ridge, self.select, self.rotate)
+        if self.expert_merge not in MERGES:
+            raise MinitronError(f"--expert-merge {self.expert_merge!r} is unknown", f"one of {', '.join(MERGES)}")
+        if self.merges and self.experts is None:
+            raise MinitronError("--expert-merge merges experts that go, and none do", "add --experts N")
+        if self.merges and self.compensates:
+            raise MinitronError(
+                "--expert-merge does not go with --compensate: a merged expert's neurons are not those that the Gram "
+                "matrices were measured of",
+                "prune twice: merge experts, measure the result with --second-moments, then compensate",
+            )
         if self.moments is not None and not self.compensates:
             raise MinitronError("--moments is for compensation, and there is none", "add --compensate least-squares")
         if self.params is not None and (self.sizes or self.drop_layers or self.target):
@@ -77,6 +91,10 @@ class PruneRequest:
     @property
     def compensates(self) -> bool:
         return self.compensate != "none"
+
+    @property
+    def merges(self) -> bool:
+        return self.expert_merge != "none"
 
     @property
     def compensation_options(self) -> dict[str, bool] | None:

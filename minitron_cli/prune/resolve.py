@@ -1,6 +1,6 @@
 """A request meets its source: sizes, scores and files are checked, nothing is written, no tensor is read (no torch)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitron_cli.checkpoint.architecture import Architecture
@@ -11,6 +11,7 @@ from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.source import local_paths
 from minitron_cli.prune.acceptance import check_strides
 from minitron_cli.prune.directions import check_rotation
+from minitron_cli.prune.merge import Routing, peak_bytes, read_routing
 from minitron_cli.prune.preflight import PruneFacts, prune_facts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.target import (
@@ -46,6 +47,7 @@ class ResolvedPrune:
     measurement: Measurement | None
     missing: str | None
     facts: PruneFacts
+    routing: Routing | None = None  # of the source's experts, where they are merged
 
     @property
     def result(self) -> Architecture:
@@ -91,7 +93,29 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
     facts = prune_facts(source, shape, output, request.compensation_options, request.params)
-    return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts)
+    facts = replace(facts, warnings=(*facts.warnings, *_expert_warnings(request, source.shape, shape, scores)))
+    routing = None
+    if request.merges and shape["expert"] < source.shape["expert"]:
+        facts = replace(facts, peak_memory=facts.peak_memory + peak_bytes(source.shape))
+        routing = read_routing(request, source.shape) if scores is not None else None
+    return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts, routing)
+
+
+def _expert_warnings(request: PruneRequest, source: Shape, target: Shape, scores: Scores | None) -> list[str]:
+    """What a cut of experts leaves unsaid: calibration that did not reach them, compensation that does not."""
+    num = target.get("expert")
+    if num == source.get("expert"):
+        return []
+    found = []
+    for layer, lost in (scores.provenance.get("unrouted", {}) if scores else {}).items():
+        if source["expert"] - len(lost) < num:
+            found.append(
+                f"layer {layer}: {num} experts stay, and the calibration data was routed to only "
+                f"{source['expert'] - len(lost)}; the others stay by their index"
+            )
+    if request.compensates:
+        found.append("experts that go are not compensated for: least squares refits what reads neurons and channels")
+    return found
 
 
 def _read_scores(request: PruneRequest, source: Checkpoint | Architecture) -> Scores | None:

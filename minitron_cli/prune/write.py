@@ -76,7 +76,7 @@ def write_pruned(
         if check:
             checked = (
                 check_pruned(checkpoint, plan, temporary)
-                if compensation is None
+                if compensation is None and plan.merge is None
                 else check_compensated(checkpoint, plan, temporary, check_data)
             )
         return write_manifest(

@@ -14,6 +14,17 @@ ORTHONORMAL = 1e-4  # float32 columns of a few thousand rows are so to about 1e-
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """Which experts are averaged: arrays (target layer, source expert).
+
+    `into` is the target expert that each becomes part of (-1: none, it is dropped), `share` its part of the average.
+    """
+
+    into: np.ndarray
+    share: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Indices into the source that survive, ascending; an axis that is not cut is absent from `kept`.
 
@@ -21,16 +32,17 @@ class Plan:
     belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn). The row
     of a layer that has no such axis means nothing.
     `basis` (source hidden, target hidden) replaces the kept hidden channels where directions of the residual stream are
-    kept instead: orthonormal columns, each a direction.
+    kept instead: orthonormal columns, each a direction. `merge` says what becomes of the experts that go.
     """
 
     source: Shape
     target: Shape
     kept: Mapping[str, np.ndarray]
     basis: np.ndarray | None = None
+    merge: Merge | None = None
 
     def __post_init__(self) -> None:
-        problems = plan_problems(self.source, self.target, self.kept, self.basis)
+        problems = plan_problems(self.source, self.target, self.kept, self.basis, self.merge)
         assert not problems, "; ".join(problems)
 
     def source_layer(self, layer: int) -> int:
@@ -66,7 +78,11 @@ def _place(kept: np.ndarray, index: int) -> int | None:
 
 
 def plan_problems(
-    source: Shape, target: Shape, kept: Mapping[str, np.ndarray], basis: np.ndarray | None = None
+    source: Shape,
+    target: Shape,
+    kept: Mapping[str, np.ndarray],
+    basis: np.ndarray | None = None,
+    merge: Merge | None = None,
 ) -> list[str]:
     """Why these kept indices (and directions) do not make `target` of `source`; empty when they do."""
     problems = [] if basis is None else _basis_problems(source, target, kept, basis)
@@ -81,6 +97,8 @@ def plan_problems(
     if not problems:
         found = [_index_problem(source, target, axis, index) for axis, index in kept.items()]
         problems = [text for text in found if text]
+    if not problems and merge is not None:
+        problems = _merge_problems(source, target, kept, merge)
     return problems or _group_problems(source, target, kept)
 
 
@@ -96,6 +114,18 @@ def _index_problem(source: Shape, target: Shape, axis: str, index: np.ndarray) -
     if index.size == 0 or index.min() < 0 or index.max() >= source[axis]:
         return f"{axis}: kept indices leave the range 0..{source[axis] - 1}"
     return None if (np.diff(index, axis=-1) > 0).all() else f"{axis}: kept indices do not ascend"
+
+
+def _merge_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray], merge: Merge) -> list[str]:
+    wanted = (target["layer"], source.get("expert"))
+    if "expert" not in kept or merge.into.shape != wanted or merge.share.shape != wanted:
+        return [f"experts are merged by arrays {merge.into.shape} and {merge.share.shape}, not {wanted}"]
+    if not np.issubdtype(merge.into.dtype, np.integer) or merge.into.min() < -1:
+        return ["experts are merged into places that are not indices"]
+    own = np.take_along_axis(merge.into, kept["expert"], axis=1)
+    if merge.into.max() >= target["expert"] or (own != np.arange(target["expert"])).any():
+        return ["an expert that stays is merged into another, or into none that stays"]
+    return [] if (np.isfinite(merge.share) & (merge.share >= 0)).all() else ["shares of merged experts are no shares"]
 
 
 def _basis_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray], basis: np.ndarray) -> list[str]:
