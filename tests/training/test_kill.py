@@ -5,12 +5,14 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from minitron_cli.chain.shear import trim
 from minitron_cli.training import state
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.options import Options
@@ -22,8 +24,8 @@ from tests.training.runs import options, write_text
 FORK = multiprocessing.get_context("fork")
 
 
-def in_child(line: Options) -> "multiprocessing.process.BaseProcess":
-    process = FORK.Process(target=train, args=(line,))
+def in_child(line: Options, run: Callable[[Options], object]) -> "multiprocessing.process.BaseProcess":
+    process = FORK.Process(target=run, args=(line,))
     process.start()
     return process
 
@@ -52,16 +54,32 @@ def test_kills_change_nothing_of_a_dynamic_mix(kills: int, toy: Callable[..., Pa
     assert len(mixes[0]) == steps // 3 - 1
 
 
-def kill_and_compare(line: Callable[[str], Options], tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_change_nothing_of_learned_masks(kills: int, toy: Callable[..., Path], tmp_path: Path) -> None:
+    """Masks, multipliers and their moments go on, the draws repeat; the cut that follows has the same bytes."""
+    text, student = write_text(tmp_path / "text.jsonl"), toy("llama")
+    common = {"verb": "shear", "sizes": ("ffn=56", "heads=4", "hidden=36", "layers=2"), "max_gap": 1.0, "save_every": 2}
+
+    def line(name: str) -> Options:
+        return options(student, text, tmp_path / name, **{**common, "steps": 9 * kills})
+
+    kill_and_compare(line, tmp_path, kills, partial(train, trim=trim))
+    plans = [(tmp_path / name / "kept_indices.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert plans[0] == plans[1]
+
+
+def kill_and_compare(
+    line: Callable[[str], Options], tmp_path: Path, count: int, run: Callable[[Options], object] = train
+) -> None:
     """Train line("whole") undisturbed and line("killed") with `count` kills; everything they leave must be equal."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    train(line("whole"))
+    run(line("whole"))
     seconds = time.perf_counter() - started
 
     moments, kills, output = random.Random(7), 0, tmp_path / "killed"
     while kills < count:
-        process = in_child(line("killed"))
+        process = in_child(line("killed"), run)
         process.join(timeout=moments.uniform(0.05, seconds * 1.25 / count))
         assert process.is_alive(), f"the run ended by itself after {kills} kills ({process.exitcode})"
         process.kill()
@@ -70,7 +88,7 @@ def kill_and_compare(line: Callable[[str], Options], tmp_path: Path, count: int)
         assert not (output / "minitron.json").exists()
         for saved in state.checkpoints(output / "run"):
             assert state.read_progress(saved).step == int(saved.name.removeprefix("step-"))
-    last = in_child(line("killed"))
+    last = in_child(line("killed"), run)
     last.join()
     assert last.exitcode == 0
 
