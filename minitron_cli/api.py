@@ -1,6 +1,6 @@
 """The verbs as Python functions, for scripts and notebooks. Importing this module costs no torch.
 
-    from minitron_cli.api import distill, evaluate, importance, prune, search
+    from minitron_cli.api import distill, evaluate, importance, prune, search, shear
 
 Options are keyword arguments named as the flags (`--kv-heads` is `kv_heads`), with the defaults and checks of the
 command line: the fields of `importance.options.Options`, `prune.request.PruneRequest`, `training.options.Options` and
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from minitron_cli.search.execute import Searched
     from minitron_cli.training.run import Outcome as Trained
 
-__all__ = ["MinitronError", "distill", "evaluate", "importance", "prune", "search"]
+__all__ = ["MinitronError", "distill", "evaluate", "importance", "prune", "search", "shear"]
 
 Place = str | PathLike[str]
 Say = Callable[[str], None]
@@ -54,6 +54,22 @@ def prune(model: Place, *, say: Say = _quiet, **options: Any) -> PruneResult:
                    second_moments=wanted.second_moments, say=say)  # fmt: skip
 
     return carry_out(PruneRequest(model=str(model), **_typed(PruneRequest, options)), score, say)
+
+
+def shear(
+    model: Place, *, output: Place, preset: str | None = None, overwrite: bool = False, preflight: bool = True,
+    say: Say = _quiet, **options: Any,
+) -> Trained:  # fmt: skip
+    """Learn which units of `model` stay, together with its weights, and cut to the sizes asked for."""
+    from minitron_cli.chain.shear import shear as carry_out
+    from minitron_cli.training.options import Options, of_shear
+    from minitron_cli.training.presets import resolve
+
+    given = _typed(Options, of_shear(str(model), {"output": output, **options}))
+    return carry_out(
+        resolve({"verb": "shear", "student": str(model), **given}, preset),
+        overwrite=overwrite, preflight=preflight, say=say,
+    )  # fmt: skip
 
 
 def distill(

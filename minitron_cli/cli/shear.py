@@ -6,7 +6,6 @@ from typing import Any
 from minitron_cli.cli import training_options as o
 from minitron_cli.cli.common import examples
 from minitron_cli.cli.training_verbs import launch
-from minitron_cli.errors import MinitronError
 
 NAME = "shear"
 EXAMPLES = examples(
@@ -16,15 +15,9 @@ EXAMPLES = examples(
 
 
 def _act(given: Mapping[str, Any]) -> int:
-    from minitron_cli.training.options import with_sizes
+    from minitron_cli.training.options import of_shear
 
-    if given["loss"] not in (None, "ce", "logits"):
-        raise MinitronError(
-            f"--loss {given['loss']} is unknown", "ce, as published, or logits: MODEL is its own teacher"
-        )
-    teacher = [given["model"]] if given["loss"] == "logits" and given["model"] else None
-    plain = {name: value for name, value in given.items() if name != "loss"}
-    return launch(NAME, {**with_sizes(plain), "teacher": teacher, "export_step": None})
+    return launch(NAME, {**of_shear(given["model"], given), "export_step": None})
 
 
 _LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map", "record_teacher", "top_k"))

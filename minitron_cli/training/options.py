@@ -8,6 +8,7 @@ from minitron_cli.data.dynamic import ON_EXHAUSTED
 from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXIS_OF_FLAG
+from minitron_cli.spec.counts import parse_count
 from minitron_cli.spec.limits import SEED, OneOf, Within, above, count, violations
 from minitron_cli.training.objectives import KINDS, METRICS, TERMS
 from minitron_cli.training.schedule import DECAYS, SCHEDULES
@@ -176,14 +177,22 @@ def _shear_conflicts(o: Options) -> list[str]:
     return faults
 
 
-def with_sizes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, those that are sizes of axes gathered in `sizes`: kv_heads=4 -> sizes=("kv-heads=4",)."""
+def of_shear(model: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, as `minitron shear` takes them, as the trainer does: the loss is "ce" or "logits", of which the
+    second makes the model its own teacher, and sizes are gathered: kv_heads=4 -> sizes=("kv-heads=4",).
+    """
+    loss = given.get("loss")
+    if loss not in (None, "ce", "logits"):
+        raise MinitronError(f"--loss {loss} is unknown", "ce, as published, or logits: the model is its own teacher")
     names = {name: name.replace("_", "-") for name in given}
     sizes = [
-        f"{flag}={given[name]}" for name, flag in names.items() if flag in AXIS_OF_FLAG and given[name] is not None
+        f"{flag}={parse_count(given[name])}"
+        for name, flag in names.items()
+        if flag in AXIS_OF_FLAG and given[name] is not None
     ]
     rest = {name: value for name, value in given.items() if names[name] not in AXIS_OF_FLAG}
-    return rest | {"sizes": tuple(sorted(sizes))}
+    taught = {"teacher": (model,), "loss": "logits"} if loss == "logits" and model else {"teacher": (), "loss": None}
+    return {**rest, **taught, "sizes": tuple(sorted(sizes))}
 
 
 def parse_sizes(sizes: tuple[str, ...]) -> dict[str, int]:

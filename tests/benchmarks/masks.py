@@ -1,13 +1,15 @@
 """Learned masks against one-shot cuts, at the same number of tokens: held-out loss after the cut and at the end.
 
-    python -m tests.benchmarks.masks [--world stories|toy] [--target h48-f96] [--seeds 3] [--steps 200] [--work DIR]
+    python -m tests.benchmarks.masks [--world stories|toy] [--target h48-f96] [--seeds 3] [--steps 400] [--share 0.75]
+        [--batch 8] [--work DIR]
 
 Arms: `plain` is cut by activation scores and distilled for all steps, `compensated` the same with least squares and
-neurons by residual error; `masks-ce` shears for half of the steps with cross-entropy, as published, and is distilled
-for the other half; `masks-kd` shears with the source as the teacher; `masks-kd-scores` starts its masks by the scores.
+neurons by residual error; `masks-ce` shears for a share of the steps with cross-entropy, as published, and is distilled
+for the rest; `masks-kd` shears with the source as the teacher; `masks-kd-scores` starts its masks by the scores.
 All distill logits from the source, on the same texts, with one schedule (warm-up, cosine to a tenth) for each stage.
-`cut` is the loss of the pruned model where its distillation begins: learned masks have trained for half of the tokens
-by then. `FLOPs` are of the whole arm, relative to plain: masked steps compute the whole source.
+`cut` is the loss of the pruned model where its distillation begins: learned masks have trained for their share of the
+tokens by then. `gap` is the widest of the masks' constraints at the end. `FLOPs` are of the whole arm, relative to
+plain: masked steps compute the whole source.
 Everything is kept in DIR, so that a second call goes on where one was stopped.
 """
 
@@ -15,6 +17,7 @@ import argparse
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -42,24 +45,26 @@ def schedule(world: World, steps: int, lr: float, seed: int) -> list[object]:
     return [*text, *length, *rates, "--device", "cpu"]
 
 
-def arm(world: World, target: str, name: str, steps: int, seed: int, work: Path) -> dict[str, float]:
-    """The losses of one arm, {"cut", "end"} in nats per token, and its FLOPs."""
-    scores, pruned = work / f"{world.teacher.name}-{seed}.safetensors", work / f"{target}-{name}-{steps}-{seed}"
+def arm(world: World, target: str, name: str, steps: int, masked: int, seed: int, work: Path) -> dict[str, float]:
+    """The losses of one arm, {"cut", "end"} in nats per token, its FLOPs and gap; learned masks have `masked` steps."""
+    scores, pruned = (
+        work / f"{world.teacher.name}-{seed}.safetensors",
+        work / f"{target}-{name}-{steps}-{masked}-{world.batch}-{seed}",
+    )
     if not scores.exists():
         measure(world, work, seed)
-    spent, sizes = 0.0, world.targets[target]
+    spent, gap, sizes = 0.0, 0.0, world.targets[target]
     if name in ONE_SHOT:
         result("prune", world.teacher, *sizes, *ONE_SHOT[name], "--scores", scores, "-o", pruned, "--overwrite")
         left = steps
     else:
-        left = steps - steps // 2
+        left = steps - masked
         start = ["--scores", scores] if name.endswith("scores") else []
         # No schedule so short lets masks settle as well as thousands of steps do.
         more = [*LEARNED[name], *start, "--max-gap", 0.5]
-        sheared = result(
-            "shear", world.teacher, *sizes, *more, *schedule(world, steps // 2, world.lr, seed), "-o", pruned
-        )
-        spent = sheared["flops"]
+        sheared = result("shear", world.teacher, *sizes, *more, *schedule(world, masked, world.lr, seed), "-o", pruned)
+        spent, last = sheared["flops"], sheared["loss"]["last"]
+        gap = max(abs(value) for key, value in last.items() if key.startswith("gap_"))
     line = ["distill", pruned, "--teacher", world.teacher, "--loss", "logits"]
     tuned = result(*line, *schedule(world, left, world.lr, seed + 100), "-o", f"{pruned}-tuned")
     evaluated = tuned["eval"]
@@ -67,6 +72,7 @@ def arm(world: World, target: str, name: str, steps: int, seed: int, work: Path)
         "cut": evaluated["before"]["eval_ce"],
         "end": evaluated["after"]["eval_ce"],
         "flops": spent + tuned["flops"],
+        "gap": gap,
     }
 
 
@@ -75,27 +81,31 @@ def main() -> None:
     parser.add_argument("--world", choices=WORLDS, default="stories")
     parser.add_argument("--target", default="h48-f96")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--share", type=float, default=0.75, help="of the steps in which masks are learned")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--arms", nargs="+", choices=[*ONE_SHOT, *LEARNED], default=[*ONE_SHOT, *LEARNED])
     parser.add_argument("--work", type=Path, default=Path("runs/masks"))
     args = parse(parser, seeds=1, steps=16)
     args.work.mkdir(parents=True, exist_ok=True)
-    world, kept = WORLDS[args.world](args.work), args.work / "results.jsonl"
+    world, kept = replace(WORLDS[args.world](args.work), batch=args.batch), args.work / "results.jsonl"
+    masked, same = round(args.steps * args.share), (args.world, args.target, args.steps, args.share, args.batch)
     known = {tuple(r["key"]): r for r in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     for seed in range(args.seeds):
         for name in args.arms:
-            key = (args.world, args.target, args.steps, name, seed)
+            key = (*same, name, seed)
             if key not in known:
-                known[key] = {"key": key, **arm(world, args.target, name, args.steps, seed, args.work)}
+                known[key] = {"key": key, **arm(world, args.target, name, args.steps, masked, seed, args.work)}
                 with kept.open("a") as stream:
                     stream.write(json.dumps(known[key]) + "\n")
     print(f"{args.world} {args.target}, {args.steps} steps of {world.batch} x {SEQ_LEN} tokens, {args.seeds} seeds")
-    print(f"{'':18}{'cut':>16}{'end':>16}{'FLOPs':>8}")
-    base = mean(known[(args.world, args.target, args.steps, args.arms[0], s)]["flops"] for s in range(args.seeds))
+    print(f"{'':18}{'cut':>16}{'end':>16}{'FLOPs':>8}{'gap':>8}")
+    base = mean(known[(*same, args.arms[0], seed)]["flops"] for seed in range(args.seeds))
     for name in args.arms:
-        found = [known[(args.world, args.target, args.steps, name, seed)] for seed in range(args.seeds)]
+        found = [known[(*same, name, seed)] for seed in range(args.seeds)]
         shown = [_spread([one[column] for one in found]) for column in ("cut", "end")]
-        print(f"{name:18}{shown[0]:>16}{shown[1]:>16}{mean(one['flops'] for one in found) / base:8.2f}")
+        cost, gap = mean(one["flops"] for one in found) / base, max(one["gap"] for one in found)
+        print(f"{name:18}{shown[0]:>16}{shown[1]:>16}{cost:8.2f}{gap:8.3f}")
 
 
 def _spread(values: list[float]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minitron_cli import api
 from minitron_cli.chain.shear import complete, shear
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
@@ -107,6 +108,18 @@ def test_the_source_teaches(toy: Toy, text: Path, tmp_path: Path) -> None:
     shear(line(source, text, tmp_path / "out", teacher=source, loss="logits"))
     first = read_metrics(tmp_path / "out" / "run")[0]
     assert 0 < first["kd"] < 0.2 * first["ce"]
+
+
+def test_from_python(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """Sizes as keywords, as a user writes them; the same bytes as by the options of the trainer."""
+    source, run = toy("llama"), {"steps": 3, "batch": 4, "micro_batch": 2, "seq_len": 32, "lr": 1e-3, "device": "cpu"}
+    sizes = {"hidden": 36, "ffn": "56", "heads": 4, "layers": 2}
+    given = {**run, **sizes, "data": text, "max_gap": 1.0, "save_every": 4, "loss": "logits"}
+    api.shear(source, output=tmp_path / "api", **given)
+    shear(line(source, text, tmp_path / "options", teacher=source, loss="logits", steps=3))
+    assert bytes_of(tmp_path / "api") == bytes_of(tmp_path / "options")
+    with pytest.raises(MinitronError, match="--loss hidden is unknown"):
+        api.shear(source, output=tmp_path / "no", **{**given, "loss": "hidden"})
 
 
 def test_masks_start_by_scores(toy: Toy, text: Path, tmp_path: Path) -> None:
