@@ -151,11 +151,6 @@ def _shear(options: Options, models: Models, source: Shape) -> Shear:
     sizes = parse_sizes(options.sizes)
     if unknown := [f"--{FLAG_OF_AXIS[axis]}" for axis in sizes if axis not in source]:
         raise MinitronError(f"{family.name} models have no {', '.join(unknown)}", "`minitron inspect` names its axes")
-    if source.kinds:
-        raise MinitronError(
-            f"learned masks need layers that are all alike, those of this {family.name} model are of several kinds",
-            "cut it with `minitron importance` and `minitron prune`",
-        )
     target = source.with_(**sizes)
     check_target(family, source, target)
     gates = gates_of(source, target)

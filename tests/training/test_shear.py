@@ -178,6 +178,14 @@ def test_experts_per_token_stay(toy: Toy, text: Path, tmp_path: Path) -> None:
         shear(line(toy("mixtral"), text, tmp_path / "out", sizes=("experts=3", "experts-per-token=1")))
 
 
+def test_of_layers_of_several_kinds_the_width_is_learned(toy: Toy, text: Path, tmp_path: Path) -> None:
+    source, out = toy("lfm2"), tmp_path / "out"
+    shear(line(source, text, out, sizes=("ffn=56", "heads=4", "hidden=36"), steps=3))
+    assert not verify(out, str(out / "run" / "masked"), forward=True).problems
+    with pytest.raises(MinitronError, match="cannot cut the layers of a lfm2 model"):
+        shear(line(source, text, tmp_path / "no", sizes=("layers=2",)))
+
+
 SETTLING = [
     ("llama", ("hidden=36", "ffn=56", "heads=4", "kv-heads=2", "layers=2")),
     ("llama", ("heads=3", "kv-heads=1")),
