@@ -39,4 +39,5 @@ OLMOE = family(
     | {"expert_ffn": "intermediate_size"},
     rms_norms=PRE_NORMS,
     warns=_WARNS,
+    defaults={"norm_topk_prob": False},
 )

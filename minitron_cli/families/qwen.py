@@ -21,6 +21,7 @@ QWEN3_MOE = family(
     "qwen3_moe",
     ["qwen3_moe"],
     _QWEN3 + EXPERTS + ROUTER,
+    defaults={"norm_topk_prob": False},
     config_keys={**EXPERT_KEYS, "expert_ffn": "moe_intermediate_size"},
     requires=_ALL_SPARSE,
     rms_norms=PRE_NORMS,
@@ -40,7 +41,7 @@ QWEN2_MOE = family(
     model.layers.{layer}.mlp.shared_expert_gate.weight        1 hidden
     """,
     config_keys={**EXPERT_KEYS, "expert_ffn": "moe_intermediate_size", "shared_ffn": "shared_expert_intermediate_size"},
-    defaults={"qkv_bias": True},
+    defaults={"qkv_bias": True, "norm_topk_prob": False},
     requires=_ALL_SPARSE,
     rms_norms=PRE_NORMS,
 )

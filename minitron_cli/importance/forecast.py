@@ -5,7 +5,7 @@ from typing import Any
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.options import Options, sample_length
-from minitron_cli.spec.shape import flops_per_token
+from minitron_cli.spec.shape import copies, flops_per_token, is_routed, num_elements
 
 
 def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
@@ -32,4 +32,9 @@ def pass_cost(model: Checkpoint | Architecture, options: Options, name: str) -> 
         return 0, 0
     seq_len = sample_length(model.config, options, name)
     tokens = options.samples * seq_len
-    return tokens, tokens * flops_per_token(stored_weights(model), model.shape, seq_len)
+    weights, shape = stored_weights(model), model.shape
+    flops = flops_per_token(weights, shape, seq_len)
+    if options.wants_damage and "expert" in shape:  # each token meets as many other experts once more
+        routed = sum(num_elements(w, shape) * copies(w, shape) for w in weights if is_routed(w))
+        flops += 2 * routed * shape["expert_active"] // shape["expert"]
+    return tokens, tokens * flops

@@ -206,8 +206,3 @@ def matching(inner: np.ndarray) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment
 
     return np.asarray(linear_sum_assignment(inner, maximize=True)[1])
-
-
-def peak_bytes(shape: Shape) -> int:
-    """Memory that matching and averaging add: two experts in float32, and matrices of neuron against neuron."""
-    return 2 * 4 * 3 * shape[EXPERT_FFN] * shape["hidden"] + 3 * 8 * shape[EXPERT_FFN] ** 2

@@ -11,7 +11,8 @@ from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.source import local_paths
 from minitron_cli.prune.acceptance import check_strides
 from minitron_cli.prune.directions import check_rotation
-from minitron_cli.prune.merge import Routing, peak_bytes, read_routing
+from minitron_cli.prune.merge import Routing, read_routing
+from minitron_cli.prune.merge_cost import merge_cost
 from minitron_cli.prune.preflight import PruneFacts, prune_facts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.target import (
@@ -27,6 +28,8 @@ from minitron_cli.prune.target import (
 )
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
+
+PARALLEL = 8  # devices that experts are commonly spread over
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +96,32 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
     facts = prune_facts(source, shape, output, request.compensation_options, request.params)
-    facts = replace(facts, warnings=(*facts.warnings, *_expert_warnings(request, source.shape, shape, scores)))
+    facts = replace(facts, warnings=(*facts.warnings, *_expert_warnings(request, source, shape, scores)))
     routing = None
     if request.merges and shape["expert"] < source.shape["expert"]:
-        facts = replace(facts, peak_memory=facts.peak_memory + peak_bytes(source.shape))
+        seconds, held = merge_cost(source.shape, shape)
+        facts = replace(facts, peak_memory=facts.peak_memory + held, seconds=round(facts.seconds + seconds, 1))
         routing = read_routing(request, source.shape) if scores is not None else None
     return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts, routing)
 
 
-def _expert_warnings(request: PruneRequest, source: Shape, target: Shape, scores: Scores | None) -> list[str]:
-    """What a cut of experts leaves unsaid: calibration that did not reach them, compensation that does not."""
-    num = target.get("expert")
+def _expert_warnings(
+    request: PruneRequest, model: Checkpoint | Architecture, target: Shape, scores: Scores | None
+) -> list[str]:
+    """What a cut of experts leaves unsaid: gates that shrink, calibration that did not reach, engines' divisibility."""
+    source, num, found = model.shape, target.get("expert"), []
+    normalised = model.config.get("norm_topk_prob", model.family.defaults.get("norm_topk_prob", True))
+    if target.get("expert_active") < source.get("expert_active") and not normalised:
+        found.append(
+            f"--experts-per-token {target['expert_active']}: the routing weights of this model do not add up to 1, so "
+            "that with fewer experts a token their output shrinks; training makes up for it, trimming does not"
+        )
     if num == source.get("expert"):
-        return []
-    found = []
+        return found
+    if num % PARALLEL and not source["expert"] % PARALLEL:
+        found.append(
+            f"--experts {num} is not a multiple of {PARALLEL}: engines cannot share them among {PARALLEL} GPUs"
+        )
     for layer, lost in (scores.provenance.get("unrouted", {}) if scores else {}).items():
         if source["expert"] - len(lost) < num:
             found.append(

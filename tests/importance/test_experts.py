@@ -13,6 +13,7 @@ from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.readers import EXPERT_LOGITS
 from minitron_cli.importance import forward
 from minitron_cli.importance.aggregate import EXPERT_SCORES, Aggregation, to_scores
+from minitron_cli.importance.forecast import pass_cost
 from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.recorder import Recorder
@@ -161,3 +162,12 @@ def test_what_has_no_experts_is_refused(toy, text, tmp_path):
         measure(toy("llama"), Options(data=(text,), expert_damage=True), tmp_path / "s")
     with pytest.raises(MinitronError, match="no forward passes"):
         Options(metric="magnitude", expert_score="reap")
+
+
+def test_a_dry_run_counts_what_damage_adds(toy):
+    """Two experts a token once more: three matrices of 24 x 48 each, in three layers."""
+    checkpoint = open_checkpoint(toy("mixtral"))
+    plain, with_damage = (
+        pass_cost(checkpoint, Options(data=("x",), samples=2, seq_len=8, expert_damage=asked), "m") for asked in (0, 1)
+    )
+    assert with_damage[1] - plain[1] == 16 * 2 * 3 * 2 * 3 * 24 * 48

@@ -14,6 +14,7 @@ from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.merge import Merging, Routing, by_unit, matching, merged
+from minitron_cli.prune.merge_cost import merge_cost
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Merge, Plan, plan_problems
@@ -266,3 +267,12 @@ def test_an_expert_that_is_not_finite_is_not_averaged_in(toy, tmp_path):
         write_pruned(checkpoint, plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert Merging(checkpoint, plan).order(0, 0, 1).shape == (24,)
+
+
+def test_the_dry_run_counts_the_matching(toy):
+    """Two experts go in each of three layers; 24 neurons of 3 x 48 weights."""
+    checkpoint = open_checkpoint(toy("mixtral"))
+    source, target = checkpoint.shape, checkpoint.shape.with_(expert=3)
+    seconds, held = merge_cost(source, target)
+    assert seconds == pytest.approx(6 * (2 * 24 * 24 * 144 / 1e11 + 5e-11 * 24**3 + 12 * 24 * 144 / 1e9))
+    assert held == 8 * 24 * 144 + 24 * 24 * 24

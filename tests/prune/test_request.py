@@ -21,6 +21,7 @@ from minitron_cli.prune.resolve import resolve
 from minitron_cli.spec.counts import parse_count
 from minitron_cli.spec.scores import Scores
 from tests.prune.cutting import random_scores
+from tests.toys import TOY_CONFIGS
 
 Toy = Callable[..., Path]
 
@@ -147,3 +148,29 @@ def test_counts(text: str | int, count: int) -> None:
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(MinitronError, match=r"is not a (count|whole number)"):
         parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "sizes", "words"),
+    [
+        ("qwen3_moe", {}, {"experts_per_token": 1}, "do not add up to 1"),
+        ("qwen3_moe", {"norm_topk_prob": True}, {"experts_per_token": 1}, None),
+        ("mixtral", {}, {"experts_per_token": 1}, None),
+        ("mixtral", {"num_local_experts": 16}, {"experts": 12}, "not a multiple of 8"),
+        ("mixtral", {"num_local_experts": 16}, {"experts": 8}, None),
+        ("mixtral", {}, {"experts": 3, "compensate": "least-squares"}, "not compensated for"),
+    ],
+)
+def test_what_a_cut_of_experts_costs_is_said(
+    model_type: str, config: dict[str, object], sizes: dict[str, object], words: str | None
+) -> None:
+    source = architecture_of({"model_type": model_type, **TOY_CONFIGS[model_type], **config})
+    warnings = resolve(PruneRequest(model="m", **sizes), source).facts.warnings
+    assert [w for w in warnings if "expert" in w] == [] if words is None else any(words in w for w in warnings)
+
+
+def test_layers_that_calibration_reached_too_few_experts_of_are_named(toy: Toy, tmp_path: Path) -> None:
+    scores = random_scores(open_checkpoint(toy("mixtral")).shape)
+    write_scores(tmp_path / "s", Scores(scores.values, {"unrouted": {"1": [0, 2, 4], "2": [1]}}))
+    facts = resolve(PruneRequest(model=str(toy("mixtral")), experts=3, scores=tmp_path / "s")).facts
+    assert [w.partition(":")[0] for w in facts.warnings if "routed to only 2" in w] == ["layer 1"]
