@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from minitron_cli.checkpoint.token_ids import renumbering, with_new_ids
 from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.family import Family
@@ -19,12 +20,15 @@ def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict
 
 
 def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
-    """The config of the model that `plan` leaves, per-layer lists selected and layer indices renumbered.
+    """The config of the model that `plan` leaves, per-layer lists selected and layer indices renumbered,
+    token ids too where the vocabulary is cut.
 
     Lists that transformers derives when they are absent (alternating attention) are written out when layers go,
     because deriving them again for the remaining layers would give another model.
     """
     result = config_for(config, family, plan.target)
+    if "vocab" in plan.kept:
+        result = with_new_ids(result, renumbering(plan.kept["vocab"], plan.source["vocab"]))
     if "layer" not in plan.kept:
         return result
     layers = [int(i) for i in plan.kept["layer"]]

@@ -18,6 +18,7 @@ from minitron_cli.cli.common import (
     say,
     table,
 )
+from minitron_cli.cli.progress import byte_progress
 
 if TYPE_CHECKING:
     from minitron_cli.prune.execute import PruneResult
@@ -28,6 +29,7 @@ NAME = "prune"
 EXAMPLES = examples(
     "minitron prune Llama-3.1-8B --target width --hidden 3072 --ffn 9216 --scores scores.safetensors -o small",
     "minitron prune Llama-3.1-8B --target depth --drop-layers 15-30",
+    "minitron prune Llama-3.2-1B --vocab 32768 --data corpus/ -o small --dry-run",
 )
 PANELS = {
     "Experts": (
@@ -36,6 +38,11 @@ PANELS = {
         "shared_ffn",
         "experts_per_token",
         "expert_merge",
+    ),
+    "Vocabulary": (
+        "vocab",
+        "vocab_coverage",
+        "keep_tokens",
     ),
     "Compensation": (
         "compensate",
@@ -75,6 +82,15 @@ def command(
     expert_merge: Annotated[
         str, option("--expert-merge", help="average experts that go into those that stay: none, m-smoe or nearest")
     ] = "none",
+    vocab: Annotated[
+        int | None, option("--vocab", help="tokens to keep, the most used ones of --data", parser=parse_count)
+    ] = None,
+    vocab_coverage: Annotated[
+        str | None, option("--vocab-coverage", help="keep the tokens that are this share of --data: 99.9%")
+    ] = None,
+    keep_tokens: Annotated[
+        Path | None, option("--keep-tokens", help="a file of tokens, or text, to keep in any case: one a line")
+    ] = None,
     compensate: Annotated[
         str, option("--compensate", help="refit what stays to the source's activations: none or least-squares")
     ] = "none",
@@ -91,7 +107,7 @@ def command(
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
-    data: Annotated[list[str] | None, option("--data", help="calibration data, when there are no scores yet")] = None,
+    data: Annotated[list[str] | None, option("--data", help="text to count tokens on, or to measure scores on")] = None,
     samples: Annotated[int, option("--samples", help="calibration samples, when measuring first")] = 1024,
     seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample, when measuring first")] = None,
     output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
@@ -113,16 +129,17 @@ def command(
     request = PruneRequest(
         model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
         layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
-        experts_per_token=experts_per_token, expert_merge=expert_merge, params=params, multiple_of=multiple_of,
-        scores=scores, data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
+        experts_per_token=experts_per_token, expert_merge=expert_merge, vocab=vocab, vocab_coverage=vocab_coverage,
+        keep_tokens=keep_tokens, params=params, multiple_of=multiple_of, scores=scores,
+        data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
         moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
         check=check, force=force, overwrite=overwrite,
     )  # fmt: skip
     if dry_run:
-        resolved = execute.dry_run(request)
+        resolved = execute.dry_run(request, lambda: byte_progress("counting tokens"))
         emit(asdict(resolved.facts), as_json, lambda: _show_plan(resolved))
         return
-    result = execute.prune(request, _measure, say)
+    result = execute.prune(request, _measure, say, lambda: byte_progress("counting tokens"))
     emit(result.to_json(), as_json, lambda: _show_done(result, request.model))
 
 
@@ -145,11 +162,20 @@ def _show_plan(resolved: "ResolvedPrune") -> None:
         ("FLOPs per token", count_text, facts.flops_per_token),
     )]  # fmt: skip
     table(["", "source", "target"], rows)
+    if facts.respelling:
+        _show_respelling(facts.respelling)
     for warning in (*facts.warnings, *([resolved.missing] if resolved.missing else [])):
         say(f"warning: {warning}")
     speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts.compensation_flops)
     cost = f"about {bytes_text(facts.peak_memory)} of memory and {facts.seconds:.0f} s at {speed}"
     print(f"would write {facts.output}; {cost}")
+
+
+def _show_respelling(domains: Mapping[str, Mapping[str, float]]) -> None:
+    """What the cut does to the counted text: all else keeps its tokens."""
+    shares = ("tokens_changed", "bytes_changed", "lengthening")
+    rows = [[name, count_text(int(one["tokens"])), *(f"{one[s]:.2%}" for s in shares)] for name, one in domains.items()]
+    table(["counted text", "tokens", "tokens that go", "bytes they spell", "longer by about"], rows)
 
 
 def _checked(check: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from minitron_cli.checkpoint.disk import need_space
@@ -15,6 +16,7 @@ from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.resolve import ResolvedPrune, resolve
 from minitron_cli.prune.target import make_plan
+from minitron_cli.prune.vocabulary import Reporting, read_vocabulary, silent
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
 
@@ -37,19 +39,22 @@ class PruneResult:
         return self.manifest.get("compensation", {}).get("reconstruction", {})
 
 
-def dry_run(request: PruneRequest) -> ResolvedPrune:
+def dry_run(request: PruneRequest, counting: Reporting = silent) -> ResolvedPrune:
     """Check all that the run checks before it writes; what is not measured yet is named in the result's `missing`."""
-    resolved = resolve(request)
+    resolved = resolve(request, vocabulary=partial(read_vocabulary, reporting=counting))
     check_accepted(resolved.source, resolved.shape)
     need_space(resolved.output, resolved.facts.bytes[1])
     return resolved
 
 
 def prune(
-    request: PruneRequest, measure: Callable[[Measurement], object], say: Callable[[str], None] = lambda text: None
+    request: PruneRequest,
+    measure: Callable[[Measurement], object],
+    say: Callable[[str], None] = lambda text: None,
+    counting: Reporting = silent,
 ) -> PruneResult:
     """Write the pruned checkpoint. `measure` makes the scores, where the request gives data and no scores."""
-    resolved = resolve(request)
+    resolved = resolve(request, vocabulary=partial(read_vocabulary, reporting=counting))
     if resolved.missing:
         raise MinitronError(
             resolved.missing, "add --scores FILE (from `minitron importance`), or --data DATA to measure first"
@@ -59,7 +64,12 @@ def prune(
     if resolved.measurement is not None:
         say(f"measuring importance first; the scores are kept in {resolved.measurement.output}")
         measure(resolved.measurement)
-        resolved = resolve(replace(request, scores=resolved.measurement.output), resolved.source)
+        counted = resolved.vocabulary
+        resolved = resolve(
+            replace(request, scores=resolved.measurement.output),
+            resolved.source,
+            None if counted is None else lambda request, source: counted,
+        )
     source, request = resolved.source, resolved.request
     assert isinstance(source, Checkpoint)
     say(f"pruning {source.path} -> {resolved.output}: {resolved.facts.change}")
@@ -79,7 +89,11 @@ def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensatio
     """Rank by scores; neurons by reconstruction error and the residual stream by directions, where asked for."""
     request, shape = resolved.request, resolved.shape
     channels = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
-    plan = make_plan(source.shape, channels, resolved.target, resolved.scores)
+    vocab = None
+    if shape["vocab"] != source.shape["vocab"]:
+        assert resolved.vocabulary is not None, "a cut of the vocabulary was counted"
+        vocab = resolved.vocabulary.kept(shape["vocab"])
+    plan = make_plan(source.shape, channels, resolved.target, resolved.scores, vocab)
     if resolved.routing is not None:
         assert resolved.scores is not None
         plan = merged(plan, resolved.routing, resolved.scores, request.expert_merge)
@@ -105,4 +119,6 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
         options |= {"compensate": request.compensate, "ridge": request.ridge}
         options |= {"select": request.select} if request.select != "scores" else {}
         options |= {"rotate": True} if request.rotate else {}
+    if request.vocab_coverage is not None:
+        options |= {"vocab_coverage": request.vocab_coverage}
     return options

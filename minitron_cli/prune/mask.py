@@ -19,7 +19,10 @@ from minitron_cli.spec.plan import Plan
 
 
 def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Mask `model`, the source loaded by transformers, in place; returns ids (batch, token) -> logits (.., vocab)."""
+    """Mask `model`, the source loaded by transformers, in place; returns ids (batch, token) -> logits (.., vocab).
+
+    Ids and logits are those of the target's vocabulary: the source reads the kept ids that they stand for.
+    """
     parameters = dict(model.named_parameters())
     matches, unknown = match(family, parameters)
     assert not unknown, f"the table does not know {unknown}"
@@ -37,9 +40,13 @@ def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Ten
             if len(found.weight.dims) == 2 and axes_of(found.weight.dims[0]) == ("expert",) and len(dropped):
                 routers[id(parameters[name])] = dropped
 
+    vocab = torch.as_tensor(plan.kept["vocab"]) if "vocab" in plan.kept else None
+
     def logits(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), _Routing(routers):
-            return model(ids, use_cache=False).logits
+            if vocab is None:
+                return model(ids, use_cache=False).logits
+            return model(vocab[ids], use_cache=False).logits[..., vocab]
 
     return logits
 

@@ -18,7 +18,10 @@ BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in h
 
 @dataclass(frozen=True, slots=True)
 class PruneFacts:
-    """What a dry run says; pairs are (source, target), sizes are bytes."""
+    """What a dry run says; pairs are (source, target), sizes are bytes.
+
+    `respelling` is what a cut vocabulary does to the counted text, by domain (see data/vocabulary/counts.Respelling).
+    """
 
     source: str
     shape: Mapping[str, tuple[int, int]]
@@ -33,6 +36,7 @@ class PruneFacts:
     compensation_flops: float
     warnings: tuple[str, ...]
     output: str
+    respelling: Mapping[str, Mapping[str, float]] | None = None
 
 
 def prune_facts(

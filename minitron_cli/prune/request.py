@@ -15,6 +15,8 @@ class PruneRequest:
     """All that `minitron prune` can be told. A field is named as its flag, and None where nothing was asked.
 
     `hidden` to `experts_per_token` are sizes to keep, `params` a number of parameters to end at instead of them.
+    `vocab` tokens stay, or as many as `vocab_coverage` of the tokens of `data` need; those of the file `keep_tokens` do
+    in any case.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
     first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
     `select` says how neurons are chosen under it. Without `output` the result is named after the model and its new
@@ -34,6 +36,9 @@ class PruneRequest:
     shared_ffn: int | None = None
     experts_per_token: int | None = None
     expert_merge: str = "none"
+    vocab: int | None = None
+    vocab_coverage: str | None = None
+    keep_tokens: Path | None = None
     params: int | None = None
     multiple_of: int = 1
     scores: Path | None = None
@@ -77,8 +82,33 @@ class PruneRequest:
                 "--params chooses the whole shape; it does not go with sizes of your own",
                 "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
             )
+        self._check_vocabulary()
         if self.params is None:
-            check_kind(self.target, self.sizes, self.drop_layers is not None)
+            counted = {} if self.vocab_coverage is None else {"vocab": 0}
+            check_kind(self.target, self.sizes | counted, self.drop_layers is not None)
+
+    def _check_vocabulary(self) -> None:
+        from minitron_cli.data.vocabulary.choose import parse_coverage
+
+        if self.vocab_coverage is not None:
+            parse_coverage(self.vocab_coverage)
+            if self.vocab is not None or self.params is not None:
+                raise MinitronError(
+                    f"--vocab-coverage chooses a size, and --{'params' if self.params else 'vocab'} does so too",
+                    "give only one of them",
+                )
+        if self.keep_tokens is not None and not self.cuts_vocabulary:
+            raise MinitronError("--keep-tokens is for a cut of the vocabulary", "add --vocab N or --vocab-coverage")
+        if self.cuts_vocabulary and not self.data:
+            raise MinitronError("--vocab needs text to count tokens on", "add --data TEXT like what the model is for")
+        if self.cuts_vocabulary and self.rotate:
+            raise MinitronError(
+                "--rotate and --vocab do not go together", "cut the vocabulary in a prune of its own, before or after"
+            )
+
+    @property
+    def cuts_vocabulary(self) -> bool:
+        return self.vocab is not None or self.vocab_coverage is not None
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """A request meets its source: sizes, scores and files are checked, nothing is written, no tensor is read (no torch)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.source import local_paths
+from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_strides
 from minitron_cli.prune.directions import check_rotation
 from minitron_cli.prune.merge import Routing, read_routing
@@ -26,6 +28,7 @@ from minitron_cli.prune.target import (
     target_for_budget,
     target_shape,
 )
+from minitron_cli.prune.vocabulary import Vocabulary, covering_size
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
@@ -51,6 +54,7 @@ class ResolvedPrune:
     missing: str | None
     facts: PruneFacts
     routing: Routing | None = None  # of the source's experts, where they are merged
+    vocabulary: Vocabulary | None = None
 
     @property
     def result(self) -> Architecture:
@@ -58,10 +62,15 @@ class ResolvedPrune:
         return Architecture(self.source.config, self.source.family, self.source.shape).resized(self.shape)
 
 
-def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = None) -> ResolvedPrune:
+def resolve(
+    request: PruneRequest,
+    source: Checkpoint | Architecture | None = None,
+    vocabulary: Callable[[PruneRequest, Checkpoint], Vocabulary] | None = None,
+) -> ResolvedPrune:
     """Check a request against its source's config and headers, and against the scores where they exist.
 
     A config alone (`source`) serves for a model that a recipe has yet to make: then no other file is looked at.
+    `vocabulary` counts the corpus where the vocabulary is cut; without it only sizes are checked.
     """
     source = source or open_checkpoint(request.model)
     name = source.path.resolve().name if isinstance(source, Checkpoint) else Path(request.model).name
@@ -71,6 +80,16 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
         target = target_for_budget(source, request.params, request.multiple_of, scores)
     elif request.drop_layers is not None:
         target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
+    counted = None
+    if request.cuts_vocabulary and vocabulary is not None and isinstance(source, Checkpoint):
+        counted = vocabulary(request, source)
+    if request.vocab_coverage is not None:
+        if counted is None:
+            raise MinitronError(
+                "--vocab-coverage is a size that only counting tells", "give --vocab N where sizes are planned ahead"
+            )
+        size = covering_size(counted, request.vocab_coverage, request.multiple_of)
+        target = replace(target, sizes={**target.sizes, "vocab": size})
     target = rounded(source.shape, target, request.multiple_of)
     shape = target_shape(source, target)
     check_something_is_cut(source.shape, shape, request.sizes)
@@ -79,7 +98,11 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
     output = request.output or Path(default_name(name, source.shape, shape))
     if isinstance(source, Checkpoint):
-        inputs = [source.path, *local_paths(request.data), *filter(None, (request.scores, request.moments))]
+        inputs = [
+            source.path,
+            *local_paths(request.data),
+            *filter(None, (request.scores, request.moments, request.keep_tokens)),
+        ]
         check_output(output, request.overwrite, inputs)
     # Directions of the residual stream are not ranked by scores.
     ranked = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
@@ -102,7 +125,11 @@ def resolve(request: PruneRequest, source: Checkpoint | Architecture | None = No
         seconds, held = merge_cost(source.shape, shape)
         facts = replace(facts, peak_memory=facts.peak_memory + held, seconds=round(facts.seconds + seconds, 1))
         routing = read_routing(request, source.shape) if scores is not None else None
-    return ResolvedPrune(request, source, target, shape, output, needed, scores, measurement, missing, facts, routing)
+    if counted is not None and shape["vocab"] != source.shape["vocab"]:
+        facts = replace(facts, respelling=counted.report(shape["vocab"]))
+    return ResolvedPrune(
+        request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted
+    )
 
 
 def _expert_warnings(

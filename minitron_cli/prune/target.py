@@ -131,10 +131,13 @@ def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
     return list(dict.fromkeys(axes))
 
 
-def make_plan(source: Shape, shape: Shape, target: Target, scores: Scores | None) -> Plan:
-    """The plan for a checked shape. `scores` may be absent where no ranking is needed."""
+def make_plan(
+    source: Shape, shape: Shape, target: Target, scores: Scores | None, vocab: np.ndarray | None = None
+) -> Plan:
+    """The plan for a checked shape. `scores` may be absent where no ranking is needed; `vocab` are the kept ids."""
     kept = _left(source, target) if target.drop_layers else None
-    return from_scores(scores or Scores({}), source, shape, kept)
+    plan = from_scores(scores or Scores({}), source, shape.with_(vocab=source["vocab"]), kept)
+    return plan if vocab is None else replace(plan, target=shape, kept={**plan.kept, "vocab": vocab})
 
 
 def _left(source: Shape, target: Target) -> list[int]:

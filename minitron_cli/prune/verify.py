@@ -9,6 +9,8 @@ from minitron_cli.checkpoint.provenance import KEPT_INDICES, read_plan
 from minitron_cli.checkpoint.reader import Checkpoint, load_config, open_checkpoint
 from minitron_cli.checkpoint.tensor_digests import combined
 from minitron_cli.checkpoint.verify import Findings, verify_directory
+from minitron_cli.data.vocabulary.surgery import cut_tokenizer
+from minitron_cli.data.vocabulary.wanted import has_tokenizer, tokenizer_json
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.prune.change import changes
@@ -135,6 +137,10 @@ def _check_source(
     found.problems += [f"{name} does not follow from the source and the kept indices" for name in wrong]
     if pruned_config(source.config, source.family, plan) != load_config(directory):
         found.problems.append("config.json does not follow from the source's and the kept indices")
+    if "vocab" in plan.kept and has_tokenizer(source.path):
+        expected = cut_tokenizer(tokenizer_json(source.path), plan.kept["vocab"], plan.source["vocab"])
+        if expected != tokenizer_json(directory):
+            found.problems.append("tokenizer.json does not follow from the source's and the kept indices")
     found.checks.append(f"{len(derived.target)} weight files derived again from {model}")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir
-from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.provenance import write_manifest, write_plan
@@ -22,6 +21,7 @@ from minitron_cli.prune.compensate import Compensation, check_moments, record
 from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
+from minitron_cli.prune.vocabulary import carry_files
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
 
@@ -70,7 +70,7 @@ def write_pruned(
         if compensation is not None and not force:
             check_moments(compensation.moments, digest)
         write_config(temporary, config)
-        carry(checkpoint.path, temporary)
+        carry_files(checkpoint.path, temporary, plan)
         write_plan(temporary, plan)
         checked = None
         if check:

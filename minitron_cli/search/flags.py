@@ -106,6 +106,11 @@ def parse_grid(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
         flag, _, values = entry.partition("=")
         if flag not in AXIS_OF_FLAG:
             raise MinitronError(f"--grid {entry!r}: unknown axis {flag!r}", near_matches(flag, list(AXIS_OF_FLAG)))
+        if flag == "vocab":
+            raise MinitronError(
+                "--grid vocab: a search compares losses per token, and other vocabularies have other tokens",
+                "cut the vocabulary first (`minitron prune --vocab N --data TEXT`), then search from the result",
+            )
         if AXIS_OF_FLAG[flag] in found:
             raise MinitronError(f"--grid names {flag} twice", f"one entry an axis: --grid {flag}=A,B,C")
         found[AXIS_OF_FLAG[flag]] = _grid_values(entry, values)

@@ -54,7 +54,7 @@ class Axis:
 
 _L, _E = ("layer",), ("layer", "expert")
 AXES: tuple[Axis, ...] = (
-    Axis("vocab", "vocabulary", "v", key="vocab_size"),
+    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64),
     Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64),
     Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block"),
     Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv"),

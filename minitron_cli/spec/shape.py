@@ -108,11 +108,16 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
 
 
 def shape_name(shape: Shape, source: Shape | None = None) -> str:
-    """Name a shape by its sizes: h3072-l24-q24-kv8-f9216; with `source`, by the sizes that differ from it."""
+    """Name a shape by its sizes: h3072-l24-q24-kv8-f9216; with `source`, by the sizes that differ from it.
+
+    The vocabulary is named where it was cut.
+    """
     return "-".join(
         f"{axis.letter}{shape[axis.name]}"
         for axis in AXES
-        if axis.flag and axis.name in shape and (source is None or shape[axis.name] != source[axis.name])
+        if axis.flag
+        and axis.name in shape
+        and (axis.name != "vocab" if source is None else shape[axis.name] != source[axis.name])
     )
 
 

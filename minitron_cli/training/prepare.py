@@ -151,6 +151,10 @@ def _shear(options: Options, models: Models, source: Shape) -> Shear:
     sizes = parse_sizes(options.sizes)
     if unknown := [f"--{FLAG_OF_AXIS[axis]}" for axis in sizes if axis not in source]:
         raise MinitronError(f"{family.name} models have no {', '.join(unknown)}", "`minitron inspect` names its axes")
+    if "vocab" in sizes:
+        raise MinitronError(
+            "learned masks do not choose tokens", "cut the vocabulary with `minitron prune --vocab N --data TEXT`"
+        )
     target = source.with_(**sizes)
     check_target(family, source, target)
     gates = gates_of(source, target)

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "masked_step": "a training step with learned masks against a plain one",
     "real": "evidence for the defaults on a real model (hours)",
     "peers": "other pruning tools on the same model, cut and data (those that are installed)",
+    "vocab": "bits per byte of a real model whose vocabulary is cut",
     "moments": "what input Gram matrices add to the calibration pass, and compensation to the prune, at 1.2B",
 }
 

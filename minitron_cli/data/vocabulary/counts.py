@@ -1,0 +1,96 @@
+"""How often a corpus uses each token, by domain, and what a cut does to its text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitron_cli.data.encode import Progress
+from minitron_cli.data.prepare import token_files
+from minitron_cli.data.source import parse_sources
+from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, token_byte_lengths
+from minitron_cli.data.tokens import TokenFile, require_ids_below
+from minitron_cli.data.vocabulary.surgery import backend_of, cut_tokenizer
+
+_BLOCK = 1 << 24  # tokens counted in one go
+
+
+@dataclass(frozen=True, slots=True)
+class Respelling:
+    """What a cut does to the text of one domain.
+
+    `tokens` were counted; the shares are of tokens that go, of the bytes that those spell, and of tokens that the text
+    gets longer by when each token that goes is spelled by those that stay.
+    """
+
+    tokens: int
+    tokens_changed: float
+    bytes_changed: float
+    lengthening: float
+
+
+def count_tokens(
+    data: Sequence[str], model: Path, rows: int, progress: Progress = lambda done, total, tokens: None
+) -> dict[str, np.ndarray]:
+    """Uses of every id by domain, in order of appearance: {domain: (rows,) int64}.
+
+    Text is tokenised once, in parallel, into the cache that training reads from; a killed run goes on where it was.
+    """
+    tokenizer = load_tokenizer(model)
+    files = token_files(parse_sources(tuple(data)), model, separator=_separator(tokenizer), progress=progress)
+    require_ids_below(files, rows, model)
+    counts: dict[str, np.ndarray] = {}
+    for file in files:
+        for domain, found in _by_domain(file, rows).items():
+            counts[domain] = counts.get(domain, 0) + found
+    return counts
+
+
+def _separator(tokenizer: TextTokenizer) -> str:
+    return "auto" if tokenizer.adds_bos or tokenizer.eos_id is not None else "none"
+
+
+def _by_domain(file: TokenFile, rows: int) -> dict[str, np.ndarray]:
+    domains = file.header.domains
+    counts = np.zeros((len(domains), rows), np.int64)
+    for start in range(0, file.header.num_tokens, _BLOCK):
+        tokens = file.tokens[start : start + _BLOCK].astype(np.int64)
+        if len(domains) > 1:
+            places = np.arange(start, start + len(tokens))
+            documents = np.searchsorted(file.documents["end"], places, side="right")
+            tokens += file.documents["domain"][documents].astype(np.int64) * rows
+        counts += np.bincount(tokens, minlength=counts.size).reshape(counts.shape)
+    return dict(zip(domains, counts))
+
+
+def respelling(
+    counts: Mapping[str, np.ndarray], raw: Mapping[str, Any], model: Path, kept: np.ndarray, rows: int
+) -> dict[str, Respelling]:
+    """What keeping the ids of `kept` (ascending) does to counted text, by domain.
+
+    The lengthening takes every token that goes by itself; neighbours that then merge make it a little less.
+    """
+    used = np.sum(list(counts.values()), axis=0) > 0
+    gone = np.setdiff1d(np.flatnonzero(used), kept)
+    model_of = backend_of(cut_tokenizer(raw, kept, rows)).model
+    spelled = {index: token for token, index in backend_of(raw).get_vocab(with_added_tokens=True).items()}
+    lengths = np.ones(rows, np.int64)
+    lengths[gone] = [len(model_of.tokenize(spelled[int(index)])) for index in gone]
+    spells = np.zeros(rows, np.int64)
+    known = token_byte_lengths(load_tokenizer(model))[:rows]
+    spells[: len(known)] = known
+    stays = np.zeros(rows, bool)
+    stays[kept] = True
+    return {domain: _respelled(found, stays, lengths, spells) for domain, found in counts.items()}
+
+
+def _respelled(counts: np.ndarray, stays: np.ndarray, lengths: np.ndarray, spells: np.ndarray) -> Respelling:
+    tokens, gone = int(counts.sum()), counts * ~stays
+    return Respelling(
+        tokens,
+        float(gone.sum() / tokens),
+        float((gone * spells).sum() / max(1, (counts * spells).sum())),
+        float((gone * (lengths - 1)).sum() / tokens),
+    )

@@ -1,0 +1,209 @@
+"""What a smaller vocabulary costs a real model, and what the same parameters cost in width.
+
+    python -m tests.benchmarks.vocab [--model DIR] [--text DIR] [--tasks DIR] [--work DIR] [--sizes 32768 24576 16384]
+        [--width FFN] [--distill SIZE] [--steps 50] [--limit 200] [--chunks 24] [--show] [--tiny]
+
+Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
+characters that every tokenizer encodes by itself, after the end-of-text token; in float32 by transformers, not by the
+package. The error is that of the paired difference from the source over the chunks. `--width` cuts neurons instead,
+`--distill` trains the cut of that size for `--steps` steps of 8 x 256 tokens. Every model is made and evaluated by
+command lines of `minitron`; WORK keeps what is done, and a second call goes on.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+CHUNK = 1500  # characters
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all models are measured with."""
+
+    model: Path
+    text: Path
+    tasks: Path | None
+    work: Path
+    chunks: int
+    limit: int
+    steps: int
+    batch: tuple[int, int] = (8, 256)
+
+    def files(self, part: str) -> list[Path]:
+        return sorted(self.text.glob(f"*_{part}.jsonl"))
+
+    def data(self) -> list[str]:
+        return [word for file in self.files("train") for word in ("--data", str(file))]
+
+
+def minitron(*words: Any) -> str:
+    """Run a command line; returns what it printed."""
+    done = subprocess.run([sys.executable, "-m", "minitron_cli", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+def made(setting: Setting, name: str, *words: Any) -> Path:
+    """The model that a command line makes, once."""
+    place = setting.work / name
+    if not (place / "minitron.json").is_file():
+        minitron(*words, "-o", place)
+    return place
+
+
+def chunks(setting: Setting) -> dict[str, list[str]]:
+    """The held-out text of every domain in pieces, the first `setting.chunks` of each."""
+    found = {}
+    for file in setting.files("eval"):
+        texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        pieces = [text[at : at + CHUNK] for text in texts for at in range(0, len(text), CHUNK)]
+        found[file.stem.removesuffix("_eval")] = [piece for piece in pieces if len(piece) > CHUNK // 3][
+            : setting.chunks
+        ]
+    return found
+
+
+@torch.no_grad()
+def bits(model: Path, text: dict[str, list[str]]) -> dict[str, Any]:
+    """Bits, bytes and tokens of every chunk by domain: {domain: [[bits, bytes, tokens], ..]}, and tokens a second."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found: dict[str, Any] = {}
+    start, tokens = time.perf_counter(), 0
+    for domain, pieces in text.items():
+        found[domain] = []
+        for piece in pieces:
+            ids = tokenizer(piece, add_special_tokens=False).input_ids
+            row = torch.tensor([[tokenizer.eos_token_id, *ids]])
+            log_probs = loaded(row, use_cache=False).logits[0, :-1].log_softmax(-1)
+            nats = -float(log_probs.gather(-1, row[0, 1:, None]).double().sum())
+            found[domain].append([nats / math.log(2), len(piece.encode()), len(ids)])
+            tokens += len(ids)
+    return {"domains": found, "tokens_per_second": tokens / (time.perf_counter() - start)}
+
+
+def measured(setting: Setting, model: Path, text: dict[str, list[str]]) -> dict[str, Any]:
+    """Bits per byte, LAMBADA and parameters of a model, kept beside the others."""
+    kept = setting.work / f"{model.name}.bits-{setting.chunks}.json"
+    if not kept.is_file():
+        parameters = json.loads(minitron("inspect", model, "--json"))["parameters"]
+        kept.write_text(json.dumps(bits(model, text) | {"parameters": parameters}))
+    found = dict(json.loads(kept.read_text()))
+    if setting.tasks:
+        result = setting.work / f"{model.name}.lambada-{setting.limit}.json"
+        if not result.is_file():
+            minitron("eval", model, "--tasks", "real_lambada", "--include", setting.tasks, "--limit", setting.limit,
+                     "--no-throughput", "-o", result)  # fmt: skip
+        found["lambada"] = next(
+            r["value"] for r in json.loads(result.read_text())["rows"] if r["metric"].startswith("acc")
+        )
+    return found
+
+
+def row(name: str, found: dict[str, Any], source: dict[str, Any]) -> str:
+    """One line of the table: parameters, bits per byte, its change with twice its error, tokens a byte, LAMBADA."""
+    mine, theirs = (np.array([c for d in f["domains"].values() for c in d]) for f in (found, source))
+    per_byte, before = mine[:, 0].sum() / mine[:, 1].sum(), theirs[:, 0].sum() / theirs[:, 1].sum()
+    gaps = (mine[:, 0] - theirs[:, 0]) / theirs[:, 1].mean()
+    error = gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
+    change, spread = (per_byte / before - 1) * 100, 200 * error / before
+    by_domain = ", ".join(
+        f"{domain} {(_per_byte(found, domain) / _per_byte(source, domain) - 1) * 100:+.1f}"
+        for domain in found["domains"]
+    )
+    task = f"{found['lambada']:.3f}" if "lambada" in found else "-"
+    return (
+        f"| {name} | {found['parameters'] / 1e6:.1f}M | {per_byte:.4f} | {change:+.2f}% +-{spread:.2f} | "
+        f"{mine[:, 2].sum() / mine[:, 1].sum():.4f} | {task} | {by_domain} |"
+    )
+
+
+def _per_byte(found: dict[str, Any], domain: str) -> float:
+    values = np.array(found["domains"][domain])
+    return float(values[:, 0].sum() / values[:, 1].sum())
+
+
+def compare(setting: Setting, sizes: list[int], width: int | None, distill: int | None) -> None:
+    """Make and measure every model, and print the table as it grows."""
+    text = chunks(setting)
+    print("| model | parameters | bits per byte | change | tokens per byte | LAMBADA | change by domain, % |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    source = measured(setting, setting.model, text)
+    print(row("source", source, source), flush=True)
+    cuts = {size: made(setting, f"vocab-{size}", "prune", setting.model, "--vocab", size, *setting.data())
+            for size in sizes}  # fmt: skip
+    for size, place in cuts.items():
+        print(row(f"vocabulary {size:,}", measured(setting, place, text), source), flush=True)
+    students = {}
+    if width:
+        students[f"FFN {width:,}"] = made(setting, f"ffn-{width}", "prune", setting.model, "--ffn", width,
+                                          *setting.data(), "--samples", 256, "--seq-len", setting.batch[1])  # fmt: skip
+    if distill:
+        students[f"vocabulary {distill:,}"] = cuts[distill]
+    for name, place in students.items():
+        if place not in cuts.values():
+            print(row(name, measured(setting, place, text), source), flush=True)
+        rows, length = setting.batch
+        taught = made(setting, f"{place.name}-taught", "distill", place, "--teacher", setting.model, *setting.data(),
+                      "--steps", setting.steps, "--batch", rows, "--seq-len", length, "--lr", "1e-4")  # fmt: skip
+        tokens = setting.steps * rows * length
+        print(row(f"{name}, {tokens / 1e3:.0f}K tokens", measured(setting, taught, text), source), flush=True)
+
+
+def tiny(work: Path) -> None:
+    """The same on a toy model and made-up text."""
+    from tests.spellers import byte_level, made_text, save
+    from tests.toys import make_toy
+
+    model = make_toy("llama", work / "model", vocab_size=448, max_position_embeddings=1024)
+    save(byte_level(made_text(200), 448), model)
+    (work / "text").mkdir()
+    for part, seed in (("train", 1), ("eval", 2)):
+        lines = [json.dumps({"text": text}) for text in made_text(40, seed, 300)]
+        (work / "text" / f"words_{part}.jsonl").write_text("\n".join(lines) + "\n")
+    setting = Setting(model, work / "text", None, work, 2, 0, 1, (2, 32))
+    compare(setting, [384], 56, 384)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--text", type=Path, default=SHARED / "text")
+    parser.add_argument("--tasks", type=Path, default=SHARED / "real_tasks")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32768, 24576, 16384])
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--distill", type=int)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--chunks", type=int, default=24)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.tiny or args.model is None or not args.text.is_dir():
+            if not args.tiny:
+                print("no --model, or no text: the toy instead")
+            return tiny(Path(temporary))
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        tasks = args.tasks if args.tasks.is_dir() else None
+        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit, args.steps)
+        compare(setting, args.sizes, args.width, args.distill)
+
+
+if __name__ == "__main__":
+    main()
