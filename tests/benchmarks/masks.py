@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--arms", nargs="+", choices=[*ONE_SHOT, *LEARNED], default=[*ONE_SHOT, *LEARNED])
     parser.add_argument("--work", type=Path, default=Path("runs/masks"))
-    args = parse(parser, seeds=1, steps=16)
+    args = parse(parser, seeds=1, steps=16, arms=["plain", "masks-kd-scores"])
     args.work.mkdir(parents=True, exist_ok=True)
     world, kept = replace(WORLDS[args.world](args.work), batch=args.batch), args.work / "results.jsonl"
     masked, same = round(args.steps * args.share), (args.world, args.target, args.steps, args.share, args.batch)
