@@ -70,6 +70,15 @@ def paired_seconds(
     return seconds
 
 
+def seconds_of(run: Run, device: torch.device) -> float:
+    """Seconds of one call, to its end on the device."""
+    _wait(device)
+    started = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - started
+
+
 def paired_ratio(of: list[float], to: list[float]) -> float:
     """Median over the rounds of of / to."""
     return median(a / b for a, b in zip(of, to))

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--kept", type=int, default=9216)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=32)
-    options = parse(parser, size="tiny", samples=2, seq_len=64)
+    options = parse(parser, size="tiny", samples=2, seq_len=64, width=128, kept=64, hidden=64, layers=2)
     if options.layer:
         one_layer(options.width, options.kept, options.hidden, options.layers)
         return

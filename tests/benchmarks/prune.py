@@ -43,10 +43,10 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
          "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096, "tie_word_embeddings": True},
         {"hidden": 192, "ffn": 448},
     ),
-    "90m": (
-        {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12,
-         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000, "tie_word_embeddings": True},
-        {"hidden": 512, "ffn": 1408},
+    "30m": (
+        {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 16000, "tie_word_embeddings": True},
+        {"hidden": 384, "ffn": 1024},
     ),
     "1.2b": (
         {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
