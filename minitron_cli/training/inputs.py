@@ -155,7 +155,8 @@ def check_tokenizers(one: Path, other: Path) -> None:
         parts = ", ".join(tokenizer_differences(one, other))
         raise MinitronError(
             f"{one} and {other} have different tokenizers (they differ in {parts})",
-            "logits can only be compared id by id: take a teacher of the student's own family",
+            "logits can only be compared id by id: take a teacher of the student's own family; a student "
+            "whose vocabulary was cut learns from text alone (`minitron train`)",
         )
 
 
