@@ -28,6 +28,40 @@ ALTERNATING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": False}
+SPARSE = {
+    **{key: value for key, value in BASE.items() if key != "intermediate_size"},
+    **EXPERTS,
+    "moe_intermediate_size": 24,
+}
+DENSE_THEN_SPARSE = {
+    **EXPERTS,
+    "n_routed_experts": 5,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+# Linear attention, and attention in one layer; four value heads over two key heads.
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 7,
+    "linear_value_head_dim": 9,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 16,
+}
+LATENT = {
+    **{key: value for key, value in BASE.items() if key != "head_dim"},
+    **DENSE_THEN_SPARSE,
+    "num_key_value_heads": 6,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 18,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 5,
+}
 PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 DERIVED_HEAD_DIM = {key: value for key, value in BASE.items() if key != "head_dim"}
 
@@ -94,8 +128,43 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
         "block_auto_adjust_ff_dim": False,
         "tie_word_embeddings": True,
     },
+    "apertus": {**BASE, **PLAIN_ROPE},
+    "granitemoe": {
+        **DERIVED_HEAD_DIM,
+        **EXPERTS,
+        "num_local_experts": 5,
+        "intermediate_size": 24,
+        "logits_scaling": 2.0,
+    },
+    "qwen3_5_text": {**BASE, **LINEAR},
+    "qwen3_5_moe_text": {**SPARSE, **LINEAR, "num_experts": 5, "shared_expert_intermediate_size": 40},
+    # Its first layer is dense, the second has attention: three kinds of layer.
+    "qwen3_next": {
+        **{**BASE, **SPARSE},
+        **LINEAR,
+        "num_experts": 5,
+        "shared_expert_intermediate_size": 40,
+        "mlp_only_layers": [0],
+    },
+    "glm4_moe": {**BASE, **DENSE_THEN_SPARSE, "head_dim": 12, "use_qk_norm": True, "attention_bias": True},
+    "dots1": {**BASE, **DENSE_THEN_SPARSE},
+    "ernie4_5_moe": {
+        **DERIVED_HEAD_DIM,
+        "moe_num_experts": 5,
+        "moe_k": 2,
+        "moe_intermediate_size": 24,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "tie_word_embeddings": True,
+    },
+    "deepseek_v2": {**LATENT, "q_lora_rank": None, "topk_method": "greedy"},
+    "deepseek_v3": LATENT,
+    "glm4_moe_lite": {**LATENT, "attention_bias": True},
     "gpt_neox": {key: value for key, value in DERIVED_HEAD_DIM.items() if key != "num_key_value_heads"},
 }
+
+# Mixtures of experts whose toys have experts in every layer, under `mlp`: what literal formulas of experts look into.
+SPARSE_THROUGHOUT = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss")
 
 
 def toy_config(model_type: str, **overrides: Any) -> Any:
@@ -114,11 +183,16 @@ def toy_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():
+            if parameter.dim() == 0:
+                continue
             if parameter.dim() == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             else:
                 # Much wider than the usual 0.02: a toy's blocks must matter as much as its residual stream.
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer += 0.3 * torch.randn(buffer.shape, generator=generator)
     return model
 
 

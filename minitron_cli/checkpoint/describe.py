@@ -5,6 +5,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.families.features import limits
 from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
 from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token
 
@@ -34,6 +35,8 @@ def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
         "context": context,
         "tensors": len(tensors),
         "axes": [_axis(model, axis) for axis in shape],
+        "layers": {kind: len(shape.layers_of_kind(kind)) for kind in sorted({k for ks in shape.kinds for k in ks})},
+        "limits": limits(family, len(set(shape.kinds)) > 1),
     }
 
 

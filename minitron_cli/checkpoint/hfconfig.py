@@ -16,7 +16,8 @@ def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict
 
     Runtimes that derive head_dim from hidden / heads break on pruned models otherwise.
     """
-    return {**config, **{str(family.key(axis, config)): target[axis] for axis in family.config_keys if axis in target}}
+    keys = {axis: family.key(axis, config) for axis in family.config_keys if axis in target}
+    return {**config, **{key: target[axis] for axis, key in keys.items() if key is not None}}
 
 
 def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
     result = config_for(config, family, plan.target)
     if "vocab" in plan.kept:
         result = with_new_ids(result, renumbering(plan.kept["vocab"], plan.source["vocab"]))
+    result.update({key: 0 for key in family.predictors if result.get(key)})
     if "layer" not in plan.kept:
         return result
     layers = [int(i) for i in plan.kept["layer"]]

@@ -165,6 +165,7 @@ def _structure(shape: Shape) -> dict[str, Any]:
     found = {
         "groups": shape.groups if shape.groups != GROUPS else (),
         "kinds": shape.kinds,
+        "follows": shape.follows,
         "kinds_with": {axis: sorted(kinds) for axis, kinds in sorted(shape.kinds_with.items())} if shape.kinds else {},
     }
     return {name: value for name, value in found.items() if value}
@@ -172,9 +173,13 @@ def _structure(shape: Shape) -> dict[str, Any]:
 
 def _shape(sizes: Mapping[str, int], shapes: Mapping[str, Any]) -> Shape:
     """The shape of these sizes, with the structure of the source."""
-    groups = tuple((axis, group) for axis, group in shapes["groups"]) if "groups" in shapes else GROUPS
+    groups, follows = (
+        tuple((axis, other) for axis, other in shapes.get(name, usual))
+        for name, usual in (("groups", GROUPS), ("follows", ()))
+    )
     kinds = tuple(map(tuple, shapes.get("kinds", ())))
-    return Shape(sizes, groups, kinds, {axis: frozenset(k) for axis, k in shapes.get("kinds_with", {}).items()})
+    kinds_with = {axis: frozenset(having) for axis, having in shapes.get("kinds_with", {}).items()}
+    return Shape(sizes, groups, kinds, kinds_with, follows)
 
 
 def read_plan(directory: Path) -> Plan | None:

@@ -17,6 +17,7 @@ from minitron_cli.spec.shape import Shape, copies, shape_of
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FETCHED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt")
+PREDICTOR = "predictor"  # the kind of layers that predict tokens beyond the next
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -170,7 +171,9 @@ def _explain(
     family: Family, config: Mapping[str, Any], shape: Shape, tensors: Mapping[str, TensorInfo], path: Path
 ) -> dict[str, Match]:
     """Every tensor's line; unknown, missing, misplaced and misshapen tensors are all named in one error."""
-    matches, unknown = match(family, tensors)
+    further = {name for name in tensors if _predicts_further(family, config, shape, name)}
+    matches, unknown = match(family, (name for name in tensors if name not in further))
+    matches |= {name: Match(name, Weight(name, (), optional=True, junk=True, kind=PREDICTOR)) for name in further}
     problems = [f"the table does not know {name}" for name in unknown]
     seen: dict[str, int] = {}
     for name, found in matches.items():
@@ -195,6 +198,15 @@ def _explain(
             "check that config.json and the weights belong together and are complete",
         )
     return matches
+
+
+def _predicts_further(family: Family, config: Mapping[str, Any], shape: Shape, name: str) -> bool:
+    """Whether a tensor belongs to layers that predict tokens beyond the next (see Family.predictors)."""
+    if not family.predictors:
+        return False
+    layers = max(config.get(key) or 0 for key in family.predictors)
+    behind = [f"model.layers.{shape['layer'] + i}." for i in range(layers)]
+    return name.startswith(("mtp.", *behind))
 
 
 def _require_floats(matches: Mapping[str, Match], tensors: Mapping[str, TensorInfo], path: Path) -> None:

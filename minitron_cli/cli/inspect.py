@@ -32,6 +32,7 @@ def _show(facts: dict[str, Any]) -> None:
             ["parameters", f"{facts['parameters']:,}"],
             ["non-embedding", f"{facts['non_embedding_parameters']:,}"],
             ["weights on disk", bytes_text(facts["bytes"]) + " by its config: none are here" * (not facts["weights"])],
+            *[["layers", ", ".join(f"{n} {kind}" for kind, n in facts["layers"].items())]] * bool(facts["layers"]),
             ["storage type", ", ".join(facts["dtypes"]) or "not known"],
             ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],
             [f"forward FLOPs per token at {facts['context']}", count_text(facts["flops_per_token"])],
@@ -41,3 +42,5 @@ def _show(facts: dict[str, Any]) -> None:
         ["axis", "size", "flag", "can be pruned"],
         [[a["axis"], f"{a['size']:,}", a["flag"], a["note"]] for a in facts["axes"]],
     )
+    for limit in facts["limits"]:
+        print(f"not with this model: {limit}")

@@ -44,6 +44,10 @@ PANELS = {
         "vocab_coverage",
         "keep_tokens",
     ),
+    "Linear attention": (
+        "value_heads",
+        "key_heads",
+    ),
     "Compensation": (
         "compensate",
         "moments",
@@ -91,6 +95,8 @@ def command(
     keep_tokens: Annotated[
         Path | None, option("--keep-tokens", help="a file of tokens, or text, to keep in any case: one a line")
     ] = None,
+    value_heads: Annotated[int | None, option("--value-heads", help="value heads linear attention keeps")] = None,
+    key_heads: Annotated[int | None, option("--key-heads", help="key heads linear attention keeps")] = None,
     compensate: Annotated[
         str, option("--compensate", help="refit what stays to the source's activations: none or least-squares")
     ] = "none",
@@ -130,8 +136,8 @@ def command(
         model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
         layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
         experts_per_token=experts_per_token, expert_merge=expert_merge, vocab=vocab, vocab_coverage=vocab_coverage,
-        keep_tokens=keep_tokens, params=params, multiple_of=multiple_of, scores=scores,
-        data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
+        keep_tokens=keep_tokens, value_heads=value_heads, key_heads=key_heads, params=params, multiple_of=multiple_of,
+        scores=scores, data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
         moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
         check=check, force=force, overwrite=overwrite,
     )  # fmt: skip

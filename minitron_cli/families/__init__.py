@@ -1,12 +1,17 @@
 """One small file per model family; `FAMILIES` is the whole list, in plain sight."""
 
 from minitron_cli.errors import MinitronError, near_matches
+from minitron_cli.families.apertus import APERTUS
 from minitron_cli.families.cohere import COHERE2
+from minitron_cli.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
+from minitron_cli.families.ernie4_5_moe import ERNIE4_5_MOE
 from minitron_cli.families.exaone import EXAONE4
 from minitron_cli.families.gemma import GEMMA, GEMMA2, GEMMA3
 from minitron_cli.families.glm import GLM, GLM4
+from minitron_cli.families.glm4_moe import DOTS1, GLM4_MOE
 from minitron_cli.families.gpt_neox import GPT_NEOX
 from minitron_cli.families.gpt_oss import GPT_OSS
+from minitron_cli.families.granitemoe import GRANITEMOE
 from minitron_cli.families.helium import HELIUM
 from minitron_cli.families.hunyuan import HUNYUAN_DENSE
 from minitron_cli.families.hyperclovax import HYPERCLOVAX
@@ -17,6 +22,7 @@ from minitron_cli.families.nemotron import ARCEE, NEMOTRON
 from minitron_cli.families.olmo import OLMO2, OLMOE
 from minitron_cli.families.phi3 import PHI3
 from minitron_cli.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from minitron_cli.families.qwen_linear import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron_cli.families.stablelm import STABLELM
 from minitron_cli.families.starcoder2 import STARCODER2
 from minitron_cli.spec.family import Family
@@ -50,17 +56,25 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2,
     GPT_NEOX,
     GPT_OSS,
+    APERTUS,
+    GRANITEMOE,
     LFM2,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_NEXT,
+    GLM4_MOE,
+    DOTS1,
+    ERNIE4_5_MOE,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
 )
 
 # Known model types that a table cannot describe, and why.
 _LAYERS_DIFFER = "its layers are of several kinds (attention, recurrent, dense, sparse), a table has one"
 UNSUPPORTED: dict[str, str] = {
     "nemotron_h": _LAYERS_DIFFER,
-    "qwen3_next": _LAYERS_DIFFER,
     "falcon_h1": _LAYERS_DIFFER,
-    "deepseek_v2": "its first layers are dense and the others sparse, and its attention is low-rank",
-    "deepseek_v3": "its first layers are dense and the others sparse, and its attention is low-rank",
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
     "llama4": "it is a model of text and images; only text models can be pruned",
     "gemma3": "it is a model of text and images; its text half, saved by itself (gemma3_text), can be pruned",

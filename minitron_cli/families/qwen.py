@@ -3,6 +3,7 @@
 from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.spec.family import family
+from minitron_cli.spec.kinds import SPARSE_STEPS
 
 QK_NORM = """
     model.layers.{layer}.self_attn.q_norm.weight              head_dim
@@ -14,16 +15,21 @@ _QWEN3 = MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + QK_NORM
 QWEN2 = family("qwen2", ["qwen2"], _QWEN2 + QKV_BIAS.replace("?attention_bias", "") + GATED_MLP, rms_norms=PRE_NORMS)
 QWEN3 = family("qwen3", ["qwen3"], _QWEN3 + GATED_MLP, rms_norms=PRE_NORMS)
 
-# A table has one kind of layer; published checkpoints of both families are sparse throughout.
-_ALL_SPARSE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+SHARED_EXPERT = """
+    model.layers.{layer}.mlp.shared_expert.gate_proj.weight   shared_ffn hidden
+    model.layers.{layer}.mlp.shared_expert.up_proj.weight     shared_ffn hidden
+    model.layers.{layer}.mlp.shared_expert.down_proj.weight   hidden shared_ffn
+    model.layers.{layer}.mlp.shared_expert_gate.weight        1 hidden
+"""
+_KEYS = {**EXPERT_KEYS, "ffn": "intermediate_size", "expert_ffn": "moe_intermediate_size"}
 
 QWEN3_MOE = family(
     "qwen3_moe",
     ["qwen3_moe"],
-    _QWEN3 + EXPERTS + ROUTER,
+    _QWEN3 + "[dense]" + GATED_MLP + "[sparse]" + EXPERTS + ROUTER,
     defaults={"norm_topk_prob": False},
-    config_keys={**EXPERT_KEYS, "expert_ffn": "moe_intermediate_size"},
-    requires=_ALL_SPARSE,
+    config_keys=_KEYS,
+    kinds=(SPARSE_STEPS,),
     rms_norms=PRE_NORMS,
 )
 
@@ -32,16 +38,14 @@ QWEN2_MOE = family(
     ["qwen2_moe"],
     _QWEN2
     + QKV_BIAS.replace("?attention_bias", "?qkv_bias")
+    + "[dense]"
+    + GATED_MLP
+    + "[sparse]"
     + EXPERTS
     + ROUTER
-    + """
-    model.layers.{layer}.mlp.shared_expert.gate_proj.weight   shared_ffn hidden
-    model.layers.{layer}.mlp.shared_expert.up_proj.weight     shared_ffn hidden
-    model.layers.{layer}.mlp.shared_expert.down_proj.weight   hidden shared_ffn
-    model.layers.{layer}.mlp.shared_expert_gate.weight        1 hidden
-    """,
-    config_keys={**EXPERT_KEYS, "expert_ffn": "moe_intermediate_size", "shared_ffn": "shared_expert_intermediate_size"},
+    + SHARED_EXPERT,
+    config_keys={**_KEYS, "shared_ffn": "shared_expert_intermediate_size"},
     defaults={"qkv_bias": True, "norm_topk_prob": False},
-    requires=_ALL_SPARSE,
+    kinds=(SPARSE_STEPS,),
     rms_norms=PRE_NORMS,
 )

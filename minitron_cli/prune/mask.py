@@ -23,7 +23,9 @@ def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Ten
 
     Ids and logits are those of the target's vocabulary: the source reads the kept ids that they stand for.
     """
-    parameters = dict(model.named_parameters())
+    saved = model.state_dict().keys()  # buffers too, where they are on disk
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    parameters = {**dict(model.named_parameters()), **buffers}
     matches, unknown = match(family, parameters)
     assert not unknown, f"the table does not know {unknown}"
     routers: dict[int, np.ndarray] = {}
@@ -33,7 +35,11 @@ def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Ten
             if found.layer is not None and layer is None:
                 parameters[name].zero_()
                 continue
+            if not found.weight.dims:
+                continue
             _silence(parameters[name], found, plan, layer)
+            if name.endswith("correction_bias"):  # else a dropped expert's own could outbid those that stay
+                parameters[name][..., torch.as_tensor(_dropped(found.weight.dims[-1], plan, layer))] = -torch.inf
             dropped = _dropped(found.weight.dims[0], plan, layer)
             if len(found.weight.dims) == 1 and len(dropped) and name.endswith(".weight"):
                 _norm_over_kept(model.get_submodule(name.removesuffix(".weight")), dropped)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import PREDICTOR, Checkpoint
 from minitron_cli.prune.compensation_cost import FLOPS_PER_SECOND, compensation_cost
 from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
@@ -79,6 +79,11 @@ def prune_facts(
 def _warnings(source: Checkpoint | Architecture, target: Shape) -> list[str]:
     found = [f"{FLAG_OF_AXIS[axis]}: {text}" for axis, text in source.family.warns.items()
              if axis in source.shape and source.shape[axis] != target[axis]]  # fmt: skip
+    matches = source.matches.values() if isinstance(source, Checkpoint) else ()
+    if further := sum(match.weight.kind == PREDICTOR for match in matches):
+        found.append(
+            f"{further} tensors that predict tokens beyond the next are left out: transformers has no use for them"
+        )
     for axis in (a for a in AXES if a.multiple and a.name in source.shape):
         if target[axis.name] % axis.multiple and not source.shape[axis.name] % axis.multiple:
             found.append(f"--{axis.flag} {target[axis.name]} is not a multiple of {axis.multiple}; GPUs run it slower")

@@ -39,6 +39,8 @@ class PruneRequest:
     vocab: int | None = None
     vocab_coverage: str | None = None
     keep_tokens: Path | None = None
+    value_heads: int | None = None
+    key_heads: int | None = None
     params: int | None = None
     multiple_of: int = 1
     scores: Path | None = None

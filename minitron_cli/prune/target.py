@@ -62,12 +62,14 @@ def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
             raise MinitronError(f"--drop-layers leaves {left} layers, --layers says {sizes['layer']}", "give only one")
         sizes["layer"] = left
     # Without grouped queries, every head has keys and values of its own and takes them along.
-    if "head" in sizes and "kv" in source and "kv" not in sizes and source["kv"] == source["head"]:
-        sizes["kv"] = sizes["head"]
+    for axis, group in source.groups_of():
+        if axis in sizes and group not in sizes and source[group] == source[axis]:
+            sizes[group] = sizes[axis]
     shape = source.with_(**sizes)
     if target.drop_layers:
         shape = shape.of_layers(_left(source, target), source)
-    _check_kv_alone(source, shape, sizes)
+    for axis, group in source.groups_of():
+        _check_group_alone(axis, group, source, shape, sizes)
     check_target(model.family, source, shape)
     return shape
 
@@ -79,14 +81,16 @@ def check_something_is_cut(source: Shape, shape: Shape, sizes: Mapping[str, int]
         raise MinitronError(f"nothing is cut: the source has {same} already", "give a smaller size")
 
 
-def _check_kv_alone(source: Shape, shape: Shape, sizes: Mapping[str, int]) -> None:
-    """KV groups take their query heads along; how many heads are left is for the user to say."""
-    if "kv" not in sizes or "head" in sizes or not 0 < shape["kv"] < source["kv"]:
+def _check_group_alone(axis: str, group: str, source: Shape, shape: Shape, sizes: Mapping[str, int]) -> None:
+    """Groups take their units along (KV groups their query heads); how many units are left is for the user to say."""
+    if group not in sizes or axis in sizes or not 0 < shape[group] < source[group]:
         return
-    group = source["head"] // source["kv"]
+    size = source[axis] // source[group]
+    words = next(one.words for one in AXES if one.name == axis)
     raise MinitronError(
-        f"--kv-heads {shape['kv']} drops the {group} query heads of each group that goes, and --heads is not given",
-        f"add --heads {shape['kv'] * group}",
+        f"--{FLAG_OF_AXIS[group]} {shape[group]} drops the {size} {words} of each group that goes, and "
+        f"--{FLAG_OF_AXIS[axis]} is not given",
+        f"add --{FLAG_OF_AXIS[axis]} {shape[group] * size}",
     )
 
 

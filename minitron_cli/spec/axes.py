@@ -12,9 +12,10 @@ disk, then one entry per tensor dimension, then an optional mark:
     model.layers.{layer}.self_attn.rotary_emb.inv_freq -
 
 A dimension is an axis, an integer, a row-major product `(head 3 head_dim)` or a concatenation `(ffn + ffn)` of
-products. `{layer}` and `{expert}` in the name are axes too. `?` marks a weight that may be absent, `?key` one that is
-present exactly when the config says `key`, `?!key` when it does not. `@layout` marks alternatives: a checkpoint holds
-the lines of one layout only, the first one named being the usual. `-` marks known junk that is not written out.
+products; a scalar has none, `[]`. `{layer}` and `{expert}` in the name are axes too. `?` marks a weight that may be
+absent, `?key` one that is present exactly when the config says `key`, `?!key` when it does not. `@layout` marks
+alternatives: a checkpoint holds the lines of one layout only, the first one named being the usual. `-` marks known junk
+that is not written out.
 
 Where layers are of several kinds, `[kind]` begins the lines of those of one kind; lines above the first hold for all.
 """
@@ -65,7 +66,19 @@ AXES: tuple[Axis, ...] = (
     Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
     Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8),
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
+    Axis("value_head", "linear-attention value heads", "vh", "value-heads", scope=_L, scored="input", group="key_head"),
+    Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L),
+    Axis("expert_group", "groups that experts are routed by", "eg", units=False),
+    # Sizes that are never cut.
     Axis("conv", "taps of the convolution", "c"),
+    Axis("key_dim", "channels of a linear-attention key", "kd"),
+    Axis("value_dim", "channels of a linear-attention value", "vd"),
+    Axis("q_rank", "rank of the queries", "qr"),
+    Axis("kv_rank", "rank of keys and values", "kvr"),
+    Axis("rope_dim", "rotated channels, shared by all heads", "rd"),
+    Axis("qk_dim", "channels of a query or key", "qd"),
+    Axis("kv_dim", "channels of a head's key and value", "kvd"),
+    Axis("v_dim", "channels of a value", "d"),
 )
 SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}
 FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes that can be cut
@@ -120,7 +133,9 @@ def parse_line(line: str) -> Weight:
     dims = [entry for entry in entries if entry[0] not in "?@"]
     if entries != [*dims, *(mark + word for mark, word in marks.items())] or marks.get("@") == "":
         raise ValueError(f"{line!r}: marks come once each, after the dimensions")
-    if not dims:
+    if dims == ["[]"]:
+        dims = []
+    elif not dims:
         raise ValueError(f"{line!r}: no dimensions")
     return Weight(
         name,

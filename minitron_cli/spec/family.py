@@ -3,10 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, parse_table
 from minitron_cli.spec.kinds import Kinds
+
+_DERIVED = re.compile(r"[+*]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +17,10 @@ class Family:
     """The weights of one architecture, as they are named on disk.
 
     A layer's lines begin with the norm through which it reads the residual stream, where it has one.
-    `config_keys` maps an axis to its key in config.json (`a|b` where it goes by several names). A family whose
-    `head_dim` has no key derives it from hidden / heads; one whose `kv` has no key has as many key/value heads as
-    heads. `defaults` holds config values that old or hand-written configs leave out.
+    `config_keys` maps an axis to its key in config.json (`a|b` where it goes by several names; `a+b` and `a*b` where
+    its size follows from others and is not written). A family whose `head_dim` has no key derives
+    it from hidden / heads; one whose `kv` has no key has as many key/value heads as heads.
+    `defaults` holds config values that old or hand-written configs leave out.
     `per_layer` names config lists with one entry per layer, `per_layer_index` lists of layer indices: both follow the
     layers that stay.
     `requires` holds config values that the table needs; a config with other values is another architecture.
@@ -27,6 +31,9 @@ class Family:
     halves): there it cannot be rotated (see prune/rotate). `norm_offset` is what those norms add to their weights.
     `groups` pairs an axis with the one that groups it: every unit of the second holds as many units of the first.
     `kinds` says how the config tells layers of several kinds apart, where the table has sections for them.
+    `follows` pairs an axis with the one that its size is a fixed multiple of, both being stated by one key.
+    `predictors` are the config keys that count layers which predict tokens beyond the next. On disk they are numbered
+    on from the last layer, or stand under `mtp.`; transformers does not load them, and pruned models have none.
     `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
     """
 
@@ -45,6 +52,8 @@ class Family:
     norm_offset: float = 0.0
     groups: tuple[tuple[str, str], ...] = GROUPS
     kinds: tuple[Kinds, ...] = ()
+    follows: tuple[tuple[str, str], ...] = ()
+    predictors: tuple[str, ...] = ()
     normal: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def with_(self, lines: str, **changes: Any) -> "Family":
@@ -79,7 +88,17 @@ class Family:
     def key(self, axis: str, config: Mapping[str, Any]) -> str | None:
         """The config key of an axis: of the names it goes by (`num_experts|num_local_experts`) the one in use."""
         names = self.config_keys[axis].split("|") if axis in self.config_keys else []
+        names = [name for name in names if not _DERIVED.search(name)]
         return next((name for name in names if config.get(name) is not None), names[0] if names else None)
+
+    def derived(self, axis: str, config: Mapping[str, Any]) -> int | None:
+        """The size of an axis that follows from other numbers of the config; 0 where one is missing, None if not."""
+        found = _DERIVED.search(self.config_keys[axis])
+        if found is None:
+            return None
+        parts = [config.get(name) or 0 for name in self.config_keys[axis].split(found[0])]
+        whole = all(type(part) is int and part > 0 for part in parts)
+        return (prod(parts) if found[0] == "*" else sum(parts)) if whole else 0
 
     def expected(self, config: Mapping[str, Any], layout: str | None = None) -> tuple[Weight, ...]:
         """The weights that a checkpoint with this config must hold: lines without `?`, and those whose key decides so.

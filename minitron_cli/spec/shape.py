@@ -15,14 +15,15 @@ class Shape:
     """Sizes per axis, e.g. {"layer": 32, "hidden": 4096, "ffn": 14336, "head": 32, "kv": 8, "head_dim": 128, ...}.
 
     Mixtures of experts carry `expert_active`, the experts a token is routed to, beside the axes of their table.
-    `groups` are the family's (see Family). Where layers are of several kinds, `kinds` holds those of each layer and
-    `kinds_with` the kinds that have an axis, for every axis that not all layers have.
+    `groups` and `follows` are the family's (see Family). Where layers are of several kinds, `kinds` holds those of each
+    layer and `kinds_with` the kinds that have an axis, for every axis that not all layers have.
     """
 
     sizes: Mapping[str, int]
     groups: tuple[tuple[str, str], ...] = GROUPS
     kinds: tuple[tuple[str, ...], ...] = ()
     kinds_with: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    follows: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, axis: str) -> int:
         return self.sizes[axis]
@@ -39,6 +40,9 @@ class Shape:
     def with_(self, **sizes: int) -> "Shape":
         unknown = [axis for axis in sizes if axis not in self.sizes]
         assert not unknown, f"no such axis: {unknown}"
+        for axis, other in self.follows:
+            if axis in self and other in sizes and axis not in sizes:
+                sizes[axis] = sizes[other] * self[axis] // self[other]
         changed = replace(self, sizes={**self.sizes, **sizes})
         depth = changed.get("layer")
         if not self.kinds or depth == len(self.kinds):
@@ -76,11 +80,14 @@ class Shape:
 def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
     """Read the size of every axis of the family from a config.json dictionary."""
     config = {**family.defaults, **{k: v for k, v in config.items() if v is not None}}
-    sizes, missing, wrong = {}, [], []
+    sizes: dict[str, int] = {}
+    missing, wrong = [], []
     for axis in family.config_keys:
         key = family.key(axis, config)
-        if key not in config:
-            missing += [key] if axis not in ("kv", "head_dim") else []
+        if (derived := family.derived(axis, config)) is not None:
+            sizes |= {axis: derived} if derived else {}
+        elif key not in config:
+            missing += [key] if axis not in ("kv", "head_dim") and not _may_lack(family, axis) else []
         elif type(config[key]) is not int or config[key] < 1:
             wrong.append(f"{key} is {config[key]!r}")
         else:
@@ -92,8 +99,9 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
             f"a {family.name} config names all of its sizes, as whole numbers; is it complete?",
         )
     if "head" in sizes:
-        sizes.setdefault("head_dim", sizes["hidden"] // sizes["head"])
-        if "kv" in family.axes():
+        if "head_dim" in family.axes():
+            sizes.setdefault("head_dim", sizes["hidden"] // sizes["head"])
+        if "kv" in family.axes() or "kv" in family.config_keys:
             sizes.setdefault("kv", sizes["head"])
         if sizes["head"] % sizes.get("kv", 1):
             raise MinitronError(
@@ -104,7 +112,13 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
     absent = {axis for axis, having in kinds_with.items() if not having & found}
     if "expert" in absent:
         absent.add("expert_active")
-    return Shape({a: n for a, n in sizes.items() if a not in absent}, family.groups, kinds, kinds_with)
+    return Shape({a: n for a, n in sizes.items() if a not in absent}, family.groups, kinds, kinds_with, family.follows)
+
+
+def _may_lack(family: Family, axis: str) -> bool:
+    """Whether every line with the axis is one that a checkpoint may be without."""
+    lines = [weight for weight in family.weights if any(axis in axes_of(dim) for dim in weight.dims)]
+    return bool(lines) and all(weight.optional for weight in lines)
 
 
 def shape_name(shape: Shape, source: Shape | None = None) -> str:
@@ -156,8 +170,8 @@ def is_routed(weight: Weight) -> bool:
 
     A router's (expert, hidden) is not: every token meets all of it. The fused biases of experts have two dims as well.
     """
-    if "expert" in weight.name_axes:
-        return True
+    if "expert" in weight.name_axes or not weight.dims:
+        return bool(weight.dims)
     rest = {axis for dim in weight.dims[1:] for axis in axes_of(dim)}
     return axes_of(weight.dims[0]) == ("expert",) and (len(weight.dims) > 2 or "expert_ffn" in rest)
 
@@ -165,6 +179,8 @@ def is_routed(weight: Weight) -> bool:
 def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
     """Bytes that one token adds to the KV cache: keys and values of every layer that has them."""
     heads = "kv" if "kv" in shape else "head"
+    if "kv_rank" in shape:  # latent attention keeps what keys and values are made of
+        return len(shape.layers_of("kv_rank")) * (shape["kv_rank"] + shape["rope_dim"]) * bytes_per_element
     return 2 * len(shape.layers_of(heads)) * shape[heads] * shape["head_dim"] * bytes_per_element
 
 
@@ -181,7 +197,8 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
         share = shape.get("expert_active", 1) / shape.get("expert", 1) if is_routed(weight) else 1
         linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
     head = 2 * shape["vocab"] * shape["hidden"]
-    attention = 2 * context * len(shape.layers_of("head")) * shape["head"] * shape["head_dim"]
+    channels = shape["qk_dim"] + shape["v_dim"] if "qk_dim" in shape else 2 * shape["head_dim"]
+    attention = context * len(shape.layers_of("head")) * shape["head"] * channels
     return linear + head + attention
 
 
@@ -197,7 +214,12 @@ def check_target(family: Family, source: Shape, target: Shape) -> None:
         if target[axis] < 1:
             problems.append(f"--{flag} must be at least 1, got {target[axis]}")
     if not problems:
-        problems = [*_head_problems(family, source, target), *_expert_problems(target)]
+        problems = [*_head_problems(family, source, target), *_expert_problems(source, target)]
+        problems += [
+            f"--{FLAG_OF_AXIS[axis]} follows --{FLAG_OF_AXIS[other]}, both being one number of the config"
+            for axis, other in source.follows
+            if axis in source and target[axis] * source[other] != target[other] * source[axis]
+        ]
     if problems:
         sizes = ", ".join(f"--{FLAG_OF_AXIS[a]} {source[a]}" for a in FLAG_OF_AXIS if a in source)
         raise MinitronError("; ".join(problems), f"the source has {sizes}; a target keeps or lowers each")
@@ -206,20 +228,9 @@ def check_target(family: Family, source: Shape, target: Shape) -> None:
 def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
     if "head" not in source:
         return []
-    head, kv = target["head"], target.get("kv", target["head"])
-    problems = []
-    if head % kv:
-        allowed = range(kv, source["head"] + 1, kv)
-        problems.append(
-            f"--heads {head} does not divide by the {kv} KV groups (the same number of query heads must stay in each); "
-            f"allowed: {', '.join(map(str, allowed))}"
-        )
-    elif head // kv > source["head"] // source.get("kv", source["head"]):
-        problems.append(
-            f"--heads {head} over {kv} KV groups is {head // kv} a group, the source has only "
-            f"{source['head'] // source.get('kv', source['head'])}"
-        )
-    if "head_dim" not in family.config_keys and target["hidden"] != head * source["head_dim"]:
+    head = target["head"]
+    problems = [text for axis, group in source.groups_of() if (text := _group_problem(axis, group, source, target))]
+    if "head_dim" in source and "head_dim" not in family.config_keys and target["hidden"] != head * source["head_dim"]:
         problems.append(
             f"{family.name} derives head_dim from hidden / heads, so --hidden must be heads x {source['head_dim']}: "
             f"for --heads {head} that is --hidden {head * source['head_dim']}, got {target['hidden']}"
@@ -227,7 +238,27 @@ def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
     return problems
 
 
-def _expert_problems(target: Shape) -> list[str]:
+def _group_problem(axis: str, group: str, source: Shape, target: Shape) -> str | None:
+    """Why so many units cannot stay in so many groups."""
+    words = {one.name: one.words for one in AXES} | {"kv": "KV groups"}
+    flag, units, groups, own = FLAG_OF_AXIS[axis], target[axis], target[group], source[axis] // source[group]
+    if units % groups:
+        allowed = ", ".join(map(str, range(groups, source[axis] + 1, groups)))
+        return (
+            f"--{flag} {units} does not divide by the {groups} {words[group]} "
+            f"(the same number of {words[axis]} must stay in each); allowed: {allowed}"
+        )
+    if units // groups > own:
+        return f"--{flag} {units} over {groups} {words[group]} is {units // groups} a group, the source has only {own}"
+    return None
+
+
+def _expert_problems(source: Shape, target: Shape) -> list[str]:
+    if target.get("expert") != source.get("expert") and source.get("expert_group", 1) > 1:
+        return [
+            f"--experts {target['expert']}: this model routes by {source['expert_group']} groups of experts that lie "
+            "side by side, and which experts stay is chosen without regard to them"
+        ]
     if target.get("expert_active") <= target.get("expert"):
         return []
     return [

@@ -17,6 +17,7 @@ from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokens import TokenFile, require_ids_below
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.families.features import unmasked
 from minitron_cli.hf.devices import choose_device
 from minitron_cli.hf.process_group import World
 from minitron_cli.spec.axes import FLAG_OF_AXIS
@@ -154,6 +155,11 @@ def _shear(options: Options, models: Models, source: Shape) -> Shear:
     if "vocab" in sizes:
         raise MinitronError(
             "learned masks do not choose tokens", "cut the vocabulary with `minitron prune --vocab N --data TEXT`"
+        )
+    if reasons := [why for axis, why in unmasked(family).items() if axis in ("", *sizes)]:
+        raise MinitronError(
+            f"no masks can be learned for this {family.name} model: {'; '.join(reasons)}",
+            "cut it with `minitron importance` and `minitron prune`",
         )
     target = source.with_(**sizes)
     check_target(family, source, target)

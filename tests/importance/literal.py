@@ -9,6 +9,7 @@ ATTENTION = {
     "gpt_neox": ("attention", "query_key_value", "dense"),
     "phi3": ("self_attn", "qkv_proj", "o_proj"),
     "lfm2": ("self_attn", "q_proj", "out_proj"),
+    **dict.fromkeys(("deepseek_v3", "glm4_moe_lite"), ("self_attn", "q_a_proj", "o_proj")),
 }
 MLP = {
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
@@ -17,9 +18,12 @@ MLP = {
     "lfm2": ("w1", "w2"),
 }
 # What stands in the place of attention in other kinds of layers: (its module, its input reader, its output).
-MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), "qwen3_5_text": ("linear_attn", "in_proj_qkv", "out_proj")}
+LINEAR = dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text"), ("linear_attn", "in_proj_qkv", "out_proj"))
+LINEAR["qwen3_next"] = ("linear_attn", "in_proj_qkvz", "out_proj")
+MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), **LINEAR}
 # What such a layer's output matrix reads: more hidden channels, or value heads.
-INNER = {"lfm2": "inner", "qwen3_5_text": "values"}
+INNER = {"lfm2": "inner", **dict.fromkeys(LINEAR, "values")}
+MLPS = ("mlp", "feed_forward", "block_sparse_moe")
 # One norm, which attention and MLP both read: it counts once.
 ONE_NORM = ("cohere2",)
 
@@ -68,9 +72,9 @@ def _catch_one(model, row, begin, end):
         handles.append(
             getattr(mixer, leaves).register_forward_pre_hook(keep(n, "o" if mixes else INNER[kind_of_model]))
         )
-        mlp = block.feed_forward if hasattr(block, "feed_forward") else block.mlp
+        mlp = next(getattr(block, name) for name in MLPS if hasattr(block, name))
         if hasattr(mlp, "experts"):
-            router = mlp.router if kind_of_model == "gpt_oss" else mlp.gate
+            router = mlp.router if hasattr(mlp, "router") else mlp.gate
             handles.append(router.register_forward_pre_hook(keep(n, "mlp")))
             handles.append(mlp.experts.register_forward_pre_hook(experts(n)))
             for name in ("shared_expert", "shared_experts"):

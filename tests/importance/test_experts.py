@@ -20,10 +20,10 @@ from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.run import measure
 from tests.importance import literal
 from tests.prune.cutting import load
-from tests.toys import TOY_CONFIGS, toy_ids
+from tests.toys import SPARSE_THROUGHOUT, toy_ids
 
 CPU = torch.device("cpu")
-FAMILIES = [name for name, config in TOY_CONFIGS.items() if "num_experts_per_tok" in config]
+FAMILIES = list(SPARSE_THROUGHOUT)
 
 
 def run(path, samples, batch_size=2):

@@ -26,6 +26,8 @@ CUTS: dict[str, dict[str, int]] = {
     "expert": {"expert": 3},
     "expert_ffn": {"expert_ffn": 16},
     "shared_ffn": {"shared_ffn": 32},
+    "value_head": {"value_head": 2},
+    "key_head": {"key_head": 1, "value_head": 1},
     "all": {
         "hidden": HIDDEN,
         "ffn": 56,
@@ -35,6 +37,7 @@ CUTS: dict[str, dict[str, int]] = {
         "expert": 4,
         "expert_ffn": 16,
         "shared_ffn": 32,
+        "value_head": 2,
     },
 }
 
@@ -47,9 +50,13 @@ def sizes_for(model_type: str, cut: str) -> dict[str, int]:
     family = family_of(model_type)
     shape = shape_of(family, TOY_CONFIGS[model_type])
     sizes = {axis: size for axis, size in CUTS[cut].items() if axis in shape and axis not in family.refuses}
+    if shape.get("kv") == shape["head"]:
+        sizes.pop("kv", None)
+    # A size that another determines is not asked for.
+    sizes = {axis: size for axis, size in sizes.items() if axis not in dict(family.follows)}
     if cut in ("kv", "head") and shape.get("kv", shape["head"]) == shape["head"]:
         sizes = {"head": 4} if cut == "head" else {}
-    if "head_dim" not in family.config_keys and {"hidden", "head"} & sizes.keys():
+    if "head_dim" in shape and "head_dim" not in family.config_keys and {"hidden", "head"} & sizes.keys():
         sizes.setdefault("head", 4)
         sizes["hidden"] = sizes["head"] * shape["head_dim"]
     return sizes
@@ -61,7 +68,9 @@ ALL_CASES = [(model_type, cut) for model_type in TOY_CONFIGS for cut in CUTS if 
 def random_scores(shape: Shape, seed: int = 0) -> Scores:
     """Random scores for every axis that can be ranked."""
     generator = np.random.default_rng(seed)
-    axes = [a for a in ("hidden", "ffn", "shared_ffn", "head", "layer", "expert", "expert_ffn") if a in shape]
+    axes = [
+        a for a in ("hidden", "ffn", "shared_ffn", "head", "layer", "expert", "expert_ffn", "value_head") if a in shape
+    ]
     return Scores({axis: generator.random(score_shape(axis, shape)) for axis in axes})
 
 

@@ -18,6 +18,7 @@ from tests.toys import TOY_CONFIGS, toy_ids
 
 Toy = Callable[..., Path]
 TOLERANCE = 2e-5  # float32, relative to the spread of the logits
+RECURRENT = 1e-4  # where rounding is carried on from token to token
 
 
 def masked_logits(source: Path, plan: Plan) -> torch.Tensor:
@@ -31,7 +32,8 @@ def test_trim_equals_mask(model_type: str, cut: str, toy: Toy, tmp_path: Path) -
     plan = plan_for(checkpoint, sizes_for(model_type, cut))
     write_pruned(checkpoint, plan, tmp_path / "small")
     trimmed = logits_of(tmp_path / "small")
-    assert difference(trimmed, masked_logits(source, plan)) < TOLERANCE
+    tolerance = RECURRENT if "key_head" in plan.source else TOLERANCE
+    assert difference(trimmed, masked_logits(source, plan)) < tolerance
     assert difference(trimmed, logits_of(source)) > 1e-2, "the cut changed nothing: the test proves nothing"
     other = swapped(plan)
     assert difference(trimmed, masked_logits(source, other)) > 1e-3, "one swapped unit went unnoticed"
@@ -39,9 +41,10 @@ def test_trim_equals_mask(model_type: str, cut: str, toy: Toy, tmp_path: Path) -
 
 def swapped(plan: Plan) -> Plan:
     """The plan with one kept unit exchanged for a dropped one; heads inside their group, or a KV group whole."""
-    axis = next(a for a in ("expert_ffn", "ffn", "shared_ffn", "hidden", "expert", "layer", "head") if a in plan.kept)
-    if axis == "head":
-        return replace(plan, kept={**plan.kept, **_other_heads(plan)})
+    axes = ("expert_ffn", "ffn", "shared_ffn", "hidden", "expert", "layer", "head", "value_head")
+    axis = next(a for a in axes if a in plan.kept)
+    if axis in ("head", "value_head"):
+        return replace(plan, kept={**plan.kept, **_other_heads(plan, axis, "kv" if axis == "head" else "key_head")})
     kept = plan.kept[axis].copy()
     for row in kept.reshape(-1, kept.shape[-1]):
         row[-1] = np.setdiff1d(np.arange(plan.source[axis]), row)[0]
@@ -50,22 +53,22 @@ def swapped(plan: Plan) -> Plan:
     return replace(plan, target=target, kept={**plan.kept, axis: kept})
 
 
-def _other_heads(plan: Plan) -> dict[str, np.ndarray]:
-    num_groups = plan.source.get("kv", plan.source["head"])
-    group = plan.source["head"] // num_groups
-    kept = {axis: plan.kept[axis].copy() for axis in ("head", "kv") if axis in plan.kept}
-    for row in range(len(kept["head"])):
-        heads = kept["head"][row]
-        free = np.setdiff1d(np.arange(plan.source["head"]), heads)
-        inside = [head for head in free if head // group in heads // group]
+def _other_heads(plan: Plan, head: str, kv: str) -> dict[str, np.ndarray]:
+    num_groups = plan.source.get(kv, plan.source[head])
+    group = plan.source[head] // num_groups
+    kept = {axis: plan.kept[axis].copy() for axis in (head, kv) if axis in plan.kept}
+    for row in range(len(kept[head])):
+        heads = kept[head][row]
+        free = np.setdiff1d(np.arange(plan.source[head]), heads)
+        inside = [one for one in free if one // group in heads // group]
         if inside:
             heads[np.flatnonzero(heads // group == inside[0] // group)[0]] = inside[0]
         else:
             out, new = heads[0] // group, free[0] // group
             heads[heads // group == out] += (new - out) * group
-            if "kv" in kept:
-                kept["kv"][row][kept["kv"][row] == out] = new
-                kept["kv"][row].sort()
+            if kv in kept:
+                kept[kv][row][kept[kv][row] == out] = new
+                kept[kv][row].sort()
         heads.sort()
     return kept
 

@@ -21,9 +21,9 @@ from minitron_cli.spec.plan import Merge, Plan, plan_problems
 from minitron_cli.spec.scores import Scores
 from tests.prune.cutting import difference, load, logits_of, plan_for
 from tests.prune.reading import fuse_experts
-from tests.toys import TOY_CONFIGS, toy_ids
+from tests.toys import SPARSE_THROUGHOUT, toy_ids
 
-FAMILIES = [name for name, config in TOY_CONFIGS.items() if "num_experts_per_tok" in config]
+FAMILIES = list(SPARSE_THROUGHOUT)
 LAYOUTS = [(name, layout) for name in FAMILIES for layout in ("disk", "memory")]
 INTO = [0, 0, 1, 1, 2]  # experts 0, 2, 4 stay; 1 joins 0, 3 joins 2
 KEPT = [0, 2, 4]

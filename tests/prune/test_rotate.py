@@ -54,7 +54,9 @@ def uneven(source: Path, output: Path, change: Callable[[torch.nn.Module], None]
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         change(model)
-        for norm, low, high in ((model.model.norm, -2.1, 3.3), (model.model.layers[0].input_layernorm, 5e-4, 2e-3)):
+        first = model.model.layers[0]
+        first = first.attention_layernorm if hasattr(first, "attention_layernorm") else first.input_layernorm
+        for norm, low, high in ((model.model.norm, -2.1, 3.3), (first, 5e-4, 2e-3)):
             norm.weight.copy_(torch.rand(48, generator=generator) * (high - low) + low - offset)
     model.save_pretrained(output)
     return output
@@ -71,7 +73,11 @@ def flatten(model: torch.nn.Module, rank: int) -> None:
     for name, tensor in model.state_dict().items():
         if "embed_tokens" in name:
             tensor.copy_(tensor @ inside)
-        elif name.endswith(("experts.down_proj", "w2.weight")) or name.split(".")[-2] in ("o_proj", "down_proj"):
+        elif name.endswith(("experts.down_proj", "w2.weight")) or name.split(".")[-2] in (
+            "o_proj",
+            "down_proj",
+            "out_proj",
+        ):
             tensor.copy_(inside @ tensor)
 
 

@@ -178,3 +178,30 @@ def test_alternating_attention_follows_its_layers(toy: Toy, tmp_path: Path) -> N
     assert small["layer_types"] == [kinds[i] for i in plan.kept["layer"]]
     masked = masked_source(load(source), open_checkpoint(source).family, plan)(toy_ids(2, 11))
     assert difference(logits_of(tmp_path / "small"), masked) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "key"),
+    [
+        ("glm4_moe", "model.layers.3.eh_proj.weight", "num_nextn_predict_layers"),
+        ("qwen3_5_text", "mtp.fc.weight", "mtp_num_hidden_layers"),
+    ],
+)
+def test_layers_that_predict_further_tokens_are_left_out_and_named(
+    model_type: str, name: str, key: str, toy: Toy, tmp_path: Path
+) -> None:
+    from minitron_cli.prune.preflight import prune_facts
+
+    source = tmp_path / "source"
+    shutil.copytree(toy(model_type), source)
+    tensors = load_file(source / "model.safetensors")
+    save_file({**tensors, name: torch.ones(4, 4)}, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, key: 1}))
+    checkpoint = open_checkpoint(source)
+    plan = plan_for(checkpoint, sizes_for(model_type, "layer"))
+    warnings = prune_facts(checkpoint, plan.target, tmp_path / "small", None, None).warnings
+    assert any("1 tensors that predict tokens beyond the next are left out" in text for text in warnings)
+    write_pruned(checkpoint, plan, tmp_path / "small")
+    assert name not in open_checkpoint(tmp_path / "small").tensors
+    assert open_checkpoint(tmp_path / "small").config[key] == 0

@@ -23,7 +23,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.scores import Scores
-from tests.prune.cutting import plan_for, prune_to, random_scores
+from tests.prune.cutting import plan_for, prune_to, random_scores, sizes_for
 from tests.prune.test_compensate import measure, prune_both, random_rows
 
 Toy = Callable[..., Path]
@@ -283,3 +283,12 @@ def test_altered_moments_are_refused_by_prune_and_verify(toy: Toy, tmp_path: Pat
     (moments / "moments.json").write_text(json.dumps({**index, "model": {}}))
     with pytest.raises(MinitronError, match="was altered"):
         open_moments(moments)
+
+
+@pytest.mark.parametrize("model_type", ["lfm2", "qwen3_5_text", "ernie4_5_moe", "deepseek_v3", "glm4_moe_lite"])
+def test_models_of_several_kinds_of_layers_are_verified(toy: Toy, tmp_path: Path, model_type: str) -> None:
+    source = open_checkpoint(toy(model_type))
+    plan = plan_for(source, sizes_for(model_type, "all"))
+    cut = {axis: n for axis, n in plan.target.sizes.items() if n != source.shape[axis]}
+    write_pruned(source, plan, tmp_path / "small", options={"target": cut, "force": False})
+    assert verify(tmp_path / "small", str(source.path)).problems == []

@@ -97,7 +97,8 @@ def test_states_can_be_read_in_every_family(model_type: str) -> None:
     torch.testing.assert_close(states[2], last)
     for block, following in ((-1, 0), (0, 1), (1, 2)):
         reader = decoder.layers[following]
-        norm = getattr(reader, "input_layernorm", None) or getattr(reader, "operator_norm", None) or final
+        names = ("input_layernorm", "operator_norm", "attention_layernorm")
+        norm = next((getattr(reader, name) for name in names if hasattr(reader, name)), final)
         torch.testing.assert_close(states[block], norm(raw.hidden_states[following]))
 
 

@@ -1,0 +1,94 @@
+"""What can be done with models of a family, by its table alone; `python -m` prints all families for the README."""
+
+from collections.abc import Iterable
+
+from minitron_cli.families import FAMILIES
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
+from minitron_cli.spec.family import Family
+
+COLUMNS = ("model types", "kinds of layers", "can be cut", "stays as it is", "`--rotate`", "`shear`")
+
+
+def cuttable(family: Family) -> tuple[str, ...]:
+    """The options that cut models of this family."""
+    axes = _axes(family) - family.refuses.keys() - dict(family.follows).keys()
+    return tuple(f"--{axis.flag}" for axis in AXES if axis.flag and axis.name in axes)
+
+
+def fixed(family: Family) -> tuple[str, ...]:
+    """The directions of its weights that nothing cuts, in words; those that follow from another size not among them."""
+    axes = _axes(family) - dict(family.follows).keys()
+    return tuple(a.words for a in AXES if a.units and a.name in axes and (not a.flag or a.name in family.refuses))
+
+
+def kinds(family: Family) -> tuple[str, ...]:
+    """The kinds of layers of its table."""
+    return tuple(dict.fromkeys(weight.kind for weight in family.weights if weight.kind))
+
+
+def rotates(family: Family) -> str | None:
+    """Why the residual stream cannot be turned (--rotate); None where it can."""
+    reason = "its residual stream is not read through RMS norms alone"
+    return None if family.rms_norms else reason
+
+
+def unmasked(family: Family) -> dict[str, str]:
+    """The axes that masks cannot be learned for (shear), and why; an axis of the name "" stands for all."""
+    if "value_head" in family.axes():
+        return {"": "the gated norms of linear attention have no masks yet"}
+    corrected = any(weight.name.endswith("correction_bias") for weight in family.weights)
+    return {"expert": "a bias corrects the choice of experts, which masks do not reach"} if corrected else {}
+
+
+def limits(family: Family, layers_differ: bool) -> list[str]:
+    """What cannot be done with a model of this family, and why."""
+    found = [f"prune --rotate: {why}"] if (why := rotates(family)) else []
+    found += [f"shear{_flag(axis)}: {why}" for axis, why in unmasked(family).items()]
+    if layers_differ and "" not in unmasked(family):
+        found.append("shear --layers: the layers are of several kinds")
+    return found
+
+
+def _flag(axis: str) -> str:
+    return f" --{FLAG_OF_AXIS[axis]}" if axis else ""
+
+
+def rows() -> list[tuple[str, ...]]:
+    """A row for each family, of `COLUMNS`."""
+    return [
+        (
+            ", ".join(f"`{name}`" for name in family.model_types),
+            ", ".join(kinds(family)) or "one",
+            _codes(cuttable(family)),
+            ", ".join(fixed(family)),
+            "no" if rotates(family) else "yes",
+            _masks(family),
+        )
+        for family in FAMILIES
+    ]
+
+
+def _masks(family: Family) -> str:
+    without = [*(["layer"] if family.kinds else []), *unmasked(family)]
+    if "" in without:
+        return "no"
+    return f"but not {_codes(_flag(axis).strip() for axis in without)}" if without else "yes"
+
+
+def markdown() -> str:
+    """The table of all families."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _axes(family: Family) -> set[str]:
+    numbers = {axis.name for axis in AXES if not axis.units and axis.name in family.config_keys}
+    return {*family.axes(), *numbers}
+
+
+def _codes(words: Iterable[str]) -> str:
+    return " ".join(f"`{word}`" for word in words)
+
+
+if __name__ == "__main__":
+    print(markdown())
