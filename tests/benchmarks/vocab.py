@@ -1,13 +1,13 @@
 """What a smaller vocabulary costs a real model, and what the same parameters cost in width.
 
     python -m tests.benchmarks.vocab [--model DIR] [--text DIR] [--tasks DIR] [--work DIR] [--sizes 32768 24576 16384]
-        [--width FFN] [--distill SIZE] [--steps 50] [--limit 200] [--chunks 24] [--show] [--tiny]
+        [--width FFN] [--train SIZE] [--steps 50] [--limit 200] [--chunks 24] [--tiny]
 
 Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
 characters that every tokenizer encodes by itself, after the end-of-text token; in float32 by transformers, not by the
-package. The error is that of the paired difference from the source over the chunks. `--width` cuts neurons instead,
-`--distill` trains the cut of that size for `--steps` steps of 8 x 256 tokens. Every model is made and evaluated by
-command lines of `minitron`; WORK keeps what is done, and a second call goes on.
+package. The error is that of the paired difference from the source over the chunks. `--width` cuts neurons instead;
+these, and the cut of size `--train`, are also trained on the text for `--steps` steps of 8 x 256 tokens. Every model is
+made and evaluated by command lines of `minitron`; WORK keeps what is done, and a second call goes on.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def _per_byte(found: dict[str, Any], domain: str) -> float:
     return float(values[:, 0].sum() / values[:, 1].sum())
 
 
-def compare(setting: Setting, sizes: list[int], width: int | None, distill: int | None) -> None:
+def compare(setting: Setting, sizes: list[int], width: int | None, train: int | None) -> None:
     """Make and measure every model, and print the table as it grows."""
     text = chunks(setting)
     print("| model | parameters | bits per byte | change | tokens per byte | LAMBADA | change by domain, % |")
@@ -152,14 +152,14 @@ def compare(setting: Setting, sizes: list[int], width: int | None, distill: int 
     if width:
         students[f"FFN {width:,}"] = made(setting, f"ffn-{width}", "prune", setting.model, "--ffn", width,
                                           *setting.data(), "--samples", 256, "--seq-len", setting.batch[1])  # fmt: skip
-    if distill:
-        students[f"vocabulary {distill:,}"] = cuts[distill]
+    if train:
+        students[f"vocabulary {train:,}"] = cuts[train]
     for name, place in students.items():
         if place not in cuts.values():
             print(row(name, measured(setting, place, text), source), flush=True)
         rows, length = setting.batch
-        taught = made(setting, f"{place.name}-taught", "distill", place, "--teacher", setting.model, *setting.data(),
-                      "--steps", setting.steps, "--batch", rows, "--seq-len", length, "--lr", "1e-4")  # fmt: skip
+        taught = made(setting, f"{place.name}-trained", "train", place, *setting.data(), "--steps", setting.steps,
+                      "--batch", rows, "--seq-len", length, "--lr", "1e-4")  # fmt: skip
         tokens = setting.steps * rows * length
         print(row(f"{name}, {tokens / 1e3:.0f}K tokens", measured(setting, taught, text), source), flush=True)
 
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32768, 24576, 16384])
     parser.add_argument("--width", type=int)
-    parser.add_argument("--distill", type=int)
+    parser.add_argument("--train", type=int)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=24)
@@ -202,7 +202,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         tasks = args.tasks if args.tasks.is_dir() else None
         setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit, args.steps)
-        compare(setting, args.sizes, args.width, args.distill)
+        compare(setting, args.sizes, args.width, args.train)
 
 
 if __name__ == "__main__":

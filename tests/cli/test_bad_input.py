@@ -218,7 +218,7 @@ def test_interrupted_leaves_nothing(toy: Toy, tmp_path: Path, monkeypatch: pytes
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitron_cli.prune.write.carry", interrupt)
+    monkeypatch.setattr("minitron_cli.prune.write.carry_files", interrupt)
     with pytest.raises(SystemExit) as stopped:
         sys.exit(run(["prune", str(toy("llama")), "--drop-layers", "0", "-o", str(tmp_path / "out")]))
     assert stopped.value.code == 130

@@ -56,7 +56,7 @@ def test_a_working_directory_that_is_gone(toy: Toy, tmp_path: Path) -> None:
 def test_a_signal_leaves_no_temporary(number: signal.Signals, toy: Toy, tmp_path: Path) -> None:
     program = (
         "import os, sys; import minitron_cli.prune.write as module; from minitron_cli.__main__ import main;"
-        f"module.carry = lambda *_: os.kill(os.getpid(), {int(number)}); main(sys.argv[1:])"
+        f"module.carry_files = lambda *_: os.kill(os.getpid(), {int(number)}); main(sys.argv[1:])"
     )
     line = [sys.executable, "-c", program, "prune", str(toy("llama")), "--drop-layers", "0", "-o", "out"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, check=False)

@@ -208,8 +208,8 @@ def test_every_option_is_a_field_or_says_what_else_it_is() -> None:
     from minitron_cli.training.options import Options
 
     known = {f.name for f in fields(Options)} | set(training_verbs.CONTROL) | {"record_teacher", "top_k"}
-    tables = ("TEACHER", "FROM_SCRATCH", "DATA", "LENGTH", "LOSS", "OPTIMIZER", "RUNNING")
+    tables = ("TEACHER", "FROM_SCRATCH", "DATA", "LENGTH", "MASKS", "LOSS", "OPTIMIZER", "RUNNING")
     names = [parameter.name for table in tables for parameter in getattr(training_options, table)]
     assert len(names) == len(set(names))
     assert set(names) <= known
-    assert known - set(names) == {"model", "verb", "student", "eps"}, "what can only be set from Python"
+    assert known - set(names) == {"model", "verb", "student", "sizes", "eps"}, "sizes are the axes' own flags"
