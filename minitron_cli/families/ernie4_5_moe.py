@@ -23,6 +23,8 @@ def _read(config: Mapping[str, Any], num_layers: int) -> list[str]:
 
 
 def _write(config: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    if "sparse" not in kinds:
+        return {"moe_layer_start_index": len(kinds), "moe_layer_end_index": len(kinds), "moe_layer_interval": 1}
     first = list(kinds).index("sparse")
     last = first + list(kinds).count("sparse") - 1
     if "dense" in kinds[first : last + 1]:

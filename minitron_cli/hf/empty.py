@@ -23,9 +23,9 @@ def empty_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False
     with quiet(), parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     for pattern, other in model._get_dtype_plan(dtype).items():  # what from_pretrained keeps in float32
-        for name, parameter in model.named_parameters():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if re.search(pattern.replace("*", ".*"), name):
-                parameter.data = parameter.data.to(other)
+                tensor.data = tensor.data.to(other)
     return model
 
 

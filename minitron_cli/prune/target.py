@@ -141,7 +141,9 @@ def make_plan(
     """The plan for a checked shape. `scores` may be absent where no ranking is needed; `vocab` are the kept ids."""
     kept = _left(source, target) if target.drop_layers else None
     plan = from_scores(scores or Scores({}), source, shape.with_(vocab=source["vocab"]), kept)
-    return plan if vocab is None else replace(plan, target=shape, kept={**plan.kept, "vocab": vocab})
+    if vocab is None:
+        return plan
+    return replace(plan, target=plan.target.with_(vocab=shape["vocab"]), kept={**plan.kept, "vocab": vocab})
 
 
 def _left(source: Shape, target: Target) -> list[int]:

@@ -37,17 +37,21 @@ def resident_sums(execution):
     return resident.run(execution, load_model(execution.checkpoint.path, execution.dtype, CPU))
 
 
-def assert_same(one, other):
+# A layer alone is a model of its own, in which transformers may multiply in another order: equal but for rounding.
+ROUNDED = {"granitemoe": 1e-5}
+
+
+def assert_same(one, other, rounding=0.0):
     assert one.rows == other.rows
     assert one.raw.keys() == other.raw.keys()
     for axis, sums in one.raw.items():
-        np.testing.assert_array_equal(sums, other.raw[axis], err_msg=axis)
+        np.testing.assert_allclose(sums, other.raw[axis], rtol=rounding, atol=0, err_msg=axis)
 
 
 @pytest.mark.parametrize("family", TOY_CONFIGS)
 def test_streamed_is_resident(toy, family, tmp_path):
     execution = execution_of(toy(family), tmp_path)
-    assert_same(resident_sums(execution), stream.run(execution, on_disk=False))
+    assert_same(resident_sums(execution), stream.run(execution, on_disk=False), ROUNDED.get(family, 0.0))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
