@@ -74,24 +74,15 @@ def resolve(
     """
     source = source or open_checkpoint(request.model)
     name = source.path.resolve().name if isinstance(source, Checkpoint) else Path(request.model).name
-    scores, target = None, Target(request.sizes)
-    if request.params is not None:
-        scores = _read_scores(request, source)
-        target = target_for_budget(source, request.params, request.multiple_of, scores)
-    elif request.drop_layers is not None:
-        target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
+    scores = _read_scores(request, source) if request.params is not None else None
+    target = _target(request, source, scores)
+    shape = target_shape(source, target)  # what can be refused is refused before a corpus is counted
     counted = None
     if request.cuts_vocabulary and vocabulary is not None and isinstance(source, Checkpoint):
         counted = vocabulary(request, source)
     if request.vocab_coverage is not None:
-        if counted is None:
-            raise MinitronError(
-                "--vocab-coverage is a size that only counting tells", "give --vocab N where sizes are planned ahead"
-            )
-        size = covering_size(counted, request.vocab_coverage, request.multiple_of)
-        target = replace(target, sizes={**target.sizes, "vocab": size})
-    target = rounded(source.shape, target, request.multiple_of)
-    shape = target_shape(source, target)
+        target = _covering(request, source, target, counted)
+        shape = target_shape(source, target)
     check_something_is_cut(source.shape, shape, request.sizes)
     check_strides(source, shape)
     if request.rotate:
@@ -118,18 +109,55 @@ def resolve(
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
-    facts = prune_facts(source, shape, output, request.compensation_options, request.params)
-    facts = replace(facts, warnings=(*facts.warnings, *_expert_warnings(request, source, shape, scores)))
-    routing = None
-    if request.merges and shape["expert"] < source.shape["expert"]:
-        seconds, held = merge_cost(source.shape, shape)
-        facts = replace(facts, peak_memory=facts.peak_memory + held, seconds=round(facts.seconds + seconds, 1))
-        routing = read_routing(request, source.shape) if scores is not None else None
-    if counted is not None and shape["vocab"] != source.shape["vocab"]:
-        facts = replace(facts, respelling=counted.report(shape["vocab"]))
+    merges = request.merges and shape["expert"] < source.shape["expert"]
+    routing = read_routing(request, source.shape) if merges and scores is not None else None
+    facts = _facts(request, source, shape, output, scores, counted, merges)
     return ResolvedPrune(
         request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted
     )
+
+
+def _target(request: PruneRequest, source: Checkpoint | Architecture, scores: Scores | None) -> Target:
+    """The sizes that a request names or spends a budget on, as multiples of what it wants."""
+    target = Target(request.sizes)
+    if request.params is not None:
+        target = target_for_budget(source, request.params, request.multiple_of, scores)
+    elif request.drop_layers is not None:
+        target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
+    return rounded(source.shape, target, request.multiple_of)
+
+
+def _covering(
+    request: PruneRequest, source: Checkpoint | Architecture, target: Target, counted: Vocabulary | None
+) -> Target:
+    """The target with the size of vocabulary that --vocab-coverage comes to on the counted corpus."""
+    if counted is None:
+        raise MinitronError(
+            "--vocab-coverage is a size that only counting tells", "give --vocab N where sizes are planned ahead"
+        )
+    assert request.vocab_coverage is not None
+    size = covering_size(counted, request.vocab_coverage, request.multiple_of)
+    return rounded(source.shape, replace(target, sizes={**target.sizes, "vocab": size}), request.multiple_of)
+
+
+def _facts(
+    request: PruneRequest,
+    source: Checkpoint | Architecture,
+    shape: Shape,
+    output: Path,
+    scores: Scores | None,
+    counted: Vocabulary | None,
+    merges: bool,
+) -> PruneFacts:
+    """What the cut costs and leaves, with the work of merging experts and the spelling of a cut vocabulary."""
+    facts = prune_facts(source, shape, output, request.compensation_options, request.params)
+    facts = replace(facts, warnings=(*facts.warnings, *_expert_warnings(request, source, shape, scores)))
+    if merges:
+        seconds, held = merge_cost(source.shape, shape)
+        facts = replace(facts, peak_memory=facts.peak_memory + held, seconds=round(facts.seconds + seconds, 1))
+    if counted is not None and shape["vocab"] != source.shape["vocab"]:
+        facts = replace(facts, respelling=counted.report(shape["vocab"]))
+    return facts
 
 
 def _expert_warnings(

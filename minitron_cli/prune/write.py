@@ -72,13 +72,7 @@ def write_pruned(
         write_config(temporary, config)
         carry_files(checkpoint.path, temporary, plan)
         write_plan(temporary, plan)
-        checked = None
-        if check:
-            checked = (
-                check_pruned(checkpoint, plan, temporary)
-                if compensation is None and plan.merge is None
-                else check_compensated(checkpoint, plan, temporary, check_data)
-            )
+        checked = _checked(checkpoint, plan, temporary, check_data, compensation) if check else None
         return write_manifest(
             temporary,
             verb="prune",
@@ -96,6 +90,15 @@ def write_pruned(
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
             **(facts or {}),
         )
+
+
+def _checked(
+    checkpoint: Checkpoint, plan: Plan, output: Path, data: Sequence[str], compensation: Compensation | None
+) -> dict[str, Any]:
+    """The result against the masked source, by logits, or by losses where values were fitted or averaged."""
+    if compensation is None and plan.merge is None:
+        return check_pruned(checkpoint, plan, output)
+    return check_compensated(checkpoint, plan, output, data)
 
 
 def _validate(checkpoint: Checkpoint, plan: Plan, config: Mapping[str, Any]) -> None:

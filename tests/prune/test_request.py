@@ -174,3 +174,10 @@ def test_layers_that_calibration_reached_too_few_experts_of_are_named(toy: Toy, 
     write_scores(tmp_path / "s", Scores(scores.values, {"unrouted": {"1": [0, 2, 4], "2": [1]}}))
     facts = resolve(PruneRequest(model=str(toy("mixtral")), experts=3, scores=tmp_path / "s")).facts
     assert [w.partition(":")[0] for w in facts.warnings if "routed to only 2" in w] == ["layer 1"]
+
+
+@pytest.mark.parametrize("sizes", [{"vocab": 999}, {"vocab": 64, "ffn": 999}, {"vocab-coverage": "99%", "heads": 7}])
+def test_a_corpus_is_not_counted_for_a_cut_that_is_refused(sizes: dict[str, object], toy: Toy) -> None:
+    request = request_from_options(str(toy("llama")), {**sizes, "data": ("corpus.jsonl",)})
+    with pytest.raises(MinitronError, match="is larger than the source's"):
+        resolve(request, vocabulary=lambda *_: pytest.fail("counted"))
