@@ -44,6 +44,11 @@ class TextTokenizer:
     hash: str
 
 
+def has_tokenizer(model: Path) -> bool:
+    """Whether a directory holds a tokenizer of any format."""
+    return any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
 def load_tokenizer(path: Path) -> TextTokenizer:
     """The tokenizer of directory `path`; `tokenizer.json` is read directly, other formats through transformers."""
     path = Path(path)

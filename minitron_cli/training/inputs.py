@@ -14,7 +14,7 @@ from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import local_paths, parse_sources
 from minitron_cli.data.stream import StreamOrder
-from minitron_cli.data.tokenizer import tokenizer_differences, tokenizer_hash
+from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
@@ -141,10 +141,6 @@ def windows_read(order: Order, steps: int) -> tuple[np.ndarray, ...]:
         if all(r.all() for r in read):
             break
     return tuple(np.flatnonzero(r) for r in read)
-
-
-def has_tokenizer(model: Path) -> bool:
-    return any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
 
 
 def check_tokenizers(one: Path, other: Path) -> None:

@@ -16,10 +16,6 @@ _ROLES = ("system", "user", "assistant", "tool")
 _LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|\}[%}]-?([^{]+)")
 
 
-def has_tokenizer(model: Path) -> bool:
-    return any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
-
-
 def tokenizer_json(model: Path) -> dict[str, Any]:
     """The tokenizer of a directory as a tokenizer.json dictionary; other formats are converted by transformers."""
     from minitron_cli.data.tokenizer import load_tokenizer
