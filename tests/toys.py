@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from minitron_cli.families import family_of
+
 BASE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -165,6 +167,9 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
 
 # Mixtures of experts whose toys have experts in every layer, under `mlp`: what literal formulas of experts look into.
 SPARSE_THROUGHOUT = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss")
+
+
+SPARSE = tuple(name for name in TOY_CONFIGS if "expert" in family_of(name).axes())
 
 
 def toy_config(model_type: str, **overrides: Any) -> Any:

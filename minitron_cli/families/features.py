@@ -36,14 +36,17 @@ def unmasked(family: Family) -> dict[str, str]:
     """The axes that masks cannot be learned for (shear), and why; an axis of the name "" stands for all."""
     if "value_head" in family.axes():
         return {"": "the gated norms of linear attention have no masks yet"}
-    corrected = any(weight.name.endswith("correction_bias") for weight in family.weights)
-    return {"expert": "a bias corrects the choice of experts, which masks do not reach"} if corrected else {}
+    if family.corrects_choice:
+        return {"expert": "a bias corrects the choice of experts, which masks do not reach"}
+    return {}
 
 
 def limits(family: Family, layers_differ: bool) -> list[str]:
     """What cannot be done with a model of this family, and why."""
     found = [f"prune --rotate: {why}"] if (why := rotates(family)) else []
     found += [f"shear{_flag(axis)}: {why}" for axis, why in unmasked(family).items()]
+    if family.corrects_choice:
+        found.append("importance --expert-damage: a bias corrects the choice of experts")
     if layers_differ and "" not in unmasked(family):
         found.append("shear --layers: the layers are of several kinds")
     return found

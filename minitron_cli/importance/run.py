@@ -89,6 +89,12 @@ def check_request(checkpoint: Checkpoint, options: Options, output: Path) -> Non
         raise MinitronError(
             f"{checkpoint.family.name} models have no experts to score", "leave --expert-score and --expert-damage out"
         )
+    if options.wants_damage and checkpoint.family.corrects_choice:
+        raise MinitronError(
+            "a bias corrects this router's choice of experts: one with a score of nothing may still be chosen, so that "
+            "its absence cannot be measured",
+            "rank by another --expert-score: frequency, mass, reap or output-norm",
+        )
     inputs = [checkpoint.path, *local_paths(options.data)]
     check_file(output, inputs)
     if options.second_moments:

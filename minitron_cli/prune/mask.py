@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from minitron_cli.spec.axes import SCOPE, Dim, axes_of, positions, size
-from minitron_cli.spec.family import Family, Match, match
+from minitron_cli.spec.family import CORRECTION, Family, Match, match
 from minitron_cli.spec.plan import Plan
 
 
@@ -38,7 +38,7 @@ def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Ten
             if not found.weight.dims:
                 continue
             _silence(parameters[name], found, plan, layer)
-            if name.endswith("correction_bias"):  # else a dropped expert's own could outbid those that stay
+            if name.endswith(CORRECTION):  # else a dropped expert's own could outbid those that stay
                 parameters[name][..., torch.as_tensor(_dropped(found.weight.dims[-1], plan, layer))] = -torch.inf
             dropped = _dropped(found.weight.dims[0], plan, layer)
             if len(found.weight.dims) == 1 and len(dropped) and name.endswith(".weight"):

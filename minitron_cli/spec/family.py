@@ -10,6 +10,7 @@ from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, parse_table
 from minitron_cli.spec.kinds import Kinds
 
 _DERIVED = re.compile(r"[+*]")
+CORRECTION = "correction_bias"  # how the weight ends that corrects the choice of experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ class Family:
     def kinds_of_layers(self, config: Mapping[str, Any], num_layers: int) -> tuple[tuple[str, ...], ...]:
         """The kinds of each layer, one of each way that layers differ in; empty where all are alike."""
         return tuple(zip(*(kinds.read(config, num_layers) for kinds in self.kinds)))
+
+    @property
+    def corrects_choice(self) -> bool:
+        """Whether experts are chosen by scores to which a bias of each expert is added."""
+        return any(weight.name.endswith(CORRECTION) for weight in self.weights)
 
     def kinds_with(self) -> dict[str, frozenset[str]]:
         """The kinds of layers that have an axis, for every axis that not all layers have."""

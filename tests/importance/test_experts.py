@@ -20,16 +20,16 @@ from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.run import measure
 from tests.importance import literal
 from tests.prune.cutting import load
-from tests.toys import SPARSE_THROUGHOUT, toy_ids
+from tests.toys import SPARSE, SPARSE_THROUGHOUT, toy_ids
 
 CPU = torch.device("cpu")
 FAMILIES = list(SPARSE_THROUGHOUT)
 
 
-def run(path, samples, batch_size=2):
+def run(path, samples, batch_size=2, damage=True):
     checkpoint, model = open_checkpoint(path), load(path)
     sites = find_sites(checkpoint, model, CPU)
-    recorder = Recorder(sites, damage=True)
+    recorder = Recorder(sites, damage=damage)
     forward.run(model, sites, samples.batches(batch_size, CPU), recorder)
     return recorder.raw(), recorder.rows, checkpoint
 
@@ -96,6 +96,53 @@ def test_scores_are_the_formulas(toy, family):
         np.testing.assert_allclose(ours, values, rtol=2e-5, atol=1e-6 * values.max(), err_msg=how)
     assert np.ptp(wanted["damage"]) > 1e-3
     np.testing.assert_allclose(np.moveaxis(raw[EXPERT_LOGITS].sum(0), 1, 0), grams, rtol=2e-5, atol=1e-4)
+
+
+def sparse_of(model):
+    """Layer -> its experts."""
+    return {
+        layer: module
+        for layer, block in enumerate(model.get_decoder().layers)
+        for module in block.modules()
+        if "gate_up_proj" in module._parameters
+    }
+
+
+@pytest.mark.parametrize("family", SPARSE)
+def test_scores_follow_what_transformers_routes(toy, family):
+    """Whatever the router: from the tokens, experts and weights that transformers hands to the experts."""
+    ids, model = toy_ids(3, 7).numpy(), load(toy(family))
+    calls = {layer: [] for layer in sparse_of(model)}
+    for layer, experts in sparse_of(model).items():
+        experts.register_forward_pre_hook(lambda module, args, found=calls[layer]: found.append(args))
+    with torch.no_grad():
+        model(torch.from_numpy(ids))
+    raw, rows, checkpoint = run(toy(family), Samples(ids), damage=False)
+    ours = {how: to_scores(raw, rows, checkpoint.family, checkpoint.shape, Aggregation(expert=how))["expert"]
+            for how in ("frequency", "mass", "reap", "output-norm")}  # fmt: skip
+    for layer, experts in sparse_of(model).items():
+        ((hidden, index, weights),) = calls[layer]
+        kind = literal._gpt_oss if hasattr(experts, "alpha") else literal._gated
+        tokens, mass, norm, weighted = (np.zeros(checkpoint.shape["expert"]) for _ in range(4))
+        for x, chosen, gates in zip(hidden.double(), index.tolist(), weights.tolist()):
+            for e, gate in zip(chosen, gates):
+                into, out = kind(experts, e)
+                size = float(out(into(x)).detach().norm())
+                tokens[e], mass[e], norm[e], weighted[e] = (
+                    tokens[e] + 1, mass[e] + gate, norm[e] + size, weighted[e] + gate * size
+                )  # fmt: skip
+        some = np.maximum(tokens, 1)
+        wanted = {"frequency": tokens / tokens.sum(), "mass": mass / mass.sum(), "reap": weighted / some,
+                  "output-norm": norm / some}  # fmt: skip
+        for how, values in wanted.items():
+            np.testing.assert_allclose(ours[how][layer], values, rtol=1e-4, atol=1e-6, err_msg=f"{how}, layer {layer}")
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3", "ernie4_5_moe"])
+def test_damage_needs_a_choice_by_score_alone(toy, text, tmp_path, family):
+    options = Options((text,), samples=4, seq_len=16, separator="none", expert_damage=True)
+    with pytest.raises(MinitronError, match="a bias corrects this router's choice"):
+        measure(toy(family), options, tmp_path / "s")
 
 
 def test_padding_changes_nothing(toy):
