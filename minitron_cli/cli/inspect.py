@@ -1,5 +1,6 @@
 """`minitron inspect`: what a checkpoint is, from its config and, where there are weights, their headers."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from minitron_cli.cli.common import argument, bytes_text, count_text, emit, examples, option, require_model, table
@@ -21,8 +22,21 @@ def command(
     name = require_model(model, NAME)
     path = resolve_model(name, ["config.json"])  # of a hub model no weights are fetched to be counted
     found = open_checkpoint(path) if has_weights(path) else architecture_of(load_config(path))
-    facts = describe(found, context) | {"model": name}
+    facts = describe(found, context) | {"model": name, "tokenizer": _tokenizer(path)}
     emit(facts, as_json, lambda: _show(facts))
+
+
+def _tokenizer(model: Path) -> str | None:
+    """What the tokenizer of a directory can spell, where its tokenizer.json is there and is one that spells."""
+    from minitron_cli.data.vocabulary.pieces import spells
+    from minitron_cli.data.vocabulary.wanted import tokenizer_json
+
+    if not (model / "tokenizer.json").is_file():
+        return None
+    try:
+        return spells(tokenizer_json(model))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return "tokenizer.json is damaged"
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -33,6 +47,7 @@ def _show(facts: dict[str, Any]) -> None:
             ["non-embedding", f"{facts['non_embedding_parameters']:,}"],
             ["weights on disk", bytes_text(facts["bytes"]) + " by its config: none are here" * (not facts["weights"])],
             *[["layers", ", ".join(f"{n} {kind}" for kind, n in facts["layers"].items())]] * bool(facts["layers"]),
+            *[["tokenizer", facts["tokenizer"]]] * bool(facts["tokenizer"]),
             ["storage type", ", ".join(facts["dtypes"]) or "not known"],
             ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],
             [f"forward FLOPs per token at {facts['context']}", count_text(facts["flops_per_token"])],

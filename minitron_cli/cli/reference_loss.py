@@ -14,6 +14,10 @@ EXAMPLES = examples(
     "minitron reference-loss --source Llama-2-7b --eval-data c4.jsonl --eval-data wiki.jsonl --seq-len 4096 -o 7b.json",
     "minitron reference-loss --fit 6.74B:7b.json --fit 13.0B:13b.json --fit 69.0B:70b.json --params 1.3B -o 1.3b.json",
 )
+PANELS = {
+    "Text": ("separator", "text_field", "cross_doc"),
+    "Machine": ("micro_batch", "dtype", "device", "trust_remote_code"),
+}
 
 
 def command(

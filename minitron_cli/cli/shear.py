@@ -24,7 +24,9 @@ _LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map",
 _OPTIMIZER = o.without(o.OPTIMIZER, "branch_from")
 _RUNNING = o.without(o.RUNNING, "compile", "export_at", "export_step")
 _PARAMETERS = (o.model("MODEL"), *o.sizes(), *o.DATA, *o.LENGTH, *o.MASKS, *_LOSS, *_OPTIMIZER, *_RUNNING)
-PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
+_SIZES = ["kv_heads", "shared_ffn", "experts", "expert_ffn"]
+PANELS = {"More sizes": _SIZES, **o.panels_of(_PARAMETERS, o.FIRST - {"tokens", "seq_len"})}
+defaults = o.defaults
 command = o.command_of(
     _PARAMETERS,
     "Learn which units of MODEL stay, as masks trained with its weights (Sheared-LLaMA); cut to exactly that shape.",

@@ -23,12 +23,11 @@ def _option(name: str, kind: Any, *flags: str, help: str, default: Any = None, *
 
 def sizes() -> tuple[Parameter, ...]:
     """An option for every axis that masks can cut."""
-    from minitron_cli.spec.axes import AXES
+    from minitron_cli.spec.axes import MASKED_AXES
 
     return tuple(
         _option(a.flag.replace("-", "_"), int, f"--{a.flag}", help=f"{a.words} to keep", parser=parse_count)
-        for a in AXES
-        if a.flag and a.units
+        for a in MASKED_AXES
     )
 
 
@@ -168,7 +167,7 @@ WATCHING = (
 )
 RUNNING = (*TEXT, *MIX, *MACHINE, *WATCHING)
 # What help shows first; the rest is grouped.
-_FIRST = {"teacher", "loss", "lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"}
+FIRST = frozenset({"teacher", "loss", "lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"})
 _GROUPS = {
     "Masks": MASKS,
     "Batches": LENGTH,
@@ -181,9 +180,9 @@ _GROUPS = {
 }
 
 
-def panels_of(parameters: Sequence[Parameter]) -> dict[str, list[str]]:
-    """The groups of a command with these parameters."""
-    own = {parameter.name for parameter in parameters} - _FIRST
+def panels_of(parameters: Sequence[Parameter], first: frozenset[str] = FIRST) -> dict[str, list[str]]:
+    """The groups of a command with these parameters, but for those that its help shows `first`."""
+    own = {parameter.name for parameter in parameters} - first
     return {title: [p.name for p in group if p.name in own] for title, group in _GROUPS.items()}
 
 

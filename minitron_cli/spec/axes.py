@@ -38,7 +38,7 @@ class Axis:
     their activations where a linear layer reads them ("input"), what the routed experts do ("routed"), or the influence
     of whole blocks ("block"). `group` is the axis whose units each hold an equal number of this axis' units. `multiple`
     is what sizes should be a multiple of for fast matrix products; 0 where the size is not rounded. Without `units`
-    it is a number of the config and no direction of a weight.
+    it is a number of the config and no direction of a weight. `masks` says whether its units can have learned masks.
     """
 
     name: str
@@ -51,11 +51,12 @@ class Axis:
     group: str = ""
     multiple: int = 0
     units: bool = True
+    masks: bool = True
 
 
 _L, _E = ("layer",), ("layer", "expert")
 AXES: tuple[Axis, ...] = (
-    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64),
+    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64, masks=False),
     Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64),
     Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block"),
     Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv"),
@@ -66,8 +67,8 @@ AXES: tuple[Axis, ...] = (
     Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
     Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8),
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
-    Axis("value_head", "linear-attention value heads", "vh", "value-heads", scope=_L, scored="input", group="key_head"),
-    Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L),
+    Axis("value_head", "linear-attention value heads", "vh", "value-heads", "", _L, "input", "key_head", masks=False),
+    Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False),
     Axis("expert_group", "groups that experts are routed by", "eg", units=False),
     # Sizes that are never cut.
     Axis("conv", "taps of the convolution", "c"),
@@ -84,6 +85,7 @@ SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}
 FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes that can be cut
 AXIS_OF_FLAG = {flag: name for name, flag in FLAG_OF_AXIS.items()}
 CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}
+MASKED_AXES = tuple(axis for axis in AXES if axis.flag and axis.units and axis.masks)
 SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored)
 GROUPS = tuple((axis.name, axis.group) for axis in AXES if axis.group)
 

@@ -8,7 +8,21 @@ from minitron_cli.__main__ import run
 from minitron_cli.cli import app, training_options
 from minitron_cli.training.options import Options
 
-VERBS = ("importance", "prune", "distill", "train", "eval", "bench", "search", "inspect", "verify", "run", "report")
+VERBS = (
+    "importance",
+    "prune",
+    "shear",
+    "distill",
+    "train",
+    "reference-loss",
+    "eval",
+    "bench",
+    "search",
+    "inspect",
+    "verify",
+    "run",
+    "report",
+)
 
 
 def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -16,6 +16,8 @@ from minitron_cli.checkpoint.tensor_digests import source_digest
 from minitron_cli.spec.scores import Scores
 from tests.cli.conftest import Result
 from tests.prune.cutting import random_scores
+from tests.spellers import byte_level, made_text, save
+from tests.toys import make_toy
 
 Toy = Callable[..., Path]
 Minitron = Callable[..., Result]
@@ -192,3 +194,11 @@ def test_inspect_says_what_can_be_pruned(toy: Toy, minitron: Minitron) -> None:
     assert notes["head"].startswith("yes, but one norm spans")
     assert notes["vocab"] == "yes, where its tokenizer is BPE or Unigram"
     assert os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+def test_inspect_says_what_the_tokenizer_spells(tmp_path: Path, minitron: Minitron) -> None:
+    model = make_toy("llama", tmp_path / "model", vocab_size=448)
+    save(byte_level(made_text(60), 448), model)
+    assert "spells any text, by its bytes" in minitron("inspect", model).out
+    (model / "tokenizer.json").write_text('{"model": ')
+    assert "tokenizer.json is damaged" in minitron("inspect", model).out

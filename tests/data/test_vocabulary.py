@@ -14,7 +14,7 @@ import pytest
 from minitron_cli.data.tokenizer import load_tokenizer
 from minitron_cli.data.vocabulary.choose import kept_of_size, removal_order, size_for_coverage
 from minitron_cli.data.vocabulary.counts import count_tokens, respelling
-from minitron_cli.data.vocabulary.pieces import NONE, last_merges, merges_of, pieces_of, tokens_of
+from minitron_cli.data.vocabulary.pieces import NONE, last_merges, merges_of, pieces_of, spells, tokens_of
 from minitron_cli.data.vocabulary.surgery import backend_of, cut_tokenizer
 from minitron_cli.data.vocabulary.wanted import listed_ids, named_ids
 from minitron_cli.errors import MinitronError
@@ -204,3 +204,26 @@ def test_listed_and_named_tokens_stay(tmp_path: Path) -> None:
 def test_what_cannot_be_cut_exactly_is_refused_in_words(model: dict[str, Any], why: str) -> None:
     with pytest.raises(MinitronError, match=why):
         pieces_of({"model": model}, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_spells_any_text_does(kind: str) -> None:
+    raw = json.loads(KINDS[kind](made_text(60), 600).to_str())
+    draw, backend = random.Random(5), backend_of(raw)
+    assert str(spells(raw)).startswith("spells any text")
+    unknown = backend.token_to_id("<unk>")
+    assert not any(unknown in backend.encode(random_unicode(draw)).ids for _ in range(50))
+
+
+def test_a_tokenizer_without_bytes_spells_its_characters() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocab = {token: i for i, token in enumerate(["<unk>", "a", "b", "ab"])}
+    raw = json.loads(Tokenizer(models.BPE(vocab, [("a", "b")], unk_token="<unk>")).to_str())
+    assert spells(raw) == "spells text of 2 characters; others are unknown to it"
+    assert backend_of(raw).encode("abc").ids == [vocab["ab"], vocab["<unk>"]]
+    lacks = json.loads(KINDS["byte-level BPE"](made_text(20), 500).to_str())
+    del lacks["model"]["vocab"][bytes_to_unicode()[4]]
+    assert spells(lacks) == "spells any text, by its bytes; it drops 0x04"
+    assert spells(json.loads(Tokenizer(models.WordLevel(vocab, unk_token="<unk>")).to_str())) is None

@@ -12,6 +12,8 @@ import numpy as np
 from minitron_cli.errors import MinitronError
 
 NONE = -1
+_BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
+_IN_UTF8 = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # the bytes that text in UTF-8 can have
 _SPACE = "\u2581"  # SentencePiece's spelling of a space; its decoder replaces the character, not the bytes of it
 
 
@@ -121,11 +123,30 @@ def _last(token: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] |
     return None
 
 
+def spells(raw: Mapping[str, Any]) -> str | None:
+    """What text a tokenizer.json can spell, in words; None for kinds that spell words."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    model = raw["model"]
+    if model.get("type") not in ("BPE", "Unigram"):
+        return None
+    vocab = tokens_of(model)
+    if _falls_back(model, vocab):
+        return "spells any text, rare characters by their bytes"
+    if '"ByteLevel"' in json.dumps(raw.get("pre_tokenizer")):
+        lost = [f"0x{b:02X}" for b, char in sorted(bytes_to_unicode().items()) if char not in vocab and b in _IN_UTF8]
+        return "spells any text, by its bytes" + (f"; it drops {', '.join(lost)}" if lost else "")
+    return f"spells text of {sum(len(token) == 1 for token in vocab):,} characters; others are unknown to it"
+
+
+def _falls_back(model: Mapping[str, Any], vocab: Mapping[str, int]) -> bool:
+    return bool(model.get("byte_fallback")) and all(token in vocab for token in _BYTES)
+
+
 def _spelled_by_all(model: Mapping[str, Any], vocab: Mapping[str, int]) -> set[int]:
     """The tokens without which some text could no longer be spelled."""
-    lone_bytes = [f"<0x{value:02X}>" for value in range(256)]
-    if model.get("byte_fallback") and all(token in vocab for token in lone_bytes):
-        must = {vocab[token] for token in (*lone_bytes, _SPACE) if token in vocab}
+    if _falls_back(model, vocab):
+        must = {vocab[token] for token in (*_BYTES, _SPACE) if token in vocab}
     else:
         single = {token for token in vocab if len(token) == 1}
         must = {vocab[token] for token in single}

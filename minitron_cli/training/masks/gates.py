@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from minitron_cli.spec.axes import AXES, SCOPE
+from minitron_cli.spec.axes import AXES, MASKED_AXES, SCOPE
 from minitron_cli.spec.plan import Plan, top_k, where_kept
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
@@ -39,7 +39,7 @@ class Gate:
 def gates_of(source: Shape, target: Shape) -> tuple[Gate, ...]:
     """One gate for every axis that gets smaller; where heads go with their KV groups, only the groups have one."""
     groups, found = dict(source.groups_of()), []
-    for axis in (one.name for one in AXES if one.flag and one.units and one.name in source):
+    for axis in (one.name for one in MASKED_AXES if one.name in source):
         scope, size, keep = SCOPE.get(axis, ()), source[axis], target[axis]
         if group := groups.get(axis):
             scope, size, keep = (*scope, group), size // source[group], keep // target[group]
