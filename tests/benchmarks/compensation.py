@@ -126,7 +126,7 @@ def rows_of(world: World, file: Path) -> Any:
 
 
 def distill(world: World, model: torch.nn.Module, steps: int, lr: float, seed: int) -> Curve:
-    """Train towards the teacher; (step, held-out nats per token) before, and after every EVERY steps."""
+    """Train towards the teacher; (step, held-out nats per token) at the `marks` and after every EVERY steps."""
     step = kd_step(model, load_teacher(world.teacher, torch.float32))
     order = Order(rows_of(world, world.train), (1.0,), SEQ_LEN, world.batch, seed)
     held = rows_of(world, world.held)[0].windows(np.arange(WINDOWS), SEQ_LEN)
@@ -140,9 +140,14 @@ def distill(world: World, model: torch.nn.Module, steps: int, lr: float, seed: i
         optimizer.clip(adam, 1.0)
         adam.step()
         adam.zero_grad()
-        if (number + 1) % EVERY == 0 or number + 1 == steps // 8:
+        if (number + 1) % EVERY == 0 or number + 1 in marks(steps):
             curve.append((number + 1, held_out(model, held)))
     return curve
+
+
+def marks(steps: int) -> list[int]:
+    """The steps that the table shows: none, an eighth, a quarter, half and all of them."""
+    return [0, *(steps // part for part in (8, 4, 2, 1))]
 
 
 def weights(ids: torch.Tensor) -> torch.Tensor:
@@ -181,9 +186,8 @@ def cached(file: Path, key: str, make: Callable[[], Curve]) -> Curve:
 
 def show(target: str, curves: dict[str, list[Curve]], steps: int) -> None:
     """One line an arm: means over the seeds, and the largest distance of a seed from the mean of the last."""
-    marks = [0, *(steps // part for part in (8, 4, 2, 1))]
     for arm, runs in curves.items():
-        means = [mean(dict(run)[mark] for run in runs) for mark in marks]
+        means = [mean(dict(run)[mark] for run in runs) for mark in marks(steps)]
         spread = max(abs(run[-1][1] - means[-1]) for run in runs)
         found = [reached(run, plain[-1][1]) for run, plain in zip(runs, curves.get("plain", runs))]
         shares = [f / steps for f in found if f is not None]
@@ -201,8 +205,7 @@ def main() -> None:
     parser.add_argument("--arms", default="plain,compensated,residual,rotated")
     parser.add_argument("--work", type=Path, help="where everything is kept [default: a temporary directory]")
     args = parse(parser, steps=8, arms="plain,compensated", targets="h48-f128")
-    marks = [0, *(args.steps // part for part in (8, 4, 2, 1))]
-    print(f"{'target':10}{'arm':14}" + "".join(f"{mark:9}" for mark in marks) + f"{'seeds':>9}  reached")
+    print(f"{'target':10}{'arm':14}" + "".join(f"{mark:9}" for mark in marks(args.steps)) + f"{'seeds':>9}  reached")
     with tempfile.TemporaryDirectory() as name:
         work = args.work or Path(name)
         work.mkdir(parents=True, exist_ok=True)
