@@ -48,6 +48,7 @@ class Setting:
     eval_len: int = 512
     batch: int = 8
     importance: tuple[str, ...] = ()
+    cuts: int | None = None  # how many of each table (None: all)
 
     def label(self, cut: Cut) -> str:
         return ", ".join(f"{flag} {size}" for flag, size in self.sizes(cut).items())
@@ -198,7 +199,7 @@ def show(setting: Setting, results: Results, names: Iterable[str]) -> None:
         print(f"source: {source.mean():.3f} nats per token on {len(source)} windows of {setting.eval_len}\n")
     for name in names:
         table = TABLES[name]
-        labels = [setting.label(cut) for cut in table.cuts]
+        labels = [setting.label(cut) for cut in table.cuts[: setting.cuts]]
         print(f"{name}: {table.about}\n\n| arm | {' | '.join(labels)} |\n|---{'|---' * len(labels)}|")
         for arm in table.arms:
             row = []
@@ -210,11 +211,11 @@ def show(setting: Setting, results: Results, names: Iterable[str]) -> None:
         print(flush=True)
 
 
-def cells(names: Sequence[str], seeds: int) -> Iterator[tuple[str, Arm, Cut, int]]:
+def cells(setting: Setting, names: Sequence[str]) -> Iterator[tuple[str, Arm, Cut, int]]:
     """Seed by seed, so that a call that is stopped leaves whole tables of few seeds."""
-    for seed in range(seeds):
+    for seed in range(setting.seeds):
         for name in names:
-            for cut in TABLES[name].cuts:
+            for cut in TABLES[name].cuts[: setting.cuts]:
                 for arm in TABLES[name].arms:
                     if applies(arm, cut):
                         yield name, arm, cut, seed
@@ -224,7 +225,7 @@ def tiny(work: Path) -> Setting:
     """A model of a few thousand parameters and its text, to see that everything runs."""
     from tests.toys import make_toy
 
-    make_toy("llama", work / "model", hidden_size=96, num_hidden_layers=6, intermediate_size=192)
+    make_toy("llama", work / "model", hidden_size=384, num_hidden_layers=6, intermediate_size=192)
     (work / "text").mkdir()
     for domain in ("letters", "digits"):
         for part in ("train", "eval"):
@@ -243,6 +244,7 @@ def tiny(work: Path) -> Setting:
         eval_len=32,
         batch=2,
         importance=("--allow-fewer",),
+        cuts=1,
     )
 
 
@@ -278,7 +280,7 @@ def run(setting: Setting, names: Sequence[str], measure_all: bool) -> None:
     if measure_all:
         if results.losses("source") is None:
             results.add("source", (), held_out(setting, setting.model))
-        for name, arm, cut, seed in cells(names, setting.seeds):
+        for name, arm, cut, seed in cells(setting, names):
             print(f"{name}: {arm.name}, {cut}, seed {seed}", file=sys.stderr, flush=True)
             measure(setting, results, name, arm, cut, seed)
     show(setting, results, names)
