@@ -107,6 +107,8 @@ OPTIMIZER = (
     _option("weight_decay", float, "--weight-decay", help="of matrices; vectors never decay"),
     _option("betas", tuple[float, float], "--betas", help="AdamW's two"),
     _option("grad_clip", float, "--grad-clip", help="largest gradient norm"),
+    _option("train_only", list[str], "--train-only", help="train these weights alone, e.g. mlp.gate; repeatable"),
+    _option("freeze", list[str], "--freeze", help="leave these weights as they are, e.g. mlp.experts; repeatable"),
     _option("spike_guard", float, "--spike-guard", help="leave out updates whose norm is over this many medians"),
 )
 TEXT = (

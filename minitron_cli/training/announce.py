@@ -96,6 +96,7 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
     return {
         "output": options.output,
         "student parameters": student.parameters,
+        **({"trained parameters": ready.trained} if ready.trained != student.parameters else {}),
         "teacher parameters": [t.parameters for t in teachers],
         "steps": options.steps,
         "batch": options.batch,
@@ -133,6 +134,7 @@ def memory(ready: Prepared, world: World) -> preflight.Need:
         device=world.device.type,
         gradients=options.gradients,
         copies=options.replicate,
+        trained=ready.trained,
     )
 
 
@@ -156,6 +158,7 @@ def _lines(ready: Prepared, world: World) -> list[str]:
         passes = ", ".join(f"{epochs:.2f}" for epochs in ready.order.epochs(options.steps)) + " passes over the data"
     dtype = dtype_name(choose_dtype(options.dtype, world.device))
     origin = ", new weights" if options.from_scratch else ""
+    origin += f", {ready.trained:,} of them trained" if ready.trained != student.parameters else ""
     lines = [
         f"{options.verb} {options.student} ({student.parameters:,} parameters{origin}){taught}",
         f"{options.steps:,} steps x {options.batch:,} sequences x {options.seq_len:,} tokens = {tokens:,} tokens "

@@ -20,6 +20,7 @@ from minitron_cli.training.rows import Rows
 from minitron_cli.training.state import prime
 from minitron_cli.training.step import KDStep, kd_step
 from minitron_cli.training.student import compile_blocks
+from minitron_cli.training.trainable import restrict
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
         if ready.shear is None
         else load_student(models.student, from_scratch=False, seed=options.seed, trust_remote_code=code)
     )
+    restrict(student, options)
     there = choose_device(options.teacher_device) if options.teacher_device else world.device
     stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, there)
     teachers = [empty_teacher(path, stored, code) for path in models.teachers]

@@ -78,6 +78,9 @@ class Options:
     ce_weight: Annotated[float, Within(0)] = 0.0
     hidden_loss: Annotated[str, OneOf(METRICS)] = "cosine"
     layer_map: tuple[str, ...] = ()
+    # Which of the student's weights are trained (see trainable.py): all unless some are named.
+    train_only: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
     # Learned masks (verb shear), with the rates of Sheared-LLaMA's released code: what is kept of each axis that is cut
     # ("hidden=504"), the steps in which the target is reached, and how far off it the masks may be at the end.
     sizes: tuple[str, ...] = ()
@@ -126,6 +129,7 @@ IDENTITY = (
     *("lr", "min_lr", "warmup", "schedule", "decay", "decay_fraction", "betas", "eps", "weight_decay", "grad_clip"),
     *("mix", "mix_every", "mix_rate", "mix_floor"),
     *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "dtype", "teacher_dtype"),
+    *("train_only", "freeze"),
     *("sizes", "mask_lr", "multiplier_lr", "mask_warmup"),
 )
 

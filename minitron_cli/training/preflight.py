@@ -64,14 +64,15 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
 def memory(
     student: Size, teachers: Sequence[Size], *, tokens: int, world: int, item: int, teacher_item: int,
     shard_teacher: bool, checkpointing: bool, accumulated: bool = True, device: str = "cuda",
-    gradients: str = "whole", copies: int = 1,
+    gradients: str = "whole", copies: int = 1, trained: int | None = None,
 ) -> Need:  # fmt: skip
     """Forecast a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
 
     Master weights, gradients and AdamW's two moments are float32, in parts over world / `copies` devices; one device
     alone adds a low-precision copy. While micro-batches are `accumulated`, gradients are "whole" on every device until
-    the last of them, or "sharded": reduced after each. The result is the largest of a step's moments: the teacher's
-    run, the student's loss, the first layer of the backward pass, and its last.
+    the last of them, or "sharded": reduced after each. Only the `trained` parameters, all unless given, have gradients
+    and moments. The result is the largest of a step's moments: the teacher's run, the student's loss, the first layer
+    of the backward pass, and its last.
     """
     parts = world // copies
     share = -(-student.parameters // parts) * 4
@@ -79,11 +80,14 @@ def memory(
     spread = shard_teacher and parts > 1
     # A sharded model's layers are gathered one at a time, and the next one meanwhile; the rest for the whole step.
     at_work = (student.outside + 2 * student.layer) * item if parts > 1 else 0
-    before = 0 if not accumulated else 4 * student.parameters if gradients == "whole" or parts == 1 else share
+    learning = student.parameters if trained is None else trained
+    learning_share = -(-learning // parts) * 4
+    before = 0 if not accumulated else 4 * learning if gradients == "whole" or parts == 1 else learning_share
     head = student.shape["vocab"] * student.shape["hidden"]
     saved, one_layer = _saved(student.shape, tokens, checkpointing, item)
     always = {
-        "weights": share + (student.parameters * item if item < 4 and parts == 1 else 0), "optimizer": 2 * share
+        "weights": share + (student.parameters * item if item < 4 and parts == 1 else 0),
+        "optimizer": 2 * learning_share,
     }  # fmt: skip
     reduced = 0 if parts == 1 else (item + 4) * student.outside  # a group's gradient, and the copy that is reduced
     moments = [
@@ -106,7 +110,7 @@ def memory(
         },
         {
             "gathered": at_work, "activations": 0, "loss": 0, "teacher": held,
-            "gradients": max(before, share) + reduced,
+            "gradients": max(before, learning_share) + reduced,
         },
     ]  # fmt: skip
     return max((Need(**always, **moment) for moment in moments), key=Need.total)

@@ -44,6 +44,7 @@ from minitron_cli.training.inputs import (
     open_order,
     paths_read,
 )
+from minitron_cli.training.load import empty_student
 from minitron_cli.training.masks.gates import gates_of, ranks
 from minitron_cli.training.mix import Mixing, mixing_of
 from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
@@ -52,6 +53,7 @@ from minitron_cli.training.preflight import Size, size_of
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.streams import check_streaming, open_streams
+from minitron_cli.training.trainable import restrict
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class Prepared:
     `sizes` are the student's and then the teachers', `vocabulary` the least number of embeddings and whose they are.
     `origin` (teacher_hidden, student_hidden) says which channels of the teacher the student has kept, where that is
     known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
-    exported on the way. `shear` is there where masks are learned, `mixing` where the weights of the data follow losses.
+    exported on the way. `trained` is how many of the student's parameters change. `shear` is there where masks are
+    learned, `mixing` where the weights of the data follow losses.
     """
 
     options: Options
@@ -82,6 +85,7 @@ class Prepared:
     origin: np.ndarray | None
     schedule: Schedule
     micro_batch: int
+    trained: int
     export_dtype: torch.dtype
     export_steps: tuple[int, ...]
     shear: Shear | None = None
@@ -89,7 +93,7 @@ class Prepared:
 
     @property
     def flops_per_token(self) -> float:
-        """The student's forward and backward and the teachers' forward, at the run's length."""
+        """The student's forward and backward, counted as if no weight were frozen, and the teachers' forward."""
         student, *teachers = self.sizes
         return 3 * student.flops + sum(teacher.flops for teacher in teachers)
 
@@ -139,11 +143,19 @@ def prepare(options: Options, world: World) -> Prepared:
         origin=_origin(models, sizes),
         schedule=schedule_of(options, check_branch(options, data_digests(order)) if options.branch_from else None),
         micro_batch=choose_micro_batch(options, world),
+        trained=_trained(options, models, sizes[0]),
         export_dtype=export.export_dtype(models.student, options.export_dtype),
         export_steps=export_steps(options),
         shear=_shear(options, models, sizes[0].shape) if options.verb == "shear" else None,
         mixing=mixing_of(options, models, order, held_out),
     )
+
+
+def _trained(options: Options, models: Models, student: Size) -> int:
+    """How many of the student's parameters are trained; the patterns are checked on a model without memory."""
+    if not (options.train_only or options.freeze):
+        return student.parameters
+    return restrict(empty_student(models.student, options.trust_remote_code), options)
 
 
 def _shear(options: Options, models: Models, source: Shape) -> Shear:

@@ -5,8 +5,8 @@
 A Mixtral of eight experts, two to a token, is trained from scratch on equal shares of the domains. Half of its experts
 go: by each score, by merging, and by calibration on one domain alone (the better half for that domain). The figures are
 excess losses over the teacher on held-out text of each domain, nats per token: right after the cut, and after --steps
-steps of distillation on the same rows of all domains, mean and spread over seeds (orders of the data). With -o what was
-made before is found again.
+steps of distillation on the same rows of all domains, mean and spread over seeds (orders of the data); for some also
+with the routers alone trained. With -o what was made before is found again.
 """
 
 import argparse
@@ -34,6 +34,7 @@ _SIZES = {
 _DENSE = ("mlp_bias", "attention_bias")  # of the Llama that the toy world describes
 TRAINING = ["--batch", 16, "--seq-len", 128]
 TRAINED = ("frequency", "reap", "damage", "m-smoe", "nearest")
+ROUTERS_TRAINED = ("frequency", "damage", "m-smoe")
 
 
 def prepare(folder: Path, teacher_steps: int) -> Path:
@@ -68,11 +69,14 @@ def cut(folder: Path, large: Path, name: str, scores: Path, merge: str = "none")
     return output
 
 
-def distill(folder: Path, large: Path, small: Path, seed: int, steps: int) -> Path:
-    output = folder / f"{small.name}-{seed}"
+def distill(folder: Path, large: Path, small: Path, seed: int, steps: int, only: str | None = None) -> Path:
+    """The student trained whole, or `only` the weights of that name."""
+    output = folder / f"{small.name}-{seed}{'' if only is None else f'-{only}'}"
+    restricted = [] if only is None else ["--train-only", only]
     if read_manifest(output) is None:
         minitron("distill", small, "--teacher", large, *files(folder, "train", "--data"), *TRAINING, "--lr", "1e-3",
-                 "--min-lr", "1e-4", "--warmup", 4, "--steps", steps, "--seed", seed, "-o", output)  # fmt: skip
+                 "--min-lr", "1e-4", "--warmup", 4, "--steps", steps, "--seed", seed, *restricted,
+                 "-o", output)  # fmt: skip
     return output
 
 
@@ -117,10 +121,11 @@ def main() -> None:
             students[f"on {name}"] = cut(folder, large, f"on-{name}", folder / f"on-{name}.safetensors")
         for name, student in students.items():
             show(name, losses(folder, student) - reference)
-        for name in TRAINED:
-            done = [distill(folder, large, students[name], seed, args.steps) for seed in range(args.seeds)]
+        whole, routers = [(name, None) for name in TRAINED], [(name, "mlp.gate") for name in ROUTERS_TRAINED]
+        for name, only in (*whole, *routers):
+            done = [distill(folder, large, students[name], seed, args.steps, only) for seed in range(args.seeds)]
             excess = np.array([losses(folder, model) - reference for model in done])
-            show(f"{name}, trained", excess.mean(0))
+            show(f"{name}, {'trained' if only is None else 'routers'}", excess.mean(0))
             print(f"{'  of each seed':16}" + "".join(f"{value:12.4f}" for value in excess.mean(1)), flush=True)
 
 
