@@ -185,6 +185,12 @@ def toy_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(toy_config(model_type, **overrides)).float().eval()
+    randomise(model, seed)
+    return model
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """New parameters, norms and biases included."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -198,7 +204,6 @@ def toy_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):
                 buffer += 0.3 * torch.randn(buffer.shape, generator=generator)
-    return model
 
 
 def make_toy(model_type: str, path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:

@@ -48,6 +48,13 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return Architecture(config, family, shape_of(family, config))
 
 
+def beside_bytes(model: Checkpoint | Architecture, shape: Shape) -> int:
+    """Bytes of what stands beside a text model of `shape`; 0 where nothing does, and of a config alone."""
+    if not isinstance(model, Checkpoint):
+        return 0
+    return sum(num_elements(m.weight, shape) * ITEM_BYTES[model.tensors[n].dtype] for n, m in model.beside.items())
+
+
 def stored_weights(model: Checkpoint | Architecture) -> dict[Weight, int]:
     """Each line of the table that the model has, and the bytes that an element of it takes on disk.
 

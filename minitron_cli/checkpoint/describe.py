@@ -3,28 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minitron_cli.checkpoint.architecture import Architecture, stored_weights
+from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.families.features import limits
 from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
-from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token
+from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token, num_elements
 
 
 def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
     """Family, shape, exact parameter counts, bytes, KV bytes and FLOPs per token, and what can be pruned.
 
-    Of a config alone there are no types and no number of tensors; bytes are those of the config's dtype.
+    Of a config alone there are no types and no number of tensors; bytes are those of the config's dtype. Of a model of
+    text and images all figures are its text model's, but for those of `beside`.
     """
     shape, family = model.shape, model.family
     if isinstance(model, Checkpoint):
         counted = {"parameters": _count(model), "non_embedding_parameters": _count(model, embedding=False)}
     else:
         counted = {"parameters": model.parameters, "non_embedding_parameters": model.non_embedding}
-    tensors = model.tensors if isinstance(model, Checkpoint) else {}
+    tensors = {name: model.tensors[name] for name in model.matches} if isinstance(model, Checkpoint) else {}
     return {
         "model": str(model.path) if isinstance(model, Checkpoint) else None,
         "model_type": model.config["model_type"],
         "family": family.name,
+        "beside": _beside(model) if isinstance(model, Checkpoint) and model.wrapping is not None else None,
         "weights": isinstance(model, Checkpoint),
         "shape": dict(shape.sizes),
         **counted,
@@ -37,6 +39,17 @@ def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
         "axes": [_axis(model, axis) for axis in shape],
         "layers": {kind: len(shape.layers_of_kind(kind)) for kind in sorted({k for ks in shape.kinds for k in ks})},
         "limits": limits(family, len(set(shape.kinds)) > 1),
+    }
+
+
+def _beside(model: Checkpoint) -> dict[str, Any]:
+    """What a model of text and images has beside its text model."""
+    return {
+        "model_type": model.whole["model_type"],
+        "tensors": len(model.beside),
+        "parameters": sum(num_elements(match.weight, model.shape) for match in model.beside.values()),
+        "bytes": beside_bytes(model, model.shape),
+        "cut_with_hidden": sorted(n for n, m in model.beside.items() if any(map(axes_of, m.weight.dims))),
     }
 
 

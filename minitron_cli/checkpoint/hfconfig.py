@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.token_ids import renumbering, with_new_ids
-from minitron_cli.checkpoint.validation import Rejected, understood
+from minitron_cli.checkpoint.validation import Rejected, causal_lm_class, understood
+from minitron_cli.checkpoint.wrapping import with_text
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
@@ -46,6 +48,20 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
     for way, kinds in zip(family.kinds, zip(*plan.target.kinds)):
         result.update(way.write(result, kinds))
     return result
+
+
+def written_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """All of config.json of the checkpoint that `plan` leaves: of a model of text and images that of the whole, or of
+    its text model where that is alone."""
+    text = pruned_config(checkpoint.config, checkpoint.family, plan)
+    if checkpoint.is_text_alone and (name := causal_lm_class(text["model_type"])) is not None:
+        return {**text, "architectures": [name]}
+    if checkpoint.wrapping is None:
+        return text
+    whole = checkpoint.whole
+    if "vocab" in plan.kept:
+        whole = with_new_ids(whole, renumbering(plan.kept["vocab"], plan.source["vocab"]))
+    return with_text(whole, checkpoint.wrapping.wrapper, text, plan.target)
 
 
 def _check_length(key: str, values: Any, num_layers: int) -> None:

@@ -2,18 +2,20 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.headers import FLOATS, TensorInfo, read_header
 from minitron_cli.checkpoint.validation import known_activations
+from minitron_cli.checkpoint.wrapping import Wrapping, text_config
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.families import FAMILIES, family_of
-from minitron_cli.spec.axes import Weight, size
+from minitron_cli.families import FAMILIES, family_of, wrapper_of
+from minitron_cli.spec.axes import Weight, axes_of, size
 from minitron_cli.spec.family import Family, Match, match
 from minitron_cli.spec.shape import Shape, copies, shape_of
+from minitron_cli.spec.wrapper import Prefixes, Wrapper
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FETCHED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt")
@@ -23,7 +25,12 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model directory as the tables see it; no tensor has been read yet."""
+    """A model directory as the tables see it; no tensor has been read yet.
+
+    Of a model of text and images that is the text model: its config, shape and matches, and its tensors under the names
+    that they have without a wrapper. `wrapping` is what stands around it, `whole` all of config.json, and `tensors`
+    holds the others too, under their names on disk.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -31,6 +38,8 @@ class Checkpoint:
     shape: Shape
     tensors: Mapping[str, TensorInfo]
     matches: Mapping[str, Match]
+    whole: Mapping[str, Any]
+    wrapping: Wrapping | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -39,13 +48,34 @@ class Checkpoint:
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.num_bytes for t in self.tensors.values())
+        """Bytes of the tensors that matches explain: of models of text and images, the text model's."""
+        return sum(self.tensors[name].num_bytes for name in self.matches)
+
+    @property
+    def beside(self) -> Mapping[str, Match]:
+        """The tensors beside the text model, by name on disk; empty where there is nothing around it."""
+        return self.wrapping.beside if self.wrapping is not None else {}
+
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether this is the text model taken out of a model of text and images (see `unwrapped`)."""
+        return self.wrapping is None and wrapper_of(str(self.whole["model_type"])) is not None
+
+    def on_disk(self, name: str) -> str:
+        """The name on disk of a tensor that the table calls `name`."""
+        return self.wrapping.prefixes.on_disk(name) if self.wrapping is not None else name
+
+    def unwrapped(self) -> "Checkpoint":
+        """The text model alone, where there is something around it. Raises MinitronError where there is not."""
+        if self.wrapping is None:
+            raise MinitronError(f"{self.path} is a text model already", "leave --text-only out")
+        return replace(self, wrapping=None)
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
     """Open a local directory or a hub id. Raises MinitronError where the table and the files disagree."""
     path = resolve_model(model)
-    config = load_config(path)
+    whole, config = load_whole_config(path), load_config(path)
     family = family_of(str(config.get("model_type")))
     if unmet := family.unmet(config):
         raise MinitronError(
@@ -59,10 +89,43 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             f"{path} is quantised with {method}: packed weights and their scales cannot be sliced",
             "give the unquantised checkpoint (or dequantise it: from_pretrained, model.dequantize(), save_pretrained)",
         )
-    tensors = list_tensors(path)
-    matches = _explain(family, config, shape, tensors, path)
-    _require_floats(matches, tensors, path)
-    return Checkpoint(path, config, family, shape, tensors, matches)
+    tensors, wrapping = list_tensors(path), None
+    if (wrapper := wrapper_of(str(whole["model_type"]))) is not None:
+        tensors, wrapping = _parted(wrapper, family, shape, tensors, path)
+    beside = wrapping.beside if wrapping is not None else {}
+    inside = {name: info for name, info in tensors.items() if name not in beside}
+    matches = _explain(family, config, shape, inside, path)
+    _require_floats(matches, inside, path)
+    return Checkpoint(path, config, family, shape, tensors, matches, whole, wrapping)
+
+
+def _parted(
+    wrapper: Wrapper, family: Family, shape: Shape, on_disk: Mapping[str, TensorInfo], path: Path
+) -> tuple[dict[str, TensorInfo], Wrapping]:
+    """The tensors of a model of text and images, those of its text model by the names of its table, and the others'
+    lines. What the wrapper does not describe is named in one error."""
+    prefixes = _spelling(wrapper, on_disk, path)
+    tensors, beside, problems = {}, {}, []
+    for name, info in on_disk.items():
+        inside = name if _foresees(family, name) else prefixes.inside(name)
+        tensors[inside or name] = info
+        if inside is not None:
+            continue
+        if (line := wrapper.line(name, info.shape, prefixes)) is None:
+            problems.append(f"{wrapper.model_type} is not known to have {name} {list(info.shape)}")
+        elif info.shape != (wanted := _sizes(line, shape)):
+            problems.append(f"{name} has shape {list(info.shape)}, the config says {list(wanted)}")
+        else:
+            beside[name] = Match(name, line)
+    problems += [f"{name} is not there" for name in wrapper.missing(beside, prefixes)]
+    _require_floats({name: one for name, one in beside.items() if _is_cut(one.weight)}, tensors, path)
+    if problems:
+        raise _not_of_its_config(path, wrapper.model_type, problems)
+    return tensors, Wrapping(wrapper, prefixes, beside)
+
+
+def _is_cut(weight: Weight) -> bool:
+    return any(axes_of(dim) for dim in weight.dims)
 
 
 def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path:
@@ -85,7 +148,58 @@ def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """config.json of a model directory as a dictionary, in its family's normal form."""
+    """config.json of a model directory as a dictionary, in its family's normal form; that of its text model, where it
+    is a model of text and images."""
+    config = _read_config(path)
+    if wrapper_of(str(config["model_type"])) is not None:
+        config = text_config(config, False if _has_head(path) else None)
+    known = known_activations()
+    for key in ("hidden_act", "hidden_activation"):
+        if known and config.get(key) is not None and config[key] not in known:
+            raise MinitronError(
+                f"{path / 'config.json'}: {key} is {config[key]!r}, which transformers does not know",
+                near_matches(config[key], known),
+            )
+    family = next((f for f in FAMILIES if config["model_type"] in f.model_types), None)
+    return family.normal(config) if family is not None and family.normal is not None else config
+
+
+def load_whole_config(path: Path) -> dict[str, Any]:
+    """All of config.json: of a model of text and images as it stands there, else as `load_config` gives it."""
+    config = _read_config(path)
+    return config if wrapper_of(str(config["model_type"])) is not None else load_config(path)
+
+
+def wrapper_around(path: Path) -> Wrapper | None:
+    """What stands around the text model of a directory of text and images; None where it is no such model."""
+    return wrapper_of(str(_read_config(path)["model_type"]))
+
+
+def text_prefixes(path: Path) -> Prefixes | None:
+    """How the names of the text model begin in a directory of text and images; None where it is no such model."""
+    wrapper = wrapper_around(path)
+    return None if wrapper is None else _spelling(wrapper, list_tensors(path), path)
+
+
+def _spelling(wrapper: Wrapper, names: Iterable[str], path: Path) -> Prefixes:
+    found = wrapper.spelling(names)
+    if found is None:
+        raise MinitronError(
+            f"{path} has no tensor whose name begins with {' or '.join(one.text for one in wrapper.prefixes)}",
+            f"a {wrapper.model_type} checkpoint has its text model there; is it complete?",
+        )
+    return found
+
+
+def _has_head(path: Path) -> bool:
+    """Whether a directory of text and images stores an output head beside the embedding."""
+    if not any(path.glob("*.safetensors")):
+        return False
+    prefixes = text_prefixes(path)
+    return prefixes is not None and any(name.startswith(prefixes.head) for name in list_tensors(path))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise MinitronError(
@@ -97,14 +211,7 @@ def load_config(path: Path) -> dict[str, Any]:
         raise MinitronError(f"{file} is not valid JSON: {error}", "fetch the file again") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise MinitronError(f"{file} names no model_type", "give a Hugging Face model directory")
-    known = known_activations()
-    for key in ("hidden_act", "hidden_activation"):
-        if known and config.get(key) is not None and config[key] not in known:
-            raise MinitronError(
-                f"{file}: {key} is {config[key]!r}, which transformers does not know", near_matches(config[key], known)
-            )
-    family = next((f for f in FAMILIES if config["model_type"] in f.model_types), None)
-    return family.normal(config) if family is not None and family.normal is not None else config
+    return config
 
 
 def has_weights(path: Path) -> bool:
@@ -147,6 +254,15 @@ def list_tensors(path: Path) -> dict[str, TensorInfo]:
             )
         tensors.update(header)
     return tensors
+
+
+def text_tensors(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a directory's text model by the names of its table; where nothing stands around it, all."""
+    tensors, prefixes = list_tensors(path), text_prefixes(path)
+    if prefixes is None:
+        return tensors
+    named = ((prefixes.inside(name), info) for name, info in tensors.items())
+    return {name: replace(info, name=name) for name, info in named if name is not None}
 
 
 def _shards(path: Path, index: Path) -> list[Path]:
@@ -192,12 +308,16 @@ def _explain(
         if seen.get(weight.name, 0) < copies(weight, shape):
             problems.append(f"{weight.name}: {seen.get(weight.name, 0)} of {copies(weight, shape)} tensors are there")
     if problems:
-        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise MinitronError(
-            f"{path} is not the {config['model_type']} model of its config: {'; '.join(problems[:4])}{more}",
-            "check that config.json and the weights belong together and are complete",
-        )
+        raise _not_of_its_config(path, config["model_type"], problems)
     return matches
+
+
+def _not_of_its_config(path: Path, model_type: str, problems: Sequence[str]) -> MinitronError:
+    more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+    return MinitronError(
+        f"{path} is not the {model_type} model of its config: {'; '.join(problems[:4])}{more}",
+        "check that config.json and the weights belong together and are complete",
+    )
 
 
 def _predicts_further(family: Family, config: Mapping[str, Any], shape: Shape, name: str) -> bool:
@@ -206,7 +326,12 @@ def _predicts_further(family: Family, config: Mapping[str, Any], shape: Shape, n
         return False
     layers = max(config.get(key) or 0 for key in family.predictors)
     behind = [f"model.layers.{shape['layer'] + i}." for i in range(layers)]
-    return name.startswith(("mtp.", *behind))
+    return _foresees(family, name) or name.startswith(tuple(behind))
+
+
+def _foresees(family: Family, name: str) -> bool:
+    """Whether a name is one of those that stand apart from the model's layers to predict tokens beyond the next."""
+    return bool(family.predictors) and name.startswith("mtp.")
 
 
 def _require_floats(matches: Mapping[str, Match], tensors: Mapping[str, TensorInfo], path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
-from minitron_cli.checkpoint.reader import list_tensors, load_config
+from minitron_cli.checkpoint.reader import list_tensors, load_whole_config
 
 _BLOCK = 4 << 20
 # What saving a model again changes in its config; the type of the weights is that of the tensors.
@@ -24,23 +24,24 @@ def source_digest(path: Path) -> str:
     tensors = list_tensors(path)
     with ThreadPoolExecutor(2) as pool:
         digests = dict(zip(tensors, pool.map(_tensor_digest, tensors.values())))
-    return combined(tensors, digests, load_config(path))
+    return combined(tensors, digests, load_whole_config(path))
 
 
 def combined(tensors: Mapping[str, TensorInfo], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """`source_digest`, from the sha256 of every tensor's bytes."""
+    """`source_digest`, from the sha256 of every tensor's bytes; `config` is all of config.json."""
     content = {
         "config": {key: value for key, value in config.items() if key not in _NOT_CONTENT},
-        "tensors": {name: [info.dtype, list(info.shape), digests[name]] for name, info in tensors.items()},
+        "tensors": {info.name: [info.dtype, list(info.shape), digests[info.name]] for info in tensors.values()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Streamed:
-    """sha256 of every tensor of a model whose files pass by front to back, in blocks of any size."""
+    """sha256 of every tensor, by its name on disk, of a model whose files pass by front to back, in blocks of any
+    size."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
-        self._running = {name: hashlib.sha256() for name in tensors}
+        self._running = {info.name: hashlib.sha256() for info in tensors.values()}
         self._left: dict[Path, list[TensorInfo]] = {}  # of each file, the next tensor last
         for info in sorted(tensors.values(), key=lambda t: t.begin, reverse=True):
             self._left.setdefault(info.file, []).append(info)

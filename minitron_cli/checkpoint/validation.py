@@ -16,21 +16,38 @@ from pathlib import Path
 from typing import Any
 
 
+def _source_of(module: str) -> list[ast.stmt]:
+    """The statements of one of transformers' modules; none where it cannot be found."""
+    package = find_spec("transformers")
+    file = Path(package.origin).parent / module if package and package.origin else None
+    return ast.parse(file.read_text(encoding="utf-8")).body if file is not None and file.is_file() else []
+
+
 @cache
 def known_activations() -> tuple[str, ...]:
     """Names that transformers accepts as activation functions, read from its source: importing it takes torch.
 
     Empty where the source cannot be found or is written in another way.
     """
-    package = find_spec("transformers")
-    file = Path(package.origin).with_name("activations.py") if package and package.origin else None
-    if file is None or not file.is_file():
-        return ()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _source_of("activations.py"):
         match node:
             case ast.Assign(targets=[ast.Name(id="ACT2CLS")], value=ast.Dict(keys=keys)):
                 return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
     return ()
+
+
+@cache
+def causal_lm_class(model_type: str) -> str | None:
+    """The class that AutoModelForCausalLM makes of a model_type, read from its source; None where it is not found."""
+    table = _source_of("models/auto/modeling_auto.py")
+    for node in table:
+        match node:
+            case ast.Assign(
+                targets=[ast.Name(id="MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")], value=ast.Call(args=[ast.List(elts=pairs)])
+            ):
+                names = dict(ast.literal_eval(pair) for pair in pairs)
+                return names.get(model_type)
+    return None
 
 
 class Rejected(Exception):

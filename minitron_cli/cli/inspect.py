@@ -39,6 +39,14 @@ def _tokenizer(model: Path) -> str | None:
         return "tokenizer.json is damaged"
 
 
+def _beside(facts: dict[str, Any] | None) -> list[list[str]]:
+    """The row of what a model of text and images has beside its text model."""
+    if facts is None:
+        return []
+    size = f"{facts['parameters']:,} parameters, {bytes_text(facts['bytes'])}; pruned models keep them"
+    return [[f"beside the text model ({facts['model_type']})", size]]
+
+
 def _show(facts: dict[str, Any]) -> None:
     table(
         [facts["model"], facts["family"]],
@@ -47,6 +55,7 @@ def _show(facts: dict[str, Any]) -> None:
             ["non-embedding", f"{facts['non_embedding_parameters']:,}"],
             ["weights on disk", bytes_text(facts["bytes"]) + " by its config: none are here" * (not facts["weights"])],
             *[["layers", ", ".join(f"{n} {kind}" for kind, n in facts["layers"].items())]] * bool(facts["layers"]),
+            *_beside(facts["beside"]),
             *[["tokenizer", facts["tokenizer"]]] * bool(facts["tokenizer"]),
             ["storage type", ", ".join(facts["dtypes"]) or "not known"],
             ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],

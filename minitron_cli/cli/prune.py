@@ -60,6 +60,7 @@ PANELS = {
         "seq_len",
     ),
     "Output": (
+        "text_only",
         "multiple_of",
         "max_shard_size",
         "check",
@@ -110,6 +111,9 @@ def command(
     rotate: Annotated[
         bool, option("--rotate", help="keep directions of the residual stream, not channels (with --compensate)")
     ] = False,
+    text_only: Annotated[
+        bool, option("--text-only", help="of a model of text and images, write the text model alone")
+    ] = False,
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
@@ -139,7 +143,7 @@ def command(
         keep_tokens=keep_tokens, value_heads=value_heads, key_heads=key_heads, params=params, multiple_of=multiple_of,
         scores=scores, data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
         moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
-        check=check, force=force, overwrite=overwrite,
+        text_only=text_only, check=check, force=force, overwrite=overwrite,
     )  # fmt: skip
     if dry_run:
         resolved = execute.dry_run(request, lambda: byte_progress("counting tokens"))

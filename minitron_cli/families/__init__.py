@@ -25,7 +25,9 @@ from minitron_cli.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from minitron_cli.families.qwen_linear import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron_cli.families.stablelm import STABLELM
 from minitron_cli.families.starcoder2 import STARCODER2
+from minitron_cli.families.wrappers import WRAPPERS
 from minitron_cli.spec.family import Family
+from minitron_cli.spec.wrapper import Wrapper
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
@@ -76,8 +78,7 @@ UNSUPPORTED: dict[str, str] = {
     "nemotron_h": _LAYERS_DIFFER,
     "falcon_h1": _LAYERS_DIFFER,
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
-    "llama4": "it is a model of text and images; only text models can be pruned",
-    "gemma3": "it is a model of text and images; its text half, saved by itself (gemma3_text), can be pruned",
+    "llama4": "its text model cannot: experts and shared expert take their width from one config key",
     "mistral3": "it is a model of text and images; its text half, saved by itself (mistral, ministral3), can be pruned",
     "gemma3n_text": "its layers share key/value caches and carry per-layer embeddings",
     "mamba": "it has no attention and no MLP to prune",
@@ -90,17 +91,23 @@ def known_model_types() -> tuple[str, ...]:
     return tuple(sorted(t for f in FAMILIES for t in f.model_types))
 
 
+def wrapper_of(model_type: str) -> Wrapper | None:
+    """What stands around the text model of models of text and images; None where it is no such model."""
+    return next((wrapper for wrapper in WRAPPERS if wrapper.model_type == model_type), None)
+
+
 def family_of(model_type: str) -> Family:
     """The family of a config's model_type, or a MinitronError that says which are known."""
+    supported = ", ".join((*known_model_types(), *(f"{wrapper.model_type} (its text model)" for wrapper in WRAPPERS)))
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     if model_type in UNSUPPORTED:
         raise MinitronError(
             f"{model_type} models cannot be pruned: {UNSUPPORTED[model_type]}",
-            f"supported: {', '.join(known_model_types())}",
+            f"supported: {supported}",
         )
     raise MinitronError(
         f"unknown model_type {model_type!r} ({near_matches(model_type, known_model_types())})",
-        f"supported: {', '.join(known_model_types())}; a new family is one table in minitron_cli/families",
+        f"supported: {supported}; a new family is one table in minitron_cli/families",
     )

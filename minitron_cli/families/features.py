@@ -1,12 +1,14 @@
 """What can be done with models of a family, by its table alone; `python -m` prints all families for the README."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from minitron_cli.families import FAMILIES
+from minitron_cli.families.wrappers import WRAPPERS
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
 from minitron_cli.spec.family import Family
 
 COLUMNS = ("model types", "kinds of layers", "can be cut", "stays as it is", "`--rotate`", "`shear`")
+WRAPPER_COLUMNS = ("model type", "beside the text model", "cut with `--hidden`", "follows in config.json")
 
 
 def cuttable(family: Family) -> tuple[str, ...]:
@@ -80,8 +82,17 @@ def _masks(family: Family) -> str:
 
 def markdown() -> str:
     """The table of all families."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(COLUMNS, rows())
+
+
+def wrappers_markdown() -> str:
+    """The table of models of text and images."""
+    found = [(f"`{w.model_type}`", _codes(w.modules), _codes(w.lines), _codes(w.follows)) for w in WRAPPERS]
+    return _table(WRAPPER_COLUMNS, found)
+
+
+def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *lines))
 
 
 def _axes(family: Family) -> set[str]:
@@ -94,4 +105,4 @@ def _codes(words: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown())
+    print(markdown(), wrappers_markdown(), sep="\n\n")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitron_cli.checkpoint.headers import TensorInfo
-from minitron_cli.checkpoint.reader import list_tensors
+from minitron_cli.checkpoint.reader import text_tensors
 from minitron_cli.checkpoint.tensors import DTYPES, bytes_of, read_bytes, read_tensor
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.empty import empty_model
@@ -45,7 +45,7 @@ def fill(model: nn.Module, path: Path) -> None:
     """
     wanted = _wanted(model)
     left = set(wanted)
-    for name, source in _sources(model, list_tensors(path)).items():
+    for name, source in _sources(model, text_tensors(path)).items():
         if source.converter is None:
             if name in left:
                 _read(wanted[name], source.tensors[0], path, name)

@@ -4,6 +4,7 @@ transformers builds a model on the meta device and fills it shard by shard. What
 would only warn about (weights that are missing), becomes a MinitronError that names the model.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from minitron_cli.checkpoint import reader
 from minitron_cli.errors import MinitronError
 
 # What transformers raises for a config, weights or a tokenizer that do not fit together.
@@ -28,12 +30,16 @@ def load_model(
 ) -> Any:
     """The causal LM of a directory, on `device` (None: the CPU) or placed by accelerate (`device_map`).
 
+    Of a model of text and images, its text model.
     With `train` in training mode with gradients, else frozen and in evaluation mode.
     """
     from transformers import AutoModelForCausalLM
 
     placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
     with loading(path):
+        if (prefixes := reader.text_prefixes(path)) is not None:
+            names = {"^" + re.escape(begins): own for begins, own in prefixes.renamings().items()}
+            placed |= {"config": load_config(path), "key_mapping": names}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -82,10 +88,12 @@ def config_of(values: Mapping[str, Any]) -> Any:
 
 
 def load_config(path: Path, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a directory."""
+    """The transformers config of a directory; of a model of text and images, that of its text model."""
     from transformers import AutoConfig
 
     with loading(path):
+        if reader.wrapper_around(path) is not None:
+            return config_of(reader.load_config(path))
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 

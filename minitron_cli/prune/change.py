@@ -41,6 +41,8 @@ def changes(checkpoint: Checkpoint, plan: Plan, compensation: Compensation | Non
     def change_of(
         match: Match, expert: int | None, keep: Sequence[np.ndarray | None], shape: Sequence[int]
     ) -> Change | None:
+        if match.name in checkpoint.beside:  # no text goes through a projector: only its output is turned
+            return rotation.change_of(match, None) if rotation else None
         refit = compensation.refit_of(match, expert, keep, shape)
         return (rotation.change_of(match, refit) if rotation else None) or refit
 

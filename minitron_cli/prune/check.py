@@ -24,7 +24,8 @@ ROUNDED = 5e-2  # where a repair had to round stored values of half precision ag
 
 def _too_large(source: Checkpoint) -> str | None:
     """Why the source cannot be loaded, None where it can."""
-    needed = 4 * sum(t.num_bytes // ITEM_BYTES[t.dtype] for t in source.tensors.values()) * 5 // 4
+    tensors = [source.tensors[name] for name in source.matches]
+    needed = 4 * sum(t.num_bytes // ITEM_BYTES[t.dtype] for t in tensors) * 5 // 4
     free = free_host_memory()
     return f"the source needs {needed / 1e9:.0f} GB in float32, {free / 1e9:.0f} are free" if needed > free else None
 

@@ -119,6 +119,8 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
         options |= {"compensate": request.compensate, "ridge": request.ridge}
         options |= {"select": request.select} if request.select != "scores" else {}
         options |= {"rotate": True} if request.rotate else {}
+    if request.text_only:
+        options |= {"text_only": True}
     if request.vocab_coverage is not None:
         options |= {"vocab_coverage": request.vocab_coverage}
     return options

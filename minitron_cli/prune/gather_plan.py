@@ -77,7 +77,7 @@ class Read:
 def cuts(checkpoint: Checkpoint, plan: Plan, change_of: ChangeOf) -> list[Cut]:
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
     found = []
-    for match in checkpoint.matches.values():
+    for match in (*checkpoint.matches.values(), *checkpoint.beside.values()):
         layer = None if match.layer is None else plan.target_layer(match.layer)
         if match.weight.junk or (match.layer is not None and layer is None):
             continue
@@ -99,8 +99,10 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
         kept = plan.resolve(layer, expert)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
         pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), match.expert),)
+    if match.name in checkpoint.beside:  # the scale of embeddings, which repairs keep, is not that of images
+        return Cut(TensorOut(match.name, info.dtype, shape), info, pieces)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
-    return Cut(TensorOut(weight.format(**place), info.dtype, shape), info, pieces, repair)
+    return Cut(TensorOut(checkpoint.on_disk(weight.format(**place)), info.dtype, shape), info, pieces, repair)
 
 
 def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_cli.checkpoint.architecture import Architecture, stored_weights
+from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, stored_weights
 from minitron_cli.checkpoint.reader import PREDICTOR, Checkpoint
 from minitron_cli.prune.compensation_cost import FLOPS_PER_SECOND, compensation_cost
 from minitron_cli.prune.trim import PEAK_BYTES
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
+from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.search import CLOSE
 from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements, num_parameters
 
@@ -57,7 +58,9 @@ def prune_facts(
 
     flops, held = compensation_cost(items, source.shape, target, **compensation) if compensation else (0.0, 0)
     changed = [a for a in source.shape if source.shape[a] != target[a]]
-    num_bytes = pair(lambda s: sum(num_elements(w, s) * copies(w, s) * item for w, item in items.items()))
+    num_bytes = pair(
+        lambda s: sum(num_elements(w, s) * copies(w, s) * n for w, n in items.items()) + beside_bytes(source, s)
+    )
     parameters = pair(lambda s: num_parameters(items, s))
     return PruneFacts(
         source=str(source.path) if isinstance(source, Checkpoint) else source.family.name,
@@ -84,10 +87,22 @@ def _warnings(source: Checkpoint | Architecture, target: Shape) -> list[str]:
         found.append(
             f"{further} tensors that predict tokens beyond the next are left out: transformers has no use for them"
         )
+    found += _beside(source)
     for axis in (a for a in AXES if a.multiple and a.name in source.shape):
         if target[axis.name] % axis.multiple and not source.shape[axis.name] % axis.multiple:
             found.append(f"--{axis.flag} {target[axis.name]} is not a multiple of {axis.multiple}; GPUs run it slower")
     return found
+
+
+def _beside(source: Checkpoint | Architecture) -> list[str]:
+    """What becomes of all that is not the text model."""
+    if not isinstance(source, Checkpoint) or not source.beside:
+        return []
+    size = bytes_text(beside_bytes(source, source.shape))
+    return [
+        f"{len(source.beside)} tensors beside the text model ({size}) are kept, and no parameter here counts them; "
+        "--text-only leaves them out"
+    ]
 
 
 def _miss(parameters: int, budget: int | None) -> list[str]:

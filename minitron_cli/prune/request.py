@@ -19,8 +19,8 @@ class PruneRequest:
     in any case.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
     first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
-    `select` says how neurons are chosen under it. Without `output` the result is named after the model and its new
-    sizes.
+    `select` says how neurons are chosen under it. With `text_only` the text model of a model of text and images comes
+    out alone. Without `output` the result is named after the model and its new sizes.
     """
 
     model: str
@@ -52,6 +52,7 @@ class PruneRequest:
     ridge: str = "1e-2"
     select: str = "scores"
     rotate: bool = False
+    text_only: bool = False
     output: Path | None = None
     max_shard_size: int = 5_000_000_000
     check: bool = False
@@ -87,7 +88,9 @@ class PruneRequest:
         self._check_vocabulary()
         if self.params is None:
             counted = {} if self.vocab_coverage is None else {"vocab": 0}
-            check_kind(self.target, self.sizes | counted, self.drop_layers is not None)
+            sizes = self.sizes | counted
+            if sizes or self.drop_layers is not None or self.target is not None or not self.text_only:
+                check_kind(self.target, sizes, self.drop_layers is not None)
 
     def _check_vocabulary(self) -> None:
         from minitron_cli.data.vocabulary.choose import parse_coverage

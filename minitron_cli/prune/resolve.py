@@ -72,7 +72,7 @@ def resolve(
     A config alone (`source`) serves for a model that a recipe has yet to make: then no other file is looked at.
     `vocabulary` counts the corpus where the vocabulary is cut; without it only sizes are checked.
     """
-    source = source or open_checkpoint(request.model)
+    source = source or _source(request)
     name = source.path.resolve().name if isinstance(source, Checkpoint) else Path(request.model).name
     scores = _read_scores(request, source) if request.params is not None else None
     target = _target(request, source, scores)
@@ -83,11 +83,12 @@ def resolve(
     if request.vocab_coverage is not None:
         target = _covering(request, source, target, counted)
         shape = target_shape(source, target)
-    check_something_is_cut(source.shape, shape, request.sizes)
+    if not request.text_only or request.sizes:
+        check_something_is_cut(source.shape, shape, request.sizes)
     check_strides(source, shape)
     if request.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
-    output = request.output or Path(default_name(name, source.shape, shape))
+    output = request.output or Path(default_name(name, source.shape, shape, text_only=request.text_only))
     if isinstance(source, Checkpoint):
         inputs = [
             source.path,
@@ -115,6 +116,11 @@ def resolve(
     return ResolvedPrune(
         request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted
     )
+
+
+def _source(request: PruneRequest) -> Checkpoint:
+    opened = open_checkpoint(request.model)
+    return opened.unwrapped() if request.text_only else opened
 
 
 def _target(request: PruneRequest, source: Checkpoint | Architecture, scores: Scores | None) -> Target:

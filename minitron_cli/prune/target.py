@@ -170,9 +170,10 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def default_name(model_name: str, source: Shape, shape: Shape) -> str:
-    """An output name after the model and what was cut: Llama-3.1-8B-h3072-f9216."""
-    return f"{model_name}-{shape_name(shape, source) or 'copy'}"
+def default_name(model_name: str, source: Shape, shape: Shape, *, text_only: bool = False) -> str:
+    """An output name after the model and what was cut: Llama-3.1-8B-h3072-f9216, gemma-3-4b-it-text."""
+    parts = ["text"] * text_only + [shape_name(shape, source)] * (shape != source)
+    return "-".join([model_name, *(parts or ["copy"])])
 
 
 def layer_list(indices: Sequence[int] | np.ndarray) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
+from minitron_cli.checkpoint.hfconfig import validate_config, written_config
 from minitron_cli.checkpoint.provenance import KEPT_INDICES, read_plan
-from minitron_cli.checkpoint.reader import Checkpoint, load_config, open_checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint, load_whole_config, open_checkpoint
 from minitron_cli.checkpoint.tensor_digests import combined
 from minitron_cli.checkpoint.verify import Findings, verify_directory
 from minitron_cli.data.tokenizer import has_tokenizer
@@ -48,7 +48,7 @@ def verify(
 def _check_model(directory: Path, manifest: Mapping[str, Any], found: Findings, load: bool, forward: bool) -> None:
     try:
         checkpoint = open_checkpoint(directory)
-        validate_config(checkpoint.config)
+        validate_config(checkpoint.whole)
         plan = read_plan(directory)
     except MinitronError as error:
         found.problems.append(error.message)
@@ -82,15 +82,15 @@ def _plan_problems(checkpoint: Checkpoint, manifest: Mapping[str, Any], plan: Pl
 
 def _check_load(checkpoint: Checkpoint, found: Findings, forward: bool) -> None:
     free = free_host_memory()
-    if checkpoint.num_bytes * 5 // 4 > free:
-        found.notes.append(
-            f"not loaded: the weights need {checkpoint.num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-        )
+    needed = sum(info.num_bytes for info in checkpoint.tensors.values())
+    if needed * 5 // 4 > free:
+        found.notes.append(f"not loaded: the weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
         return
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    loader = AutoModelForCausalLM if checkpoint.wrapping is None else AutoModelForImageTextToText
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="auto", output_loading_info=True)
+        loaded: Any = loader.from_pretrained(checkpoint.path, dtype="auto", output_loading_info=True)
     except _FAILURES as error:
         found.problems.append(f"transformers does not load it: {_first_line(error)}")
         return
@@ -127,16 +127,18 @@ def _check_source(
             "leave --source out; it re-derives pruned models only",
         )
     source = open_checkpoint(model)
+    if manifest["options"].get("text_only"):
+        source = source.unwrapped()
     if source.shape != plan.source:
         found.problems.append(f"{model} has another shape than the source the kept indices speak of")
         return
     cut = cuts(source, plan, changes(source, plan, from_record(manifest, moments)))
     derived = write_model(None, source, cut, manifest["max_shard_bytes"], finite=False)
-    if combined(source.tensors, derived.source, source.config) != manifest["inputs"]["model"]["digest"]:
+    if combined(source.tensors, derived.source, source.whole) != manifest["inputs"]["model"]["digest"]:
         found.problems.append(f"{model} is not the model that was pruned (its digest differs)")
     wrong = [name for name, digest in derived.target.items() if manifest["files"].get(name) != digest]
     found.problems += [f"{name} does not follow from the source and the kept indices" for name in wrong]
-    if pruned_config(source.config, source.family, plan) != load_config(directory):
+    if written_config(source, plan) != load_whole_config(directory):
         found.problems.append("config.json does not follow from the source's and the kept indices")
     if "vocab" in plan.kept and has_tokenizer(source.path):
         expected = cut_tokenizer(tokenizer_json(source.path), plan.kept["vocab"], plan.source["vocab"])

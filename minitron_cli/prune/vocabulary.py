@@ -65,7 +65,7 @@ def read_vocabulary(request: PruneRequest, source: Checkpoint, reporting: Report
     backend = backend_of(raw)
     listed = listed_ids(request.keep_tokens, backend) if request.keep_tokens else set()
     rows = source.shape["vocab"]
-    pieces = pieces_of(raw, rows, named_ids(source.path, source.config, backend) | listed)
+    pieces = pieces_of(raw, rows, named_ids(source.path, source.whole, backend) | listed)
     with reporting() as progress:
         counts = count_tokens(request.data, source.path, rows, progress)
     return Vocabulary(source.path, raw, counts, removal_order(np.sum(list(counts.values()), axis=0), pieces))
@@ -77,9 +77,9 @@ def covering_size(vocabulary: Vocabulary, coverage: str, multiple: int) -> int:
     return min(vocabulary.rows, -(-size // multiple) * multiple)
 
 
-def carry_files(source: Path, directory: Path, plan: Plan) -> None:
+def carry_files(source: Checkpoint, directory: Path, plan: Plan) -> None:
     """What a pruned model takes along, with its token ids renumbered where the vocabulary was cut."""
-    carry(source, directory)
+    carry(source.path, directory, text_only=source.is_text_alone)
     if "vocab" in plan.kept:
-        raw = tokenizer_json(source) if has_tokenizer(source) else None
-        cut_files(source, directory, raw, plan.kept["vocab"], plan.source["vocab"])
+        raw = tokenizer_json(source.path) if has_tokenizer(source.path) else None
+        cut_files(source.path, directory, raw, plan.kept["vocab"], plan.source["vocab"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_dir
 from minitron_cli.checkpoint.disk import need_space
-from minitron_cli.checkpoint.hfconfig import pruned_config
+from minitron_cli.checkpoint.hfconfig import written_config
 from minitron_cli.checkpoint.provenance import write_manifest, write_plan
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.tensor_digests import combined
@@ -48,7 +48,7 @@ def write_pruned(
     `compensation` refits matrices to the inputs that stay; with `check` it is judged by its loss on `check_data`.
     `facts` are more entries of the manifest.
     """
-    config = pruned_config(checkpoint.config, checkpoint.family, plan)
+    config = written_config(checkpoint, plan)
     cut = cuts(checkpoint, plan, changes(checkpoint, plan, compensation))
     need_space(output, sum(c.out.num_bytes for c in cut))
     # Asking transformers about the config takes a second: the streaming goes on meanwhile, and ends at the first block
@@ -64,13 +64,13 @@ def write_pruned(
             finite=not force,
         )
         validation.result()
-        digest = combined(checkpoint.tensors, streamed.source, checkpoint.config)
+        digest = combined(checkpoint.tensors, streamed.source, checkpoint.whole)
         if scores is not None and not force:
             check_scores(scores, digest)
         if compensation is not None and not force:
             check_moments(compensation.moments, digest)
         write_config(temporary, config)
-        carry_files(checkpoint.path, temporary, plan)
+        carry_files(checkpoint, temporary, plan)
         write_plan(temporary, plan)
         checked = _checked(checkpoint, plan, temporary, check_data, compensation) if check else None
         return write_manifest(

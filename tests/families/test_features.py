@@ -9,7 +9,7 @@ from minitron_cli.checkpoint.describe import describe
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
-from minitron_cli.families.features import cuttable, markdown, rotates
+from minitron_cli.families.features import cuttable, markdown, rotates, wrappers_markdown
 from minitron_cli.prune.directions import check_rotation
 from minitron_cli.spec.family import Family
 from tests.prune.cutting import ALL_CASES
@@ -20,6 +20,7 @@ FLAGS = {"hidden": "--hidden", "head": "--heads", "kv": "--kv-heads", "layer": "
 
 def test_the_readme_has_the_table_of_the_tables() -> None:
     assert markdown() in README.read_text(), "python -m minitron_cli.families.features"
+    assert wrappers_markdown() in README.read_text(), "python -m minitron_cli.families.features"
 
 
 @pytest.mark.parametrize("axis", FLAGS)

@@ -1,0 +1,100 @@
+"""A text model inside a model of text and images: how its names begin on disk, and where vision meets it.
+
+The text model has the table of its own family. What stands beside it, a vision tower and a projector, is no family's:
+only the few weights that end in the residual stream have lines, in the grammar of the tables, with `*` for a dimension
+that stays as it is.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minitron_cli.spec.axes import Weight, parse_line
+from minitron_cli.spec.shape import Shape
+
+_TEXT, _HEAD = "model.", "lm_head."  # how a text model's own names begin
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """How names on disk begin: of the text model, of its output head, and of what stands beside it."""
+
+    text: str
+    head: str
+    beside: str
+
+    def renamings(self) -> dict[str, str]:
+        """How names of the text model begin on disk -> how they begin in its table."""
+        return {self.text: _TEXT, self.head: _HEAD}
+
+    def inside(self, name: str) -> str | None:
+        """The name that a tensor has in its text model's table; None for one beside it."""
+        for prefix, own in self.renamings().items():
+            if name.startswith(prefix):
+                return own + name.removeprefix(prefix)
+        return None
+
+    def on_disk(self, name: str) -> str:
+        """The name on disk of a tensor that the text model's table calls `name`."""
+        for prefix, own in self.renamings().items():
+            if name.startswith(own):
+                return prefix + name.removeprefix(own)
+        return name
+
+
+BEFORE_5 = Prefixes("language_model.model.", "language_model.lm_head.", "")
+SINCE_5 = Prefixes("model.language_model.", "lm_head.", "model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A model of text and images, by its model_type.
+
+    `modules` are those that stand beside the text model, `lines` the dimensions of their weights that have to do with
+    the residual stream, by name. `follows` maps a key of config.json, with dots between levels, to the axis whose size
+    it repeats. `prefixes` are the ways in which its checkpoints spell names.
+    """
+
+    model_type: str
+    modules: tuple[str, ...]
+    lines: Mapping[str, str]
+    follows: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[Prefixes, ...] = (SINCE_5, BEFORE_5)
+
+    def spelling(self, names: Iterable[str]) -> Prefixes | None:
+        """The prefixes that these names on disk have; None where they have none of them."""
+        names = tuple(names)
+        return next((one for one in self.prefixes if any(name.startswith(one.text) for name in names)), None)
+
+    def line(self, name: str, shape: tuple[int, ...], prefixes: Prefixes) -> Weight | None:
+        """The line of a tensor beside the text model; None where the wrapper has none of this name and rank."""
+        own = name.removeprefix(prefixes.beside)
+        if not name.startswith(prefixes.beside) or own.partition(".")[0] not in self.modules:
+            return None
+        dims = self.lines[own].split() if own in self.lines else ["*"] * len(shape) or ["[]"]
+        if len(shape) != len([dim for dim in dims if dim not in ("?", "[]")]):
+            return None
+        sizes = [str(shape[i]) if dim == "*" else dim for i, dim in enumerate(dims)]
+        return parse_line(" ".join([name, *sizes]))
+
+    def missing(self, names: Iterable[str], prefixes: Prefixes) -> list[str]:
+        """The lines that no tensor has, but for those that may be absent (`?`)."""
+        there = {name.removeprefix(prefixes.beside) for name in names}
+        return [own for own, dims in self.lines.items() if own not in there and not dims.endswith("?")]
+
+    def resized(self, config: Mapping[str, Any], target: Shape) -> dict[str, Any]:
+        """A config.json dictionary whose keys that repeat a size have those of `target`."""
+        result = dict(config)
+        for path, axis in self.follows.items():
+            *outer, key = path.split(".")
+            level = result
+            for name in outer:
+                level[name] = level = dict(level[name])
+            level[key] = target[axis]
+        return result
+
+
+def wrapper(model_type: str, modules: str, table: str, **fields: Any) -> Wrapper:
+    """Build a wrapper from the names of its modules and the text of its lines."""
+    lines = (line.split(maxsplit=1) for line in table.strip().splitlines())
+    return Wrapper(model_type, tuple(modules.split()), {name: dims.strip() for name, dims in lines}, **fields)

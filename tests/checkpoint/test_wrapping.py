@@ -1,0 +1,103 @@
+"""The text model's config and names inside a model of text and images, against transformers' own reading."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minitron_cli.checkpoint.reader import load_config, open_checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.hf.load import load_model
+from tests.prune.cutting import difference, prune_to
+from tests.toys import toy_ids
+from tests.wrapped import load_whole, make_wrapped, stored, wrapped_model
+
+# What the published gemma-3-4b-it says of its text model: the other sizes are transformers' defaults.
+SPARSE = {"hidden_size", "intermediate_size", "model_type", "num_hidden_layers", "sliding_window"}
+PROJECTION = "multi_modal_projector.mm_input_projection_weight"
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wrapped("gemma3", tmp_path_factory.mktemp("gemma3"))
+
+
+def changed(source: Path, output: Path, **values: Any) -> Path:
+    """A copy whose config.json has other values; None takes a key out."""
+    shutil.copytree(source, output)
+    file = output / "config.json"
+    config = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return output
+
+
+def test_sizes_that_the_config_leaves_out_are_those_of_transformers(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "layer_types": None}
+    source = make_wrapped("gemma3", tmp_path / "full", **sizes)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"] = {key: value for key, value in config["text_config"].items() if key in SPARSE}
+    config["text_config"]["vocab_size"] = 97
+    del config["tie_word_embeddings"]
+    (source / "config.json").write_text(json.dumps(config))
+    shape = open_checkpoint(source).shape
+    assert (shape["head"], shape["kv"], shape["head_dim"]) == (8, 4, 256)
+    assert load_config(source)["tie_word_embeddings"] is True
+    prune_to(source, tmp_path / "small", {"layer": 2, "hidden": 40})
+    written = json.loads((tmp_path / "small" / "config.json").read_text())["text_config"]
+    assert (written["num_attention_heads"], written["head_dim"], written["hidden_size"]) == (8, 256, 40)
+    load_whole(tmp_path / "small")
+
+
+def test_a_head_of_its_own_in_the_files_counts_and_not_the_default(gemma3: Path, tmp_path: Path) -> None:
+    """Some wrappers are tied by default, and their checkpoints hold a head all the same."""
+    model = wrapped_model("gemma3", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight * 1.5)
+    model.save_pretrained(tmp_path / "source")
+    source = changed(tmp_path / "source", tmp_path / "copy", tie_word_embeddings=None)
+    assert load_config(source)["tie_word_embeddings"] is False
+    with torch.no_grad():
+        expected = model(toy_ids(2, 11), use_cache=False).logits
+        found = load_model(source, torch.float32)(toy_ids(2, 11), use_cache=False).logits
+    assert difference(found, expected) < 1e-6
+    prune_to(source, tmp_path / "small", {"hidden": 36})
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["tie_word_embeddings"] is False
+    load_whole(tmp_path / "small")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"audio_tower.conv.weight": torch.ones(3)}), "gemma3 is not known to have audio_tower"),
+        (
+            lambda t: t.pop(PROJECTION),
+            "mm_input_projection_weight is not there",
+        ),
+        (lambda t: t.update({PROJECTION: torch.ones(12, 47)}), "says .12, 48."),
+        (lambda t: t.pop("language_model.model.norm.weight"), "model.norm.weight: 0 of 1 tensors are there"),
+        (lambda t: [t.pop(n) for n in list(t) if n.startswith("language_model.")], "begins with model.language_model."),
+    ],
+)
+def test_what_is_not_understood_is_named(gemma3: Path, tmp_path: Path, change, message: str) -> None:
+    source = changed(gemma3, tmp_path / "source")
+    tensors = stored(source)
+    change(tensors)
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(MinitronError, match=message):
+        open_checkpoint(source)
+
+
+def test_a_text_model_of_no_known_family_is_refused_by_name(gemma3: Path, tmp_path: Path) -> None:
+    source = changed(gemma3, tmp_path / "source", text_config={"model_type": "mamba"})
+    with pytest.raises(MinitronError, match="mamba models cannot be pruned"):
+        open_checkpoint(source)
+
+
+def test_quantised_weights_are_refused(gemma3: Path, tmp_path: Path) -> None:
+    source = changed(gemma3, tmp_path / "source", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(MinitronError, match="quantised with fp8"):
+        open_checkpoint(source)

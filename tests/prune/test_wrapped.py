@@ -1,0 +1,187 @@
+"""Models of text and images: the text model is cut, an image still goes through, and what stands beside it stays."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitron_cli.__main__ import run as minitron
+from minitron_cli.checkpoint.describe import describe
+from minitron_cli.checkpoint.provenance import read_manifest
+from minitron_cli.checkpoint.reader import load_config, open_checkpoint
+from minitron_cli.errors import MinitronError
+from minitron_cli.prune.execute import dry_run, prune
+from minitron_cli.prune.mask import masked_source
+from minitron_cli.prune.request import PruneRequest
+from minitron_cli.prune.verify import verify
+from minitron_cli.prune.write import write_pruned
+from minitron_cli.spec.axes import axes_of
+from tests.prune.cutting import CUTS, difference, load, logits_of, plan_for, prune_to
+from tests.toys import toy_ids
+from tests.wrapped import (
+    WRAPPED,
+    TextView,
+    image_batch,
+    load_whole,
+    make_wrapped,
+    spelled,
+    stored,
+)
+
+TOLERANCE = 2e-5  # float32, relative to the spread of the logits
+Wrapped = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Wrapped:
+    """wrapped("gemma3") -> directory of a toy model of text and images, made once. Do not write into it."""
+    made: dict[str, Path] = {}
+
+    def get(model_type: str) -> Path:
+        if model_type not in made:
+            made[model_type] = make_wrapped(model_type, tmp_path_factory.mktemp(model_type))
+        return made[model_type]
+
+    return get
+
+
+def cut_sizes(source: Path, cut: str = "all") -> dict[str, int]:
+    shape = open_checkpoint(source).shape
+    return {axis: size for axis, size in CUTS[cut].items() if axis in shape}
+
+
+@torch.no_grad()
+def image_logits(model: torch.nn.Module, model_type: str) -> torch.Tensor:
+    return model(**image_batch(model_type), use_cache=False).logits
+
+
+@pytest.mark.parametrize("cut", ["hidden", "ffn", "head", "kv", "layer", "all"])
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_trim_equals_mask_for_text_and_for_images(model_type: str, cut: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source = wrapped(model_type)
+    checkpoint = open_checkpoint(source)
+    plan = plan_for(checkpoint, cut_sizes(source, cut))
+    write_pruned(checkpoint, plan, tmp_path / "small")
+    small, masked = load_whole(tmp_path / "small"), load_whole(source)
+    whole = image_logits(masked, model_type)
+    with torch.no_grad():
+        view = TextView(masked)
+        masked_source(view, checkpoint.family, plan)  # in place, so that the whole model is masked
+        text = toy_ids(2, 11)
+        assert difference(small(text, use_cache=False).logits, masked(text, use_cache=False).logits) < TOLERANCE
+    expected = image_logits(masked, model_type)
+    assert difference(image_logits(small, model_type), expected) < TOLERANCE
+    assert difference(expected, whole) > 1e-2, "the cut changed nothing: the test proves nothing"
+    other = image_batch(model_type, seed=1) | {"input_ids": image_batch(model_type)["input_ids"]}
+    with torch.no_grad():
+        assert difference(small(**other, use_cache=False).logits, expected) > 1e-2, "the image changes nothing"
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_what_stands_beside_the_text_model_keeps_its_bytes(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source = wrapped(model_type)
+    prune_to(source, tmp_path / "small", cut_sizes(source))
+    before, after, checkpoint = stored(source), stored(tmp_path / "small"), open_checkpoint(source)
+    cut = [name for name, match in checkpoint.beside.items() if any(map(axes_of, match.weight.dims))]
+    assert cut
+    for name in checkpoint.beside:
+        assert torch.equal(before[name], after[name]) is (name not in cut), name
+    assert (tmp_path / "small" / "preprocessor_config.json").read_text() == '{"size": 8}\n'
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_names_are_written_as_they_were_read(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source = wrapped(model_type)
+    wrapping = open_checkpoint(source).wrapping
+    assert wrapping is not None
+    (after,) = (one for one in wrapping.wrapper.prefixes if one != wrapping.prefixes)
+    other = spelled(Path(shutil.copytree(source, tmp_path / "other")), wrapping.prefixes, after)
+    assert stored(other).keys().isdisjoint(stored(source).keys() - {"lm_head.weight"})
+    prune_to(source, tmp_path / "one", cut_sizes(source))
+    prune_to(other, tmp_path / "two", cut_sizes(source))
+    assert stored(tmp_path / "two").keys() <= stored(other).keys()
+    assert (
+        difference(
+            image_logits(load_whole(tmp_path / "two"), model_type),
+            image_logits(load_whole(tmp_path / "one"), model_type),
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_the_text_model_alone_is_the_text_of_the_whole(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source, sizes = wrapped(model_type), {"hidden": 36, "ffn": 56}
+    checkpoint = open_checkpoint(source)
+    plan = plan_for(checkpoint, sizes)
+    alone = checkpoint.unwrapped()
+    write_pruned(checkpoint, plan, tmp_path / "whole")
+    write_pruned(alone, plan_for(alone, sizes), tmp_path / "text")
+    config = json.loads((tmp_path / "text" / "config.json").read_text())
+    assert config["model_type"] == load_config(source)["model_type"] != model_type
+    model = load(tmp_path / "text")
+    assert config["architectures"] == [type(model).__name__]
+    with torch.no_grad():
+        expected = load_whole(tmp_path / "whole")(toy_ids(2, 11), use_cache=False).logits
+    assert difference(logits_of(tmp_path / "text"), expected) < 1e-6
+    assert not (tmp_path / "text" / "preprocessor_config.json").exists()
+    assert open_checkpoint(tmp_path / "text").wrapping is None
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_a_second_cut_and_verify(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source = wrapped(model_type)
+    first = PruneRequest(model=str(source), drop_layers="1", output=tmp_path / "first", check=True)
+    prune(first, never)
+    again = PruneRequest(model=str(tmp_path / "first"), drop_layers="0", output=tmp_path / "second")
+    facts = dry_run(again).facts
+    result = prune(again, never)
+    assert result.facts == facts
+    assert facts.bytes[1] == sum(t.nbytes for t in stored(tmp_path / "second").values())
+    assert any("--text-only" in warning for warning in facts.warnings)
+    for model, origin in (("first", source), ("second", tmp_path / "first")):
+        assert verify(tmp_path / model, str(origin), forward=True).problems == []
+    load_whole(tmp_path / "second")
+    changed = tmp_path / "second" / "model.safetensors"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\7")
+    assert verify(tmp_path / "second", str(tmp_path / "first")).problems
+
+
+def never(wanted: object) -> None:
+    raise AssertionError("nothing has to be measured")
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_text_only_alone_cuts_nothing(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source = wrapped(model_type)
+    request = PruneRequest(model=str(source), text_only=True, output=tmp_path / "text")
+    assert dry_run(request).facts == prune(request, never).facts
+    with torch.no_grad():
+        expected = load_whole(source)(toy_ids(2, 11), use_cache=False).logits
+    assert difference(logits_of(tmp_path / "text"), expected) < 1e-6
+    assert read_manifest(tmp_path / "text")["options"] == {"target": {}, "force": False, "text_only": True}
+    assert verify(tmp_path / "text", str(source), forward=True).problems == []
+    with pytest.raises(MinitronError, match="a text model already"):
+        dry_run(PruneRequest(model=str(tmp_path / "text"), text_only=True))
+
+
+def test_importance_prune_and_inspect_by_the_command_line(wrapped: Wrapped, tmp_path, capsys) -> None:
+    source, scores, text = wrapped("gemma3"), tmp_path / "s.safetensors", tmp_path / "t.txt"
+    text.write_text("the cat sat on a mat and then it was gone. " * 200)
+    given = ["--data", str(text), "--samples", "4", "--seq-len", "16"]
+    assert minitron(["importance", str(source), *given, "-o", str(scores)]) == 0
+    cut = ["prune", str(source), "--hidden", "36", "--ffn", "56", "--scores", str(scores)]
+    assert minitron([*cut, "-o", str(tmp_path / "small"), "--check"]) == 0
+    assert minitron([*cut, "-o", str(tmp_path / "text"), "--check", "--text-only"]) == 0
+    capsys.readouterr()
+    for model in (source, tmp_path / "small"):
+        assert minitron(["inspect", str(model)]) == 0
+        assert "beside the text model (gemma3)" in capsys.readouterr().out
+    assert describe(open_checkpoint(tmp_path / "text"), 0)["beside"] is None
+    assert (
+        describe(open_checkpoint(tmp_path / "text"), 0)["parameters"]
+        == (describe(open_checkpoint(tmp_path / "small"), 0)["parameters"])
+    )

@@ -1,0 +1,100 @@
+"""Tiny models of text and images, one per model_type that wraps a text model, and a batch of text with an image in it.
+
+Their vision towers see 8 x 8 pixels as 16 patches, which become 4 tokens.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from minitron_cli.spec.wrapper import Prefixes
+from tests.toys import TOY_CONFIGS, randomise, toy_tokenizer
+
+IMAGE = 90  # the id that stands for an image's tokens
+_TOWER = {
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 2,
+}
+SIGLIP = {**_TOWER, "model_type": "siglip_vision_model"}
+WRAPPED: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {**TOY_CONFIGS["gemma3_text"], "model_type": "gemma3_text"},
+        "vision_config": SIGLIP,
+        "mm_tokens_per_image": 4,
+        "image_token_index": IMAGE,
+        "boi_token_index": 91,
+        "eoi_token_index": 92,
+    },
+}
+
+
+def wrapped_model(model_type: str, seed: int = 0, **text: Any) -> Any:
+    """A float32 model with every parameter randomised; `text` are values of its text_config."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = WRAPPED[model_type]
+    config = {**config, "text_config": {**config["text_config"], **text}}
+    if "tie_word_embeddings" in config["text_config"]:
+        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"]
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **config)).float().eval()
+    randomise(model, seed)
+    return model
+
+
+def make_wrapped(model_type: str, path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **text: Any) -> Path:
+    """Save a toy model of text and images with a toy tokenizer and a file of its processor; returns `path`."""
+    wrapped_model(model_type, seed, **text).to(dtype).save_pretrained(path)
+    toy_tokenizer(TOY_CONFIGS["llama"]["vocab_size"]).save_pretrained(path)
+    (path / "preprocessor_config.json").write_text('{"size": 8}\n')
+    return path
+
+
+def spelled(directory: Path, before: Prefixes, after: Prefixes) -> Path:
+    """Rename the tensors of a directory from one way of spelling to another, in place."""
+    file = directory / "model.safetensors"
+    renamed = {}
+    for name, tensor in load_file(file).items():
+        inside = before.inside(name)
+        renamed[after.beside + name.removeprefix(before.beside) if inside is None else after.on_disk(inside)] = tensor
+    save_file(renamed, file, {"format": "pt"})
+    return directory
+
+
+def load_whole(path: Path) -> Any:
+    """The model of text and images as a user loads it, in float32; no weight may be missing or left over."""
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def image_batch(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Two rows of 11 tokens, 4 of them an image's, and the pixels of two images."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, IMAGE, (2, 11), generator=generator)
+    ids[:, 3:7] = IMAGE
+    images = (ids == IMAGE).long()
+    pixels = torch.randn(2, 3, 8, 8, generator=generator)
+    return {"input_ids": ids, "pixel_values": pixels, "token_type_ids": images}
+
+
+def stored(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a directory by its name on disk."""
+    return {name: t for file in directory.glob("model*.safetensors") for name, t in load_file(file).items()}
+
+
+class TextView(torch.nn.Module):
+    """The text model inside a model of text and images, under the names that it has by itself; the same parameters."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.model = whole.model.language_model
+        self.lm_head = whole.lm_head
