@@ -16,8 +16,11 @@ from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import write_manifest
-from minitron_cli.checkpoint.reader import list_tensors, load_config
+from minitron_cli.checkpoint.reader import list_tensors, load_whole_config, text_tensors, wrapper_around
+from minitron_cli.checkpoint.rewrap import rewrap
+from minitron_cli.checkpoint.wrapping import TEXT
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.load import load_config as hf_config
 from minitron_cli.training.load import quiet_transformers
 from minitron_cli.training.state import load_weights, model_tensors
 from minitron_cli.training.step import KDStep
@@ -49,7 +52,7 @@ def export_dtype(source: Path, asked: str | None) -> torch.dtype:
     if not list(source.glob("*.safetensors")):
         return torch.float32
     sizes: Counter[str] = Counter()
-    for info in list_tensors(source).values():
+    for info in text_tensors(source).values():
         sizes[info.dtype] += info.num_bytes
     return _TYPES.get(sizes.most_common(1)[0][0], torch.float32)
 
@@ -74,15 +77,27 @@ def from_checkpoint(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Fill an empty directory with a checkpoint that plain `from_pretrained` loads; `tensors` hold each weight once."""
-    need_space(directory / "model.safetensors", sum(t.numel() * t.element_size() for t in tensors.values()))
+    """Fill an empty directory with a checkpoint that plain `from_pretrained` loads; `tensors` hold each weight once.
+
+    A text model goes back into what its origin has around it, whose weights stay as they are.
+    """
+    wrapped = wrapper_around(origin.model) is not None
+    beside = sum(info.num_bytes for info in list_tensors(origin.model).values()) if wrapped else 0
+    written = sum(t.numel() * t.element_size() for t in tensors.values())
+    need_space(directory / "model.safetensors", written * (1 + wrapped) + beside)
     shell = _shell(origin, dtype)
     first = {id(p): name for name, p in shell.named_parameters()}
     tied = {name: first[id(p)] for name, p in shell.named_parameters(remove_duplicate=False)}
     shell.load_state_dict({**tensors, **{name: tensors[stored] for name, stored in tied.items()}}, assign=True)
     shell.tie_weights()
     with write_errors(directory / "model.safetensors"), quiet_transformers():
-        shell.save_pretrained(directory)
+        if wrapped:
+            text = directory / ".text"
+            shell.save_pretrained(text)
+            rewrap(text, origin.model, directory)
+            shutil.rmtree(text)
+        else:
+            shell.save_pretrained(directory)
         # transformers writes its own reading of the config; nothing in it changed, so the source's words stay.
         (directory / "generation_config.json").unlink(missing_ok=True)
         (directory / "config.json").write_text(json.dumps(_config(origin.model, dtype), indent=2) + "\n")
@@ -126,18 +141,20 @@ def export(
 
 def _shell(origin: Origin, dtype: torch.dtype) -> Any:
     """The model class without memory behind it: it knows how names on disk are spelled and what is tied."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     code = origin.trust_remote_code
-    config = AutoConfig.from_pretrained(origin.model, trust_remote_code=code)
+    config = hf_config(origin.model, code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=code)
 
 
 def _config(source: Path, dtype: torch.dtype) -> dict[str, Any]:
-    config = load_config(source)
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    return {**config, key: str(dtype).removeprefix("torch.")}
+    config = load_whole_config(source)
+    name = str(dtype).removeprefix("torch.")
+    if isinstance(text := config.get(TEXT), dict):
+        config[TEXT] = text | {key: name for key in ("torch_dtype", "dtype") if key in text}
+    return {**config, "torch_dtype" if "torch_dtype" in config else "dtype": name}
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minitron_cli.checkpoint.provenance import combined_digest, file_digest, model_digest, read_manifest
-from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files
+from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files, wrapper_around
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import local_paths, parse_sources
@@ -67,6 +67,11 @@ def check_weights(model: Path, *, from_scratch: bool = False) -> None:
     """
     config = load_config(model)
     if from_scratch:
+        if wrapper_around(model) is not None:
+            raise MinitronError(
+                f"{model} is a model of text and images: with a new text model its vision tower would be of no use",
+                "train a text model: `minitron prune MODEL --text-only` writes one",
+            )
         return
     if family_of(str(config["model_type"])).unmet(config) or config.get("quantization_config"):
         weight_files(model)

@@ -1,0 +1,34 @@
+"""A trained text model goes back into the model of text and images that it was taken from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minitron_cli.checkpoint.headers import TensorInfo
+from minitron_cli.checkpoint.reader import list_tensors, open_checkpoint
+from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
+
+_BLOCK = 16 << 20
+
+
+def rewrap(text: Path, origin: Path, directory: Path) -> None:
+    """Write the weights of `origin` to `directory`, those of its text model being the ones in `text`, a directory too.
+
+    Names are spelled as `origin` spells them; what stands beside the text model is copied byte for byte.
+    """
+    checkpoint = open_checkpoint(origin)
+    sources = {checkpoint.on_disk(name): info for name, info in list_tensors(text).items()}
+    sources |= {name: checkpoint.tensors[name] for name in checkpoint.beside}
+    parts = shards([TensorOut(name, info.dtype, info.shape) for name, info in sources.items()])
+    for file, part in zip(shard_names(len(parts)), parts):
+        with (directory / file).open("wb") as stream:
+            stream.write(header_bytes(part))
+            for tensor in part:
+                _copy(sources[tensor.name], stream.write)
+    write_index(directory, parts)
+
+
+def _copy(info: TensorInfo, write: Callable[[bytes], object]) -> None:
+    with info.file.open("rb") as stream:
+        stream.seek(info.begin)
+        for at in range(0, info.num_bytes, _BLOCK):
+            write(stream.read(min(_BLOCK, info.num_bytes - at)))

@@ -1,0 +1,58 @@
+"""The text model inside a model of text and images is scored and trained; the rest comes out as it went in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitron_cli.errors import MinitronError
+from minitron_cli.training.export import Origin, export_dtype, gather, write_model
+from minitron_cli.training.load import load_student
+from minitron_cli.training.run import train
+from minitron_cli.training.step import kd_step
+from tests.importance.test_modes import assert_same, execution_of, resident_sums, stream
+from tests.toys import toy_ids
+from tests.training.runs import options, write_text
+from tests.wrapped import WRAPPED, image_batch, load_whole, make_wrapped, stored
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_an_untrained_student_is_exported_as_it_was(model_type: str, tmp_path: Path) -> None:
+    source, out = make_wrapped(model_type, tmp_path / "source", dtype=torch.bfloat16), tmp_path / "out"
+    step = kd_step(load_student(source, from_scratch=False, seed=0))
+    dtype = export_dtype(source, None)
+    out.mkdir()
+    write_model(out, Origin(source, source), gather(step, dtype, rank=0), dtype)
+    before, after = stored(source), stored(out)
+    assert after.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    assert {file.name for file in out.iterdir()} == {file.name for file in source.iterdir()}
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_streamed_is_resident(model_type: str, tmp_path: Path) -> None:
+    execution = execution_of(make_wrapped(model_type, tmp_path / "source"), tmp_path)
+    assert_same(resident_sums(execution), stream.run(execution, on_disk=False))
+
+
+def test_distillation_trains_the_text_model_alone(tmp_path: Path) -> None:
+    student, teacher = (make_wrapped("gemma3", tmp_path / name, seed) for name, seed in (("one", 0), ("two", 1)))
+    text = write_text(tmp_path / "text.jsonl")
+    train(options(student, text, tmp_path / "out", teacher))
+    before, after = stored(student), stored(tmp_path / "out")
+    assert after.keys() == before.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]) is not name.startswith("language_model."), name
+    with torch.no_grad():
+        one, two, three = (
+            load_whole(path)(toy_ids(2, 11), use_cache=False).logits for path in (tmp_path / "out", teacher, student)
+        )
+    assert (one - two).norm() < (three - two).norm()
+    load_whole(tmp_path / "out")(**image_batch("gemma3"))
+
+
+def test_from_scratch_is_refused(tmp_path: Path) -> None:
+    source, text = make_wrapped("gemma3", tmp_path / "source"), write_text(tmp_path / "text.jsonl")
+    with pytest.raises(MinitronError, match="model of text and images"):
+        train(options(source, text, tmp_path / "out", from_scratch=True))
