@@ -5,7 +5,8 @@ from typing import Any
 
 from minitron_cli.cli import training_options as o
 from minitron_cli.cli.common import examples
-from minitron_cli.cli.training_verbs import launch, record
+from minitron_cli.cli.training_verbs import RECORDING, launch, record
+from minitron_cli.errors import MinitronError
 
 NAME = "distill"
 EXAMPLES = examples(
@@ -15,9 +16,11 @@ EXAMPLES = examples(
 
 
 def _act(given: Mapping[str, Any]) -> int:
-    plain = {name: value for name, value in given.items() if name not in ("record_teacher", "top_k")}
+    plain = {name: value for name, value in given.items() if name not in RECORDING}
     if given["record_teacher"] is not None:
-        return record(plain, given["record_teacher"], given["top_k"])
+        return record(plain, given["record_teacher"], *(() if given["record"] is None else (given["record"],)))
+    if given["record"] is not None:
+        raise MinitronError("--record says what --record-teacher DIR writes", "give --record-teacher DIR too")
     return launch(NAME, plain)
 
 

@@ -20,7 +20,7 @@ def _act(given: Mapping[str, Any]) -> int:
     return launch(NAME, {**of_shear(given["model"], given), "export_step": None})
 
 
-_LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map", "record_teacher", "top_k"))
+_LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map", "record_teacher", "record", "top_k"))
 _OPTIMIZER = o.without(o.OPTIMIZER, "branch_from")
 _RUNNING = o.without(o.RUNNING, "compile", "export_at", "export_step")
 _PARAMETERS = (o.model("MODEL"), *o.sizes(), *o.DATA, *o.LENGTH, *o.MASKS, *_LOSS, *_OPTIMIZER, *_RUNNING)

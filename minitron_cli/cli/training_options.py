@@ -92,9 +92,10 @@ LOSS = (
         help="split it over the devices [default: where there are several]",
     ),
     _option(
-        "record_teacher", Path, "--record-teacher", help="only write the teacher's top k there, to train from later"
+        "record_teacher", Path, "--record-teacher", help="only write what the teacher says there, to train from later"
     ),
-    _option("top_k", int, "--top-k", help="ids of each token that are recorded", default=128),
+    _option("record", str, "--record", help="what: top-k, or sampled:N, N draws from it a token [default: top-k]"),
+    _option("top_k", int, "--top-k", help="likeliest ids of each token that are recorded"),
 )
 OPTIMIZER = (
     _option("lr", float, "--lr", help="peak learning rate"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # What the command line has beyond the fields of `Options`.
 CONTROL = ("model", "output", "nproc", "preset", "export_step", "preflight", "overwrite", "dry_run", "as_json")
+RECORDING = ("record_teacher", "record")
 
 _MADE = {"distill": "distilled", "train": "trained", "shear": "sheared"}
 
@@ -56,25 +57,26 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         return _run(options, control)
 
 
-def record(given: Mapping[str, Any], directory: Path, top_k: int) -> int:
-    """Carry out `distill --record-teacher`; returns the exit code."""
+def record(given: Mapping[str, Any], directory: Path, what: str = "top-k") -> int:
+    """Carry out `distill --record-teacher DIR --record WHAT`; returns the exit code."""
     from minitron_cli.training.cached_logits.record import plan_recording, record_teacher
 
     control = {name: given[name] for name in CONTROL}
     options = _options("distill", control, {k: v for k, v in given.items() if k not in CONTROL})
     if control["dry_run"]:
-        plan = plan_recording(options, directory, top_k)
+        plan = plan_recording(options, directory, what)
         planned = {"output": str(directory), "windows": plan.num_windows, "bytes": plan.num_bytes}
         emit(planned, control["as_json"], lambda: print(f"would record {plan} in {directory}"))
         return 0
-    found = record_teacher(options, directory, top_k, say)
+    found = record_teacher(options, directory, what, say)
     facts = {"output": str(found.path), "tokens": found.tokens, "bytes": found.bytes, "finished": not found.stopped_by}
     emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
     return found.stopped_by
 
 
 def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
-    print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])} in all")
+    each = f"{facts['bytes'] / max(1, facts['tokens']):.0f} bytes a token"
+    print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])}, {each}")
     if facts["finished"]:
         data = [word for source in options.data for word in ("--data", source)]
         print("next:", command_line("distill", options.student, "--teacher", facts["output"], *data))

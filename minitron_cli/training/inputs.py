@@ -18,6 +18,7 @@ from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_differences, to
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.training.cached_logits.sampled import KINDS as DRAWN_KINDS
 from minitron_cli.training.cached_logits.store import HEADER as RECORDING_HEADER
 from minitron_cli.training.cached_logits.store import Recording, is_recording, open_recording
 from minitron_cli.training.defaults import split_share
@@ -109,6 +110,11 @@ def _with_recording(options: Options, student: Path, path: Path, num_teachers: i
         raise MinitronError(
             f"{path} was recorded at temperature {recording.header.temperature:g}, not {options.temperature:g}",
             f"train with --temperature {recording.header.temperature:g}, or record again",
+        )
+    if recording.header.draws and options.kind not in DRAWN_KINDS:
+        raise MinitronError(
+            f"--kind {options.kind} needs the teacher's probabilities: {path} holds draws from it",
+            f"give --kind {' or '.join(DRAWN_KINDS)}, or record with --record top-k",
         )
     if options.cross_doc != recording.header.cross_doc:
         given = ["--no-cross-doc", "--cross-doc"]

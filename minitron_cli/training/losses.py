@@ -13,8 +13,7 @@ from torch import Tensor
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import fused
-from minitron_cli.training.cached_logits import topk
-from minitron_cli.training.cached_logits.topk import TopK
+from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.divergences import Softmax, divergence, softmax
 from minitron_cli.training.fused import Block, Job, LossSums
 from minitron_cli.training.head import Head, logits_into
@@ -102,10 +101,10 @@ def fused_cross_entropy(
     return fused.run(hidden, head, job)
 
 
-def fused_topk_distillation(
+def fused_cached_distillation(
     hidden: Tensor,
     head: Head,
-    cache: TopK,
+    cache: Cached,
     weights: Tensor,
     *,
     div: Divergence = FORWARD_KL,
@@ -116,17 +115,18 @@ def fused_topk_distillation(
     chunk_tokens: int | None = None,
     retain_graph: bool = False,
 ) -> LossSums:
-    """`fused_distillation` from a recorded teacher: its k largest log-probabilities and one bucket for all other ids.
+    """`fused_distillation` from what a teacher said, recorded at `div.temperature`.
 
-    The cache was recorded at `div.temperature`. The divergence is that of the two distributions over k + 1 buckets, a
-    lower bound of the full one that is tight when the student spreads the rest as the teacher does.
+    Of its k largest log-probabilities and one bucket for all other ids the divergence is that of the two distributions
+    over k + 1 buckets, a lower bound of the full one that is tight when the student spreads the rest as the teacher
+    does. Of draws from it divergence and gradient are the full ones in expectation.
     """
     assert targets is not None or ce_weight == 0, "cross-entropy needs targets"
 
     def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, slope: Tensor | None) -> Block:
         student = softmax(z_s, div.temperature)
         labels = None if targets is None else Labels.of(z_s, student, div.temperature, targets[tokens])
-        kd = topk.divergence(div, student, cache.at(tokens), slope)
+        kd = cache.at(tokens).divergence(div, student, slope)
         return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight))
 
     vocab = shared_vocab([head], vocab)

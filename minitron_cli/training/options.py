@@ -78,6 +78,7 @@ class Options:
     ce_weight: Annotated[float, Within(0)] = 0.0
     hidden_loss: Annotated[str, OneOf(METRICS)] = "cosine"
     layer_map: tuple[str, ...] = ()
+    top_k: Annotated[int, count(1, 2**16)] = 128  # of a teacher that is recorded
     # Which of the student's weights are trained (see trainable.py): all unless some are named.
     train_only: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()

@@ -108,7 +108,7 @@ def micro_batches(share: Share, size: int, tokens: int, device: torch.device) ->
         if share.positions is not None:
             more["position_ids"] = _move(share.positions[part], device)
         if share.taught is not None:
-            more["recorded"] = share.taught.top_k(part, device)
+            more["recorded"] = share.taught.at(part, device)
         yield Micro(_move(share.ids[part], device), _move(weights[part], device), more, start + size >= len(share.ids))
 
 

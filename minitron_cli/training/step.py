@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from minitron_cli.training.cached_logits.topk import TopK
+from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.distributed import Gathered, shard_frozen
 from minitron_cli.training.head import check_head
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective
@@ -73,7 +73,7 @@ class KDStep(nn.Module):
         return [group for term in self._terms for group in term.param_groups()]
 
     def forward(
-        self, ids: Tensor, weights: Tensor, position_ids: Tensor | None = None, recorded: TopK | None = None
+        self, ids: Tensor, weights: Tensor, position_ids: Tensor | None = None, recorded: Cached | None = None
     ) -> dict[str, Tensor]:
         """ids (B, S) int64, weights (B, S) of predicting the next token, mask / global tokens -> scalar sums.
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.cached_logits.topk import TopK
+from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.head import head_of
 from minitron_cli.training.losses import (
     Teacher,
+    fused_cached_distillation,
     fused_cross_entropy,
     fused_distillation,
-    fused_topk_distillation,
     shared_vocab,
 )
 from minitron_cli.training.objectives import EMBEDDING, Objective
@@ -55,7 +55,7 @@ class Context:
     weights: Tensor
     student: Side
     teachers: Sequence[Side]
-    cached: TopK | None
+    cached: Cached | None
 
     @property
     def targets(self) -> Tensor:
@@ -148,7 +148,7 @@ class Logits(Term):
             "targets": context.targets if with_ce else None,
         }
         if context.cached is not None:
-            sums = fused_topk_distillation(last, head, context.cached, weights.flatten(), **common)
+            sums = fused_cached_distillation(last, head, context.cached, weights.flatten(), **common)
         else:
             teachers = self._teachers(context.teachers)
             sums = fused_distillation(last, head, teachers, weights.flatten(), agreement=measuring, **common)

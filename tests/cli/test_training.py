@@ -64,6 +64,10 @@ def test_record_and_learn_from_the_record(
     assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "16"]) == 0
     assert f"--teacher {tmp_path / 'top'}" in capfd.readouterr().out
     assert run(typed("distill", toy("llama"), text, tmp_path / "out", "--teacher", str(tmp_path / "top"))) == 0
+    assert run([*first, "--record", "sampled:16"]) == 1
+    assert "error: --record says what --record-teacher DIR writes" in capfd.readouterr().err
+    assert run([*first, "--record-teacher", str(tmp_path / "drawn"), "--record", "sampled:16"]) == 0
+    assert re.search(r"\d+ bytes a token", capfd.readouterr().out)
     assert not (tmp_path / "x").exists()
 
 
@@ -207,7 +211,7 @@ def test_every_option_is_a_field_or_says_what_else_it_is() -> None:
     from minitron_cli.cli import training_options, training_verbs
     from minitron_cli.training.options import Options
 
-    known = {f.name for f in fields(Options)} | set(training_verbs.CONTROL) | {"record_teacher", "top_k"}
+    known = {f.name for f in fields(Options)} | set(training_verbs.CONTROL) | set(training_verbs.RECORDING)
     tables = ("TEACHER", "FROM_SCRATCH", "DATA", "LENGTH", "MASKS", "LOSS", "OPTIMIZER", "RUNNING")
     names = [parameter.name for table in tables for parameter in getattr(training_options, table)]
     assert len(names) == len(set(names))

@@ -68,7 +68,7 @@ def naive_topk_distillation(
     vocab: int | None = None,
     **_: Any,
 ) -> LossSums:
-    """`fused_topk_distillation` with (N, V) logits."""
+    """`fused_cached_distillation` with (N, V) logits."""
     z_s = _logits(hidden, head, shared_vocab([head], vocab))
     log_p = torch.log_softmax(z_s / div.temperature, -1)
     rest = log_p.scatter(1, cache.ids, float("-inf")).logsumexp(-1, keepdim=True)

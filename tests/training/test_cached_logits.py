@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,14 @@ def losses(output: Path) -> np.ndarray:
 
 
 def test_all_but_one_id_teach_what_the_teacher_does(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
-    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 96)
+    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher, top_k=96), tmp_path / "top")
     train(options(toy("llama"), text, tmp_path / "live", teacher))
     train(options(toy("llama"), text, tmp_path / "recorded", tmp_path / "top"))
     np.testing.assert_allclose(losses(tmp_path / "recorded"), losses(tmp_path / "live"), rtol=2e-3)
 
 
 def test_a_short_recording_is_a_lower_bound_and_smaller(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
-    found = record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 8)
+    found = record_teacher(options(toy("llama"), text, tmp_path / "x", teacher, top_k=8), tmp_path / "top")
     train(options(toy("llama"), text, tmp_path / "live", teacher, steps=2))
     train(options(toy("llama"), text, tmp_path / "recorded", tmp_path / "top", steps=2))
     assert losses(tmp_path / "recorded")[0] < losses(tmp_path / "live")[0]
@@ -56,12 +57,12 @@ def test_a_short_recording_is_a_lower_bound_and_smaller(toy: Toy, text: Path, te
 
 
 def test_what_is_recorded_is_the_models_own_distribution(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
-    line = options(toy("llama"), text, tmp_path / "x", teacher)
-    record_teacher(line, tmp_path / "top", 5)
+    line = options(toy("llama"), text, tmp_path / "x", teacher, top_k=5)
+    record_teacher(line, tmp_path / "top")
     found = store.open_recording(tmp_path / "top")
     order = prepare(line, World(0, 1, torch.device("cpu"))).order
     files, windows = order.places(3)
-    top = found.read(files, windows).top_k(slice(1, 3), torch.device("cpu"))
+    top = found.read(files, windows).at(slice(1, 3), torch.device("cpu"))
     with torch.no_grad():
         probs = AutoModelForCausalLM.from_pretrained(teacher)(torch.from_numpy(order.rows(3)[1:3])).logits.softmax(-1)
     expected = probs.topk(5).values[:, :-1]
@@ -74,18 +75,18 @@ def test_what_is_recorded_is_the_models_own_distribution(toy: Toy, text: Path, t
 def test_an_interrupted_recording_goes_on_to_the_same_bytes(
     toy: Toy, text: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    line = options(toy("llama"), text, tmp_path / "x", teacher)
-    record_teacher(line, tmp_path / "whole", 8)
-    record_teacher(line, tmp_path / "cut", 8)
+    line = options(toy("llama"), text, tmp_path / "x", teacher, top_k=8)
+    record_teacher(line, tmp_path / "whole")
+    record_teacher(line, tmp_path / "cut")
     data = tmp_path / "cut" / "top-0.bin"
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 3])
     (tmp_path / "cut" / "header.json").unlink()
     assert not store.is_recording(tmp_path / "cut")
-    record_teacher(line, tmp_path / "cut", 8)
+    record_teacher(line, tmp_path / "cut")
     assert data.read_bytes() == whole == (tmp_path / "whole" / "top-0.bin").read_bytes()
     with pytest.raises(MinitronError, match="holds a recording of something else"):
-        record_teacher(line, tmp_path / "cut", 9)
+        record_teacher(replace(line, top_k=9), tmp_path / "cut")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_an_interrupted_recording_goes_on_to_the_same_bytes(
 def test_a_recording_that_does_not_fit_is_refused(
     changes: dict, message: str, toy: Toy, text: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher), tmp_path / "top", 8)
+    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher, top_k=8), tmp_path / "top")
     with pytest.raises(MinitronError, match=re.escape(message)):
         train(options(toy("llama"), text, tmp_path / "out", tmp_path / "top", **changes))
 
@@ -129,7 +130,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "windows empty": (lambda top, other: (top / "windows-0.npy").write_bytes(b""), "windows-0.npy cannot be read"),
     "windows backwards": (
         lambda top, other: np.save(top / "windows-0.npy", np.load(top / "windows-0.npy")[::-1]),
-        "windows-0.npy does not hold window numbers in ascending order",
+        "windows-0.npy does not hold numbers in ascending order",
     ),
 }
 
@@ -139,7 +140,7 @@ def recordings(toy: Toy, text: Path, teacher: Path, tmp_path_factory: pytest.Tem
     """Recordings of two teachers over the windows of two steps."""
     place = tmp_path_factory.mktemp("recordings")
     for name, model in (("one", teacher), ("other", toy("llama"))):
-        record_teacher(options(toy("llama"), text, place / "x", model, steps=2), place / name, 8)
+        record_teacher(options(toy("llama"), text, place / "x", model, steps=2, top_k=8), place / name)
     return place / "one", place / "other"
 
 
@@ -176,7 +177,7 @@ def test_records_beyond_the_plan_are_dropped_when_a_recording_goes_on(
     whole = (top / "top-0.bin").read_bytes()
     (top / "header.json").unlink()
     (top / "top-0.bin").write_bytes(whole * 2)
-    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher, steps=2), top, 8)
+    record_teacher(options(toy("llama"), text, tmp_path / "x", teacher, steps=2, top_k=8), top)
     assert (top / "top-0.bin").read_bytes() == whole
 
 
@@ -185,15 +186,15 @@ def test_a_recording_that_the_system_cuts_off_says_which_file(
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    line = options(toy("llama"), text, tmp_path / "x", teacher)
+    line = options(toy("llama"), text, tmp_path / "x", teacher, top_k=8)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
         with pytest.raises(MinitronError, match="top cannot be written: a file would exceed the size"):
-            record_teacher(line, tmp_path / "top", 8)
+            record_teacher(line, tmp_path / "top")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    record_teacher(line, tmp_path / "top", 8)
+    record_teacher(line, tmp_path / "top")
     assert store.is_recording(tmp_path / "top")
 
 
@@ -201,8 +202,8 @@ def test_documents_kept_apart_teach_what_the_live_teacher_does(
     toy: Toy, text: Path, teacher: Path, tmp_path: Path
 ) -> None:
     apart = {"cross_doc": False, "seq_len": 128, "steps": 4}
-    store_at, line = tmp_path / "top", options(toy("llama"), text, tmp_path / "x", teacher, **apart)
-    record_teacher(line, store_at, 96)
+    store_at, line = tmp_path / "top", options(toy("llama"), text, tmp_path / "x", teacher, top_k=96, **apart)
+    record_teacher(line, store_at)
     train(options(toy("llama"), text, tmp_path / "live", teacher, **apart))
     train(options(toy("llama"), text, tmp_path / "recorded", store_at, **apart))
     # Cached values are float16.
@@ -215,10 +216,10 @@ def test_documents_kept_apart_teach_what_the_live_teacher_does(
 def test_a_header_without_the_field_was_recorded_with_joined_documents(
     toy: Toy, text: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    line = options(toy("llama"), text, tmp_path / "x", teacher)
-    record_teacher(line, tmp_path / "top", 8)
+    line = options(toy("llama"), text, tmp_path / "x", teacher, top_k=8)
+    record_teacher(line, tmp_path / "top")
     header = json.loads((tmp_path / "top" / "header.json").read_text())
-    for newer in ("cross_doc", "files", "digest"):
+    for newer in ("cross_doc", "draws", "power", "seed", "files", "digest"):
         del header[newer]
     (tmp_path / "top" / "header.json").write_text(json.dumps(header))
     assert store.open_recording(tmp_path / "top").header.cross_doc

@@ -11,7 +11,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training.cached_logits.topk import TopK, record
 from minitron_cli.training.fused import LossSums
 from minitron_cli.training.head import Head
-from minitron_cli.training.losses import Teacher, fused_cross_entropy, fused_distillation, fused_topk_distillation
+from minitron_cli.training.losses import Teacher, fused_cached_distillation, fused_cross_entropy, fused_distillation
 from minitron_cli.training.objectives import KINDS, Divergence
 from tests.training.naive import naive_cross_entropy, naive_distillation, naive_topk_distillation
 
@@ -76,7 +76,7 @@ OPTIONS = [
 def test_gradient_is_the_finite_difference(op: Any, rule: dict[str, Any], options: dict[str, Any]) -> None:
     case = make(**rule)
     case["targets"] %= options.get("vocab", V)
-    function = fused_distillation if op is distil else fused_topk_distillation
+    function = fused_distillation if op is distil else fused_cached_distillation
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # Times 3: the upstream gradient is not 1.
@@ -89,7 +89,7 @@ def test_gradient_is_the_finite_difference(op: Any, rule: dict[str, Any], option
 @pytest.mark.parametrize(("rule", "options"), OPTIONS)
 @pytest.mark.parametrize(
     ("op", "fused", "naive"),
-    [(distil, fused_distillation, naive_distillation), (topk, fused_topk_distillation, naive_topk_distillation)],
+    [(distil, fused_distillation, naive_distillation), (topk, fused_cached_distillation, naive_topk_distillation)],
     ids=["full", "topk"],
 )
 def test_fused_is_naive(op: Any, fused: Any, naive: Any, rule: dict[str, Any], options: dict[str, Any]) -> None:
@@ -303,9 +303,9 @@ def test_vocabulary_slice_is_the_divergence_of_the_sliced_heads() -> None:
 def test_top_k_of_all_ids_is_the_full_divergence() -> None:
     case = make()
     full = distil(fused_distillation, case)
-    assert_same(topk(fused_topk_distillation, case, k=V), full, case, rtol=1e-7, atol=1e-9)
+    assert_same(topk(fused_cached_distillation, case, k=V), full, case, rtol=1e-7, atol=1e-9)
     # With a tail, the bucketed divergence is a lower bound (data processing inequality), and not 0.
-    assert 0 < topk(fused_topk_distillation, case, k=3).kd < full.kd
+    assert 0 < topk(fused_cached_distillation, case, k=3).kd < full.kd
 
 
 def test_record_keeps_the_mass_of_the_tail() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from minitron_cli.checkpoint.atomic import check_apart
 from minitron_cli.checkpoint.disk import need_space, write_errors
@@ -17,6 +18,8 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device, choose_dtype
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits import store, topk
+from minitron_cli.training.cached_logits.layout import Cached
+from minitron_cli.training.cached_logits.sampled import draw, offsets_of
 from minitron_cli.training.cached_logits.store import Header
 from minitron_cli.training.head import check_head, head_of
 from minitron_cli.training.inputs import paths_read, windows_read
@@ -27,6 +30,8 @@ from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
 from minitron_cli.training.rows import share_of
 from minitron_cli.training.student import Taps
+
+TOP_K = "top-k"  # what is recorded unless draws are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +60,19 @@ class RecordingPlan:
 
     @property
     def num_bytes(self) -> int:
-        return self.num_windows * self.header.record().itemsize
+        """What the records take at the most."""
+        return self.num_windows * self.header.layout().most_bytes()
 
     def __str__(self) -> str:
         return (
-            f"the top {self.header.top_k} of {self.header.vocab:,} from {self.ready.options.teacher[0]} over "
-            f"{self.num_windows:,} windows of {self.header.seq_len} tokens: {self.num_bytes / 1e9:.2f} GB"
+            f"{self.header} of {self.header.vocab:,} from {self.ready.options.teacher[0]} over {self.num_windows:,} "
+            f"windows of {self.header.seq_len} tokens: {'at most ' * bool(self.header.draws)}"
+            f"{self.num_bytes / 1e9:.2f} GB"
         )
 
 
-def plan_recording(options: Options, path: Path, top_k: int) -> RecordingPlan:
-    """Make every check of a recording of `top_k` ids into `path`; nothing is loaded or written there."""
+def plan_recording(options: Options, path: Path, record: str = TOP_K) -> RecordingPlan:
+    """Make every check of a recording into `path` (see `parse_record`); nothing is loaded or written there."""
     device = choose_device(options.teacher_device or options.device)
     ready = prepare(options, World(0, 1, device))
     check_apart(path, paths_read(ready.options, ready.models))
@@ -75,7 +82,7 @@ def plan_recording(options: Options, path: Path, top_k: int) -> RecordingPlan:
         raise MinitronError(
             "a recording is of one teacher", "give one --teacher MODEL, and record each into its own directory"
         )
-    header = _header(ready, ready.order, top_k)
+    header = _header(ready, ready.order, record)
     assert ready.options.steps is not None
     found = RecordingPlan(ready, ready.order, header, windows_read(ready.order, ready.options.steps), device)
     store.check_place(path, header, found.windows)
@@ -83,15 +90,16 @@ def plan_recording(options: Options, path: Path, top_k: int) -> RecordingPlan:
     return found
 
 
-def _header(ready: Prepared, order: Order, top_k: int) -> Header:
-    teacher = ready.models.teachers[0]
+def _header(ready: Prepared, order: Order, record: str) -> Header:
     vocab = min(size.shape["vocab"] for size in ready.sizes)
-    if not 0 < top_k < vocab:
+    draws, power = parse_record(record)
+    top_k = 0 if draws else ready.options.top_k
+    if not draws and not top_k < vocab:
         raise MinitronError(
             f"--top-k {top_k} does not fit {vocab} ids", f"give 1 to {vocab - 1}; the papers lose below 100"
         )
     return Header(
-        teacher=model_digest(teacher),
+        teacher=model_digest(ready.models.teachers[0]),
         tokenizer_hash=order.files[0].header.tokenizer_hash,
         tokens_sha256=tuple(f.header.tokens_sha256 for f in order.files),
         seq_len=order.seq_len,
@@ -99,23 +107,44 @@ def _header(ready: Prepared, order: Order, top_k: int) -> Header:
         vocab=vocab,
         temperature=ready.options.temperature,
         cross_doc=ready.options.cross_doc,
+        draws=draws,
+        power=power,
+        seed=ready.options.seed if draws else 0,
     )
 
 
+def parse_record(text: str) -> tuple[int, float]:
+    """The draws of a token and the power that the teacher's distribution is raised to for them; no draws: the top k."""
+    if text == TOP_K:
+        return 0, 1.0
+    kind, _, numbers = text.partition(":")
+    draws, _, power = numbers.partition(":")
+    try:
+        found = int(draws), float(power or 1)
+    except ValueError:
+        found = (0, 1.0)
+    if kind != "sampled" or not 0 < found[0] < 1 << 16 or not 0 < found[1] <= 4:
+        raise MinitronError(
+            f"--record {text!r} is unknown",
+            f"{TOP_K}, or sampled:DRAWS[:POWER], e.g. sampled:64 (at most 65535 draws, a power above 0, at most 4)",
+        )
+    return found
+
+
 def record_teacher(
-    options: Options, path: Path, top_k: int, say: Callable[[str], None] = lambda text: None
+    options: Options, path: Path, record: str = TOP_K, say: Callable[[str], None] = lambda text: None
 ) -> Recorded:
     """Record the teacher of `options` for every window that its steps read; the same line again goes on."""
-    plan = plan_recording(options, path, top_k)
+    plan = plan_recording(options, path, record)
     with write_errors(path):
         store.begin(path, plan.header, plan.windows)
         say(f"recording {plan} in {path}")
         with stop_on_signal() as stop:
             done = _record(plan, path, stop)
         if done < plan.num_windows:
-            return Recorded(path, done * plan.header.seq_len, plan.num_bytes, stop.exit_code)
+            return Recorded(path, done * plan.header.seq_len, plan.header.num_bytes(path), stop.exit_code)
         store.finish(path, plan.header)
-    return Recorded(path, plan.num_windows * plan.header.seq_len, plan.num_bytes)
+    return Recorded(path, plan.num_windows * plan.header.seq_len, plan.header.num_bytes(path))
 
 
 def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
@@ -129,10 +158,10 @@ def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
     began, before = time.perf_counter(), sum(counts)
     try:
         for i, numbers in enumerate(plan.windows):
-            with (path / f"top-{i}.bin").open("ab") as stream:
+            with header.file(path, i).open("ab") as stream:
                 while counts[i] < len(numbers) and not stop.signal:
                     part = numbers[counts[i] : counts[i] + ready.micro_batch]
-                    stream.write(_records(teacher, plan.order, np.full(len(part), i), part, header))
+                    stream.writelines(_records(teacher, plan.order, i, part, header))
                     counts[i] += len(part)
                     rate = (sum(counts) - before) * header.seq_len / (time.perf_counter() - began)
                     display.step(sum(counts), {}, rate)
@@ -142,9 +171,16 @@ def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
 
 
 @torch.no_grad()
-def _records(teacher: torch.nn.Module, order: Order, files: np.ndarray, windows: np.ndarray, header: Header) -> bytes:
-    """The packed records of window windows[r] of token file files[r]; documents are kept apart as the header says."""
+def _records(teacher: nn.Module, order: Order, file: int, windows: np.ndarray, header: Header) -> list[bytes]:
+    """The records of some windows of a token file; documents are kept apart as the header says."""
+    files = np.full(len(windows), file)
     share = share_of(order.rows_at(files, windows), None if header.cross_doc else order.documents_at(files, windows))
-    hidden, _ = Taps(teacher, ()).run(share.ids, share.positions)
-    top = topk.record(hidden[:, :-1].flatten(0, 1), head_of(teacher), header.top_k, header.temperature, header.vocab)
-    return store.pack(header, top, len(windows))
+    last, _ = Taps(teacher, ()).run(share.ids, share.positions)
+    hidden, head = last[:, :-1].flatten(0, 1), head_of(teacher)
+    found: Cached
+    if header.draws:
+        offsets = torch.from_numpy(offsets_of(header.seed, file, windows, header.seq_len - 1)).flatten()
+        found = draw(hidden, head, offsets, header.draws, header.power, header.temperature, header.vocab)
+    else:
+        found = topk.record(hidden, head, header.top_k, header.temperature, header.vocab)
+    return header.layout().pack(found, len(windows))

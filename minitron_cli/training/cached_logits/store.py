@@ -1,29 +1,28 @@
-"""A teacher on disk: its k most likely next tokens for every window of some token files, and the mass of all others.
+"""A teacher on disk: what it says of the next token for every window of some token files (see layout.py).
 
-    DIR/plan.json        what is being recorded, written first: only under the same does an interrupted one go on
-    DIR/windows-I.npy    which windows of token file I there are, ascending (n,) int64
-    DIR/top-I.bin        n records in that order, appended as they are made
-    DIR/header.json      the plan again and the sha256 of the files, written last: with it the recording is finished
-
-A record holds, for the seq_len - 1 predictions of its window, ids (uint16 or uint32), log-probabilities and the log of
-the rest's probability (float16). Rounding to float16 leaves sums a little off 1: they are normalised when read.
+DIR/plan.json        what is being recorded, written first: only under the same does an interrupted one go on
+DIR/windows-I.npy    which windows of token file I there are, ascending (n,) int64
+DIR/top-I.bin        their n records in that order, appended as they are made; drawn-I.bin where ids are drawn
+DIR/ends-I.npy       where each record of drawn-I.bin ends (n,) int64
+DIR/header.json      the plan again and the sha256 of the files, written last: with it the recording is finished
 """
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.checkpoint.disk import make_directory
 from minitron_cli.checkpoint.provenance import changed_files, digests
 from minitron_cli.checkpoint.seal import DIGEST, require_unaltered, sealed
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.cached_logits.topk import TopK
+from minitron_cli.training.cached_logits.layout import Cached, Layout, SampledLayout, TopKLayout
 
 PLAN, HEADER, FORMAT = "plan.json", "header.json", "minitron-teacher-1"
 _AGAIN = "remove the directory and record the teacher again"
@@ -31,7 +30,8 @@ _AGAIN = "remove the directory and record the teacher again"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a recording is of. `vocab` ids were compared, `top_k` of them kept, at `temperature`."""
+    """What a recording is of. `vocab` ids were compared at `temperature`, and of each distribution kept the `top_k`
+    ids, or where these are 0 `draws` of them, drawn by `seed` from the distribution raised to `power`."""
 
     teacher: str  # digest of the model
     tokenizer_hash: str
@@ -41,19 +41,34 @@ class Header:
     vocab: int
     temperature: float
     cross_doc: bool = True  # whether the teacher saw the documents of a window as one text
+    draws: int = 0
+    power: float = 1.0
+    seed: int = 0
     format: str = FORMAT
 
-    def record(self) -> np.dtype:
-        """One window on disk."""
-        predictions = self.seq_len - 1
-        ids = "<u2" if self.vocab <= 1 << 16 else "<u4"
-        kept = (predictions, self.top_k)
-        return np.dtype([("ids", ids, kept), ("log_probs", "<f2", kept), ("tail", "<f2", (predictions,))])
+    def layout(self) -> Layout:
+        """How a window lies on disk."""
+        if self.draws:
+            return SampledLayout(self.seq_len - 1, self.draws, self.power, self.vocab)
+        return TopKLayout(self.seq_len - 1, self.top_k, self.vocab)
+
+    def file(self, path: Path, index: int) -> Path:
+        """The records of a token file."""
+        return path / f"{self.layout().name}-{index}.bin"
+
+    def num_bytes(self, path: Path) -> int:
+        """What the records take now."""
+        return sum(file.stat().st_size for file in path.glob(f"{self.layout().name}-*.bin"))
+
+    def __str__(self) -> str:
+        if not self.draws:
+            return f"the top {self.top_k}"
+        return f"{self.draws} draws" + (f" from p^{self.power:g}" if self.power != 1 else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """An open recording: per token file the window numbers it has, and their records as a memory map.
+    """An open recording: per token file the window numbers it has, their records as bytes, and where each one ends.
 
     `files` maps the name of each file to its sha256; it is empty for a recording that was made without.
     """
@@ -62,6 +77,7 @@ class Recording:
     header: Header
     windows: tuple[np.ndarray, ...]
     records: tuple[np.ndarray, ...]
+    ends: tuple[np.ndarray, ...]
     files: Mapping[str, str] = field(default_factory=dict)
 
     def require_unaltered(self) -> None:
@@ -75,36 +91,28 @@ class Recording:
 
     def read(self, files: np.ndarray, windows: np.ndarray) -> "Taught":
         """The records of window windows[r] of token file files[r] as row r."""
-        rows = np.empty(len(windows), self.header.record())
-        for file in np.unique(files):
-            mine = files == file
-            rows[mine] = self.records[file][np.searchsorted(self.windows[file], windows[mine])]
-        if (largest := int(rows["ids"].max(initial=0))) >= self.header.vocab:
-            raise MinitronError(f"{self.path} is damaged: it holds id {largest} of {self.header.vocab}", _AGAIN)
-        return Taught(rows)
+        return Taught(self.header.layout(), [self._record(f, w) for f, w in zip(files, windows)], str(self.path))
+
+    def _record(self, file: int, window: int) -> bytes:
+        place = int(np.searchsorted(self.windows[file], window))
+        begin = self.ends[file][place - 1] if place else 0
+        return self.records[file][begin : self.ends[file][place]].tobytes()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
-    """Records of some rows: (row,) of `Header.record`."""
+    """The records of some rows, and whose they are."""
 
-    rows: np.ndarray
+    layout: Layout
+    records: list[bytes]
+    source: str
 
-    def top_k(self, part: slice, device: torch.device) -> TopK:
+    def at(self, part: slice, device: torch.device) -> Cached:
         """The rows of a micro-batch, flat: seq_len predictions a row, the last one a copy that weighs nothing."""
-        rows = self.rows[part]
-        log_probs, tail = (_repeat_last(rows[name]).astype(np.float32) for name in ("log_probs", "tail"))
-        total = np.logaddexp(np.logaddexp.reduce(log_probs, axis=-1), tail)
-        ids = _repeat_last(rows["ids"]).astype(np.int64)
-        return TopK(*(_flat(a, device) for a in (ids, log_probs - total[..., None], tail - total)))
-
-
-def _repeat_last(rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([rows, rows[:, -1:]], axis=1)
-
-
-def _flat(rows: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:]))).to(device)
+        found = self.layout.unpack(self.records[part])
+        if (largest := int(found.ids.max())) >= self.layout.vocab:
+            raise MinitronError(f"{self.source} is damaged: it holds id {largest} of {self.layout.vocab}", _AGAIN)
+        return found.to(device)
 
 
 def is_recording(path: Path) -> bool:
@@ -114,19 +122,24 @@ def is_recording(path: Path) -> bool:
 def open_recording(path: Path) -> Recording:
     """Open and check a finished recording."""
     header, files = _read_header(path / HEADER)
-    windows = tuple(_read_windows(path / f"windows-{i}.npy") for i in range(len(header.tokens_sha256)))
-    records = []
+    windows = tuple(_read_numbers(path / f"windows-{i}.npy") for i in range(len(header.tokens_sha256)))
+    records, ends = [], []
     for i, numbers in enumerate(windows):
-        file, record = path / f"top-{i}.bin", header.record()
-        size = file.stat().st_size if file.is_file() else 0
-        if size != len(numbers) * record.itemsize:
-            raise MinitronError(
-                f"{file} has {size:,} bytes, its plan says {len(numbers) * record.itemsize:,}",
-                _AGAIN,
-            )
-        empty = np.empty(0, record)
-        records.append(np.memmap(file, dtype=record, mode="r", shape=(len(numbers),)) if len(numbers) else empty)
-    return Recording(path, header, windows, tuple(records), files)
+        file = header.file(path, i)
+        data = _bytes_of(file)
+        found = _read_numbers(path / f"ends-{i}.npy") if header.draws else header.layout().ends(data, len(numbers))
+        if len(found) != len(numbers) or len(data) != (found[-1] if len(found) else 0):
+            raise MinitronError(f"{file} has {len(data):,} bytes, which are not {len(numbers):,} records", _AGAIN)
+        records.append(data)
+        ends.append(found)
+    return Recording(path, header, windows, tuple(records), tuple(ends), files)
+
+
+def _bytes_of(file: Path) -> np.ndarray:
+    """A file as a memory map; one that is empty, or not there, has no bytes."""
+    if not file.is_file() or not file.stat().st_size:
+        return np.empty(0, np.uint8)
+    return np.memmap(file, np.uint8, mode="r")
 
 
 def check_place(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
@@ -134,7 +147,7 @@ def check_place(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> 
     if (path / PLAN).is_file():
         same = _read_header(path / PLAN)[0] == header
         if not same or any(
-            not np.array_equal(_read_windows(path / f"windows-{i}.npy"), w) for i, w in enumerate(windows)
+            not np.array_equal(_read_numbers(path / f"windows-{i}.npy"), w) for i, w in enumerate(windows)
         ):
             raise MinitronError(
                 f"{path} holds a recording of something else", "choose another --record-teacher directory"
@@ -159,27 +172,18 @@ def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
 
 def recorded(path: Path, header: Header, file: int, wanted: int) -> int:
     """How many of the `wanted` whole records of a token file there are; what a kill cut short is dropped."""
-    data, size = path / f"top-{file}.bin", header.record().itemsize
+    data = header.file(path, file)
     data.touch()
-    count = min(data.stat().st_size // size, wanted)
-    with data.open("r+b") as stream:
-        stream.truncate(count * size)
-    return count
-
-
-def pack(header: Header, top: TopK, rows: int) -> bytes:
-    """Records of `rows` windows from TopK of rows * (seq_len - 1) predictions."""
-    packed = np.empty(rows, header.record())
-    for name, values in (("ids", top.ids), ("log_probs", top.log_probs), ("tail", top.tail)):
-        # float16 has nothing below -65504: a rest of probability 0 becomes that, not -inf.
-        limited = values.clamp_min(-65504.0) if values.is_floating_point() else values
-        packed[name] = limited.cpu().numpy().reshape(packed[name].shape)
-    return packed.tobytes()
+    ends = header.layout().ends(_bytes_of(data), wanted)
+    os.truncate(data, ends[-1] if len(ends) else 0)
+    return len(ends)
 
 
 def finish(path: Path, header: Header) -> None:
     """Say that every record is there."""
-    _write(path / HEADER, header, files=digests([*path.glob("windows-*.npy"), *path.glob("top-*.bin")]))
+    for i in range(len(header.tokens_sha256)) if header.draws else ():
+        np.save(path / f"ends-{i}.npy", header.layout().ends(_bytes_of(header.file(path, i)), sys.maxsize))
+    _write(path / HEADER, header, files=digests([*path.glob("*.npy"), *path.glob("*.bin")]))
 
 
 def _write(file: Path, header: Header, **more: Mapping[str, str]) -> None:
@@ -187,14 +191,14 @@ def _write(file: Path, header: Header, **more: Mapping[str, str]) -> None:
         temporary.write_text(json.dumps(sealed({**asdict(header), **more}), indent=1) + "\n")
 
 
-def _read_windows(file: Path) -> np.ndarray:
+def _read_numbers(file: Path) -> np.ndarray:
     try:
-        windows = np.load(file, allow_pickle=False)
+        numbers = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MinitronError(f"{file} cannot be read: {error}", _AGAIN) from error
-    if windows.ndim != 1 or windows.dtype != np.int64 or (np.diff(windows) <= 0).any():
-        raise MinitronError(f"{file} does not hold window numbers in ascending order", _AGAIN)
-    return windows
+    if numbers.ndim != 1 or numbers.dtype != np.int64 or (np.diff(numbers) <= 0).any():
+        raise MinitronError(f"{file} does not hold numbers in ascending order", _AGAIN)
+    return numbers
 
 
 def _read_header(file: Path) -> tuple[Header, dict[str, str]]:
@@ -206,7 +210,8 @@ def _read_header(file: Path) -> tuple[Header, dict[str, str]]:
     if isinstance(found, dict):
         require_unaltered(found, file)
         found.pop(DIGEST, None)
-        found.setdefault("cross_doc", True)  # a header from before the field was: documents were always joined
+        # A header from before these fields were: documents were always joined, and the top k kept.
+        found = {"cross_doc": True, "draws": 0, "power": 1.0, "seed": 0, **found}
     files = found.pop("files", {}) if isinstance(found, dict) else {}
     if not isinstance(found, dict) or set(found) != {f.name for f in fields(Header)} or found["format"] != FORMAT:
         raise MinitronError(f"{file} is not the header of a recorded teacher", _AGAIN)

@@ -26,10 +26,30 @@ class TopK:
         """The rows of some tokens."""
         return TopK(self.ids[tokens], self.log_probs[tokens], self.tail[tokens])
 
+    def to(self, device: torch.device) -> "TopK":
+        """The same on a device."""
+        return TopK(self.ids.to(device), self.log_probs.to(device), self.tail.to(device))
+
     def buckets(self, dtype: torch.dtype) -> Tensor:
         """(N, k + 1) log-probabilities, the rest last; a tail of mass 0 becomes the smallest number of the dtype."""
         joined = torch.cat([self.log_probs, self.tail[:, None]], dim=1).to(dtype)
         return joined.clamp_min_(_floor(dtype))
+
+    def divergence(self, div: Divergence, student: Softmax, slope: Tensor | None) -> Tensor:
+        """`divergences.divergence` over k + 1 buckets: value (r,), and slope (r, V) where there is room for one."""
+        probs = student.probs.clone()
+        top = probs.gather(1, self.ids)
+        rest = probs.scatter_(1, self.ids, 0.0).sum(-1, keepdim=True)
+        p = torch.cat([top, rest], dim=1)
+        log_p = torch.cat([student.log_prob(self.ids), rest.log()], dim=1)
+        log_p.clamp_min_(_floor(p.dtype))
+        log_q = self.buckets(p.dtype)
+        value, pull = on_buckets(div, p, log_p, log_q.exp(), log_q)
+        if slope is not None:
+            total = pull.sum(-1, keepdim=True)
+            torch.mul(probs, pull[:, -1:] / rest.clamp_min(torch.finfo(p.dtype).tiny) - total, out=slope)
+            slope.scatter_(1, self.ids, pull[:, :-1] - p[:, :-1] * total)
+        return value * div.temperature**2
 
 
 @torch.no_grad()
@@ -48,23 +68,6 @@ def _record(z: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tens
     # Summing what remains, instead of 1 - sum of the top, keeps the digits of a small tail.
     rest = teacher.probs.scatter_(1, ids, 0.0).sum(-1)
     return ids, log_probs, rest.log()
-
-
-def divergence(div: Divergence, student: Softmax, teacher: TopK, slope: Tensor | None) -> Tensor:
-    """`divergences.divergence` over k + 1 buckets: value (r,), and slope (r, V) where there is room for one."""
-    probs = student.probs.clone()
-    top = probs.gather(1, teacher.ids)
-    rest = probs.scatter_(1, teacher.ids, 0.0).sum(-1, keepdim=True)
-    p = torch.cat([top, rest], dim=1)
-    log_p = torch.cat([student.log_prob(teacher.ids), rest.log()], dim=1)
-    log_p.clamp_min_(_floor(p.dtype))
-    log_q = teacher.buckets(p.dtype)
-    value, pull = on_buckets(div, p, log_p, log_q.exp(), log_q)
-    if slope is not None:
-        total = pull.sum(-1, keepdim=True)
-        torch.mul(probs, pull[:, -1:] / rest.clamp_min(torch.finfo(p.dtype).tiny) - total, out=slope)
-        slope.scatter_(1, teacher.ids, pull[:, :-1] - p[:, :-1] * total)
-    return value * div.temperature**2
 
 
 def _floor(dtype: torch.dtype) -> float:
