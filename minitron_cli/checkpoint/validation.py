@@ -67,6 +67,18 @@ def objections(configs: Sequence[Mapping[str, Any]]) -> list[str | None]:
     return [answer.get("rejected") for answer in _answers(configs)]
 
 
+def spelled_floats(value: Any) -> Any:
+    """A config value with its infinite numbers as such: transformers writes them {"__float__": "Infinity"}."""
+    match value:
+        case {"__float__": str(number)} if len(value) == 1:
+            return float(number)
+        case dict():
+            return {key: spelled_floats(one) for key, one in value.items()}
+        case list():
+            return [spelled_floats(one) for one in value]
+    return value
+
+
 def _answers(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """{"understood": config} or {"rejected": why} for each config."""
     found = None if "transformers" in sys.modules or not configs else _answers_elsewhere(configs)
@@ -95,7 +107,7 @@ def _understood_here(config: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    values = {key: value for key, value in config.items() if key != "model_type"}
+    values = {key: spelled_floats(value) for key, value in config.items() if key != "model_type"}
     try:
         return AutoConfig.for_model(config["model_type"], **values).to_dict()
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from minitron_cli.checkpoint import reader
+from minitron_cli.checkpoint.validation import spelled_floats
 from minitron_cli.errors import MinitronError
 
 # What transformers raises for a config, weights or a tokenizer that do not fit together.
@@ -83,7 +84,8 @@ def config_of(values: Mapping[str, Any]) -> Any:
     """The transformers config of a config.json dictionary; the dtype it names is left to whoever builds the model."""
     from transformers import AutoConfig
 
-    kept = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    left_out = ("model_type", "dtype", "torch_dtype")
+    kept = {key: spelled_floats(value) for key, value in values.items() if key not in left_out}
     return AutoConfig.for_model(values["model_type"], **kept)
 
 
