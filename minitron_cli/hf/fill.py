@@ -148,14 +148,16 @@ def draw(model: Any, seed: int) -> None:
     # Initialisation visits the modules of two equal models in the same order: the first says what they are called.
     with _initialising(remember):
         names = {module: name for name, module in empty_model(model.config, torch.float32).named_modules()}
-    wanted, position = dict(model.named_parameters()), count()
+    wanted, position, drawing = dict(model.named_parameters()), count(), _Drawing(type(model).__name__)
 
     def initialise(original: Callable[..., None], owner: Any, module: nn.Module) -> None:
         prefix = names[order[next(position)]]
+        drawing.module = prefix
         own = {name: p for name, p in module._parameters.items() if p is not None}
         for name, parameter in own.items():
             module._parameters[name] = nn.Parameter(torch.full(parameter.shape, torch.nan), parameter.requires_grad)
         original(owner, module)
+        drawing.module = ""
         for name, parameter in own.items():
             made, module._parameters[name] = module._parameters[name], parameter
             assert made is not None
@@ -168,7 +170,7 @@ def draw(model: Any, seed: int) -> None:
                 _put(wanted[full], made)
 
     torch.manual_seed(seed)
-    with _initialising(initialise), _Drawing():
+    with _initialising(initialise), drawing:
         empty_model(model.config, torch.float32)
 
 
@@ -188,10 +190,22 @@ def _initialising(visit: Callable[[Callable[..., None], Any, nn.Module], None]) 
 
 
 class _Drawing(TorchDispatchMode):
-    """Draws for meta tensors too, and lets the numbers go: constructors draw what initialisation then replaces."""
+    """Draws for meta tensors too, and lets the numbers go: constructors draw what initialisation then replaces.
+
+    A module whose rule draws another's weights is refused: `module` is the one that is being initialised.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self.model, self.module = model, ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         drawn = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name.endswith("_")
+        if drawn and args[0].is_meta and self.module:
+            raise MinitronError(
+                f"{self.model} has no rule for new weights of each module: {self.module} draws those of others",
+                "train a model that has weights",
+            )
         if drawn and args[0].is_meta:
             func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
