@@ -151,11 +151,15 @@ def unexplained(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge
 
 
 def residual(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, solved: np.ndarray) -> float:
-    """E |x_D - T x_K|^2, each input relative to its own mean square: what is lost of the dropped ones."""
+    """E |x_D - T x_K|^2, each input relative to its own mean square: what is lost of the dropped ones.
+
+    One that is always 0 here counts relative to the mean of them.
+    """
     across = moment[np.ix_(dropped, kept)]
     own = np.diagonal(moment)[dropped]
     lost = own - 2 * (solved * across).sum(1) + ((solved @ moment[np.ix_(kept, kept)]) * solved).sum(1)
-    return float((lost / np.maximum(own, np.finfo(np.float64).tiny)).sum())
+    tiny = np.finfo(np.float64).tiny
+    return float((lost / np.where(own > tiny, own, max(float(own.mean()), tiny))).sum())
 
 
 def best_ridge(halves: np.ndarray, kept: np.ndarray, dropped: np.ndarray, otherwise: float = RIDGE) -> float:

@@ -234,6 +234,16 @@ def test_auto_chooses_plain_trimming_where_nothing_can_be_predicted():
     assert best_ridge(halves, kept, dropped) == 1e-4
 
 
+def test_a_neuron_that_one_half_never_fires_does_not_decide_the_ridge():
+    """Relative to its own mean square, which is 0, any error would be infinite for every ridge."""
+    generator = np.random.default_rng(0)
+    mixed = generator.standard_normal((2, 500, 8)) @ generator.standard_normal((8, 10))
+    mixed[0, :, 9] = 0
+    halves = np.stack([x.T @ x / len(x) for x in mixed])
+    kept, dropped = np.arange(8), np.arange(8, 10)
+    assert np.isfinite(residual(halves[0], kept, dropped, regression(halves[1], kept, dropped, 1e-2)))
+
+
 def test_an_expert_with_few_tokens_is_trimmed_plainly_rather_than_fitted_to_them(toy, tmp_path):
     source = toy("qwen3_moe")
     compensation = open_compensation(measure(source, tmp_path / "s.safetensors", random_rows(1, 12)), 1e-2)
