@@ -21,7 +21,7 @@ from minitron_cli.prune.compensate import DOUBLE, Compensation
 from minitron_cli.prune.reconstruction import Error
 from minitron_cli.prune.repairs import from_bits
 from minitron_cli.prune.tied import TiedHead
-from minitron_cli.spec.axes import Weight, axes_of, is_embedding, is_head
+from minitron_cli.spec.axes import is_embedding, is_head
 from minitron_cli.spec.family import Family, Match
 from minitron_cli.spec.plan import Plan
 
@@ -106,7 +106,7 @@ def outputs(moment: np.ndarray, gram: np.ndarray) -> np.ndarray:
 def readers_of(checkpoint: Checkpoint, norm: Norm) -> list[Match]:
     """Everything that reads the stream after a norm; a tied head is the embedding."""
     every, family = checkpoint.matches.values(), checkpoint.family
-    after = [m for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.line]
+    after = [m for m in every if m.layer == norm.layer and family.norm_of(m.weight) == norm.line]
     return after or [m for m in every if is_embedding(m.weight)]
 
 
@@ -152,7 +152,7 @@ def least_squares_map(moment: np.ndarray, basis: np.ndarray, ridge: float) -> tu
 def norms_of(checkpoint: Checkpoint, plan: Plan, by: Compensation) -> Iterator[Norm]:
     """The norms that read the stream in the layers that stay, the final one last."""
     check_rotation(checkpoint.family)
-    for match in checkpoint.matches.values():
+    for match in sorted(checkpoint.matches.values(), key=lambda match: match.layer is None):
         kept = match.layer is None or plan.target_layer(match.layer) is not None
         if match.weight.name not in checkpoint.family.rms_norms or not kept:
             continue
@@ -163,18 +163,11 @@ def norms_of(checkpoint: Checkpoint, plan: Plan, by: Compensation) -> Iterator[N
 def _input(checkpoint: Checkpoint, norm: Match, by: Compensation) -> Input:
     """The moments of what a norm gives: those of any of its readers; outside of the layers there is but one."""
     every, family = checkpoint.matches.values(), checkpoint.family
-    after = {m.name for m in every if m.layer == norm.layer and norm_of(family, m.weight) == norm.weight.name}
+    after = {m.name for m in every if m.layer == norm.layer and family.norm_of(m.weight) == norm.weight.name}
     for one in by.moments.inputs:
         if one.axis == "hidden" and one.layer == norm.layer and (norm.layer is None or after & set(one.readers)):
             return one
     raise MinitronError(f"there is no Gram matrix of what {norm.name} gives", "measure again with --second-moments")
-
-
-def norm_of(family: Family, weight: Weight) -> str | None:
-    """The line of the norm after which a weight reads the stream, None for all that does not read it."""
-    if len(weight.dims) < 2 or weight.junk or axes_of(weight.dims[-1]) != ("hidden",):
-        return None
-    return next((line for line, starts in family.rms_norms.items() if weight.name.startswith(starts)), None)
 
 
 def blocks(info: TensorInfo) -> Iterator[np.ndarray]:

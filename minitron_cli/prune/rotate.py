@@ -25,7 +25,6 @@ from minitron_cli.prune.compensate import RIDGE, Compensation, Refit
 from minitron_cli.prune.directions import (
     Norm,
     least_squares_map,
-    norm_of,
     normalised,
     norms_of,
     scale_of,
@@ -62,7 +61,7 @@ class Rotation:
             return None
         if weight.name in self.checkpoint.family.rms_norms:
             return Rotated(self, "norm", (weight.name, match.layer))
-        line = norm_of(self.checkpoint.family, weight)
+        line = self.checkpoint.family.norm_of(weight)
         if line is not None:
             return Rotated(self, "reader", (line, match.layer))
         return Rotated(self, "embedding" if is_embedding(weight) else "writer", refit=refit)

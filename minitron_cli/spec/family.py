@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, parse_table
+from minitron_cli.spec.axes import CONFIG_KEYS, GROUPS, Weight, axes_of, parse_table
 from minitron_cli.spec.kinds import Kinds
 
 _DERIVED = re.compile(r"[+*]")
@@ -35,6 +35,7 @@ class Family:
     `follows` pairs an axis with the one that its size is a fixed multiple of, both being stated by one key.
     `predictors` are the config keys that count layers which predict tokens beyond the next. On disk they are numbered
     on from the last layer, or stand under `mtp.`; transformers does not load them, and pruned models have none.
+    `computed` maps a config key to what its value is in sizes of axes, `a*b/c`: a whole number in every model.
     `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
     """
 
@@ -55,6 +56,7 @@ class Family:
     kinds: tuple[Kinds, ...] = ()
     follows: tuple[tuple[str, str], ...] = ()
     predictors: tuple[str, ...] = ()
+    computed: Mapping[str, str] = field(default_factory=dict)
     normal: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def with_(self, lines: str, **changes: Any) -> "Family":
@@ -72,6 +74,12 @@ class Family:
     def kinds_of_layers(self, config: Mapping[str, Any], num_layers: int) -> tuple[tuple[str, ...], ...]:
         """The kinds of each layer, one of each way that layers differ in; empty where all are alike."""
         return tuple(zip(*(kinds.read(config, num_layers) for kinds in self.kinds)))
+
+    def norm_of(self, weight: Weight) -> str | None:
+        """The line of the RMS norm after which a weight reads the stream, None for all that does not read it."""
+        if len(weight.dims) < 2 or weight.junk or axes_of(weight.dims[-1]) != ("hidden",):
+            return None
+        return next((line for line, starts in self.rms_norms.items() if weight.name.startswith(starts)), None)
 
     @property
     def corrects_choice(self) -> bool:
@@ -105,6 +113,11 @@ class Family:
         parts = [config.get(name) or 0 for name in self.config_keys[axis].split(found[0])]
         whole = all(type(part) is int and part > 0 for part in parts)
         return (prod(parts) if found[0] == "*" else sum(parts)) if whole else 0
+
+    def factors(self, key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The axes that make a computed config key: those that are multiplied, those that divide the product."""
+        over, _, under = self.computed[key].partition("/")
+        return tuple(over.split("*")), tuple(filter(None, under.split("*")))
 
     def expected(self, config: Mapping[str, Any], layout: str | None = None) -> tuple[Weight, ...]:
         """The weights that a checkpoint with this config must hold: lines without `?`, and those whose key decides so.

@@ -109,7 +109,7 @@ def wire(model: Any, family: Family, source: Shape, axes: Sequence[str]) -> Wiri
     """
     matches, unknown = match(family, [name for name, _ in model.named_parameters()])
     assert not unknown, f"the {family.name} table does not know {unknown}"
-    flow = _Flow(model, matches)
+    flow = _Flow(model, family, matches)
     masked = {*axes, *(axis for axis, group in source.groups_of() if {axis, group} & set(axes))}
     scaled, norms, routers = [], [], {}
     for name, found in matches.items():
@@ -184,7 +184,7 @@ class _Flow:
     the matrices that read the stream without a norm.
     """
 
-    def __init__(self, model: Any, matches: Mapping[str, Match]) -> None:
+    def __init__(self, model: Any, family: Family, matches: Mapping[str, Match]) -> None:
         lines: dict[str, list[Weight]] = {}
         for name, found in matches.items():
             lines.setdefault(name.rpartition(".")[0], []).append(found.weight)
@@ -197,8 +197,10 @@ class _Flow:
         writers = {m for m in matrices & layered if any(is_matrix(w) and _writes_stream(w) for w in lines[m])}
         inputs, outputs = _run(model, over_hidden | readers | writers)
         made = {_key(outputs[m]): m for m in over_hidden}
-        self.direct = {m for m in readers if _key(inputs[m]) not in made}
-        read = {made[_key(inputs[m])] for m in readers - self.direct}
+        told = _norms_told(family, matches)
+        before = {m: made.get(_key(inputs[m]), told.get(m)) for m in readers}
+        self.direct = {m for m, norm in before.items() if norm is None}
+        read = {norm for norm in before.values() if norm is not None}
         self.stream_norms = read | (over_hidden - layered)
         written = {_key(outputs[m]): m for m in writers}
         self.behind = {m for m in over_hidden - self.stream_norms if _key(inputs[m]) in written}
@@ -208,6 +210,13 @@ class _Flow:
         probes = {m: _probe(model.get_submodule(m)) for m in self.norms}
         self.offsets = {m: offset for m, (offset, _) in probes.items()}
         self.centred = {m: centred for m, (_, centred) in probes.items()}
+
+
+def _norms_told(family: Family, matches: Mapping[str, Match]) -> dict[str, str]:
+    """The norm before each matrix by the table alone, for models that scale what the norm gives."""
+    at = {(found.weight.name, found.layer): name.rpartition(".")[0] for name, found in matches.items()}
+    lines = {name.rpartition(".")[0]: (family.norm_of(found.weight), found.layer) for name, found in matches.items()}
+    return {module: at[str(line), layer] for module, (line, layer) in lines.items() if (line, layer) in at}
 
 
 def _key(tensor: Tensor) -> tuple[int, int]:
