@@ -64,8 +64,19 @@ LATENT = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 5,
 }
-PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 DERIVED_HEAD_DIM = {key: value for key, value in BASE.items() if key != "head_dim"}
+# Mamba-2 layers: 144 channels, three times the width and four times that which the battery cuts to.
+MAMBA = {
+    **DERIVED_HEAD_DIM,
+    "mamba_n_heads": 16,
+    "mamba_d_head": 9,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 4,
+    "mamba_expand": 3,
+    "mamba_chunk_size": 8,
+}
+PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
@@ -138,6 +149,40 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": 24,
         "logits_scaling": 2.0,
     },
+    "granitemoehybrid": {
+        **{**MAMBA, **EXPERTS},
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_local_experts": 5,
+        "intermediate_size": 24,
+        "shared_intermediate_size": 88,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+    },
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {
+        **{**MAMBA, "mamba_n_heads": 8, "mamba_d_ssm": 72, "head_dim": 10},
+        "mamba_rms_norm": True,
+        "projectors_bias": True,
+        "key_multiplier": 0.8,
+        "attention_in_multiplier": 1.2,
+        "ssm_in_multiplier": 0.9,
+        "ssm_multipliers": [1.1, 0.9, 1.2, 0.8, 1.3],
+        "lm_head_multiplier": 0.5,
+    },
+    # Each layer is one half of a block, of four kinds.
+    "nemotron_h": {
+        **{**BASE, **EXPERTS},
+        "num_hidden_layers": 5,
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp", "linear_attention"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 9,
+        "n_groups": 2,
+        "ssm_state_size": 5,
+        "chunk_size": 8,
+        "n_routed_experts": 5,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 40,
+    },
     "qwen3_5_text": {**BASE, **LINEAR},
     "qwen3_5_moe_text": {**SPARSE, **LINEAR, "num_experts": 5, "shared_expert_intermediate_size": 40},
     # Its first layer is dense, the second has attention: three kinds of layer.
@@ -177,6 +222,12 @@ def toy_config(model_type: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(model_type, **{**TOY_CONFIGS[model_type], **overrides})
+
+
+def toy_values(model_type: str) -> dict[str, Any]:
+    """A toy's config.json as its family reads it."""
+    values, normal = toy_config(model_type).to_dict(), family_of(model_type).normal
+    return values if normal is None else normal(values)
 
 
 def toy_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:

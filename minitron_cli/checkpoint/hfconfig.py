@@ -10,7 +10,7 @@ from minitron_cli.checkpoint.wrapping import with_text
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
-from minitron_cli.spec.shape import Shape
+from minitron_cli.spec.shape import Shape, computed
 
 
 def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict[str, Any]:
@@ -19,7 +19,8 @@ def config_for(config: Mapping[str, Any], family: Family, target: Shape) -> dict
     Runtimes that derive head_dim from hidden / heads break on pruned models otherwise.
     """
     keys = {axis: family.key(axis, config) for axis in family.config_keys if axis in target}
-    return {**config, **{key: target[axis] for axis, key in keys.items() if key is not None}}
+    stated = {key: target[axis] for axis, key in keys.items() if key is not None}
+    return {**config, **stated, **computed(family, target)}
 
 
 def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.families.apertus import APERTUS
+from minitron_cli.families.bamba import BAMBA, FALCON_H1
 from minitron_cli.families.cohere import COHERE2
 from minitron_cli.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from minitron_cli.families.ernie4_5_moe import ERNIE4_5_MOE
@@ -12,6 +13,7 @@ from minitron_cli.families.glm4_moe import DOTS1, GLM4_MOE
 from minitron_cli.families.gpt_neox import GPT_NEOX
 from minitron_cli.families.gpt_oss import GPT_OSS
 from minitron_cli.families.granitemoe import GRANITEMOE
+from minitron_cli.families.granitemoehybrid import GRANITEMOEHYBRID
 from minitron_cli.families.helium import HELIUM
 from minitron_cli.families.hunyuan import HUNYUAN_DENSE
 from minitron_cli.families.hyperclovax import HYPERCLOVAX
@@ -19,6 +21,7 @@ from minitron_cli.families.lfm2 import LFM2
 from minitron_cli.families.llama import ERNIE4_5, LLAMA, SEED_OSS, SMOLLM3
 from minitron_cli.families.mixtral import MIXTRAL
 from minitron_cli.families.nemotron import ARCEE, NEMOTRON
+from minitron_cli.families.nemotron_h import NEMOTRON_H
 from minitron_cli.families.olmo import OLMO2, OLMOE
 from minitron_cli.families.phi3 import PHI3
 from minitron_cli.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -60,6 +63,10 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS,
     APERTUS,
     GRANITEMOE,
+    GRANITEMOEHYBRID,
+    BAMBA,
+    FALCON_H1,
+    NEMOTRON_H,
     LFM2,
     QWEN3_5,
     QWEN3_5_MOE,
@@ -73,10 +80,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 # Known model types that a table cannot describe, and why.
-_LAYERS_DIFFER = "its layers are of several kinds (attention, recurrent, dense, sparse), a table has one"
 UNSUPPORTED: dict[str, str] = {
-    "nemotron_h": _LAYERS_DIFFER,
-    "falcon_h1": _LAYERS_DIFFER,
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
     "llama4": "its text model cannot: experts and shared expert take their width from one config key",
     "mistral3": "it is a model of text and images; its text half, saved by itself (mistral, ministral3), can be pruned",

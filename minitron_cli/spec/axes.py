@@ -80,6 +80,10 @@ AXES: tuple[Axis, ...] = (
     Axis("qk_dim", "channels of a query or key", "qd"),
     Axis("kv_dim", "channels of a head's key and value", "kvd"),
     Axis("v_dim", "channels of a value", "d"),
+    Axis("mamba_head", "Mamba heads", "mh"),
+    Axis("mamba_dim", "channels of a Mamba head", "md"),
+    Axis("mamba_group", "groups of Mamba heads", "mg"),
+    Axis("mamba_state", "states of a Mamba channel", "ms"),
 )
 SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}
 FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes that can be cut

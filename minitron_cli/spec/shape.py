@@ -80,18 +80,14 @@ class Shape:
 def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
     """Read the size of every axis of the family from a config.json dictionary."""
     config = {**family.defaults, **{k: v for k, v in config.items() if v is not None}}
-    sizes: dict[str, int] = {}
-    missing, wrong = [], []
-    for axis in family.config_keys:
-        key = family.key(axis, config)
-        if (derived := family.derived(axis, config)) is not None:
-            sizes |= {axis: derived} if derived else {}
-        elif key not in config:
-            missing += [key] if axis not in ("kv", "head_dim") and not _may_lack(family, axis) else []
-        elif type(config[key]) is not int or config[key] < 1:
-            wrong.append(f"{key} is {config[key]!r}")
-        else:
-            sizes[axis] = config[key]
+    num_layers = _sizes_in(family, config, ["layer"])[0].get("layer", 0)
+    kinds = family.kinds_of_layers(config, num_layers) if num_layers else ()
+    kinds_with = family.kinds_with()
+    found = {kind for layer in kinds for kind in layer}
+    absent = {axis for axis, having in kinds_with.items() if kinds and not having & found}
+    if "expert" in absent:
+        absent.add("expert_active")
+    sizes, missing, wrong = _sizes_in(family, config, [axis for axis in family.config_keys if axis not in absent])
     if missing or wrong:
         problems = [f"lacks {', '.join(map(str, missing))}"] * bool(missing) + wrong
         raise MinitronError(
@@ -107,18 +103,43 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
             raise MinitronError(
                 f"config.json has {sizes['head']} heads over {sizes['kv']} KV groups", "is it this model's config?"
             )
-    kinds, kinds_with = family.kinds_of_layers(config, sizes["layer"]), family.kinds_with()
-    found = {kind for layer in kinds for kind in layer}
-    absent = {axis for axis, having in kinds_with.items() if not having & found}
-    if "expert" in absent:
-        absent.add("expert_active")
-    return Shape({a: n for a, n in sizes.items() if a not in absent}, family.groups, kinds, kinds_with, family.follows)
+    return Shape(sizes, family.groups, kinds, kinds_with, family.follows)
+
+
+def _sizes_in(
+    family: Family, config: Mapping[str, Any], axes: Iterable[str]
+) -> tuple[dict[str, int], list[str | None], list[str]]:
+    """The sizes of axes, the keys that the config lacks, and in words what is no size."""
+    sizes: dict[str, int] = {}
+    missing: list[str | None] = []
+    wrong = []
+    for axis in axes:
+        key = family.key(axis, config)
+        if (derived := family.derived(axis, config)) is not None:
+            sizes |= {axis: derived} if derived else {}
+        elif key is None or key not in config:
+            missing += [key] if axis not in ("kv", "head_dim") and not _may_lack(family, axis) else []
+        elif type(config[key]) is not int or config[key] < 1:
+            wrong.append(f"{key} is {config[key]!r}")
+        else:
+            sizes[axis] = config[key]
+    return sizes, missing, wrong
 
 
 def _may_lack(family: Family, axis: str) -> bool:
     """Whether every line with the axis is one that a checkpoint may be without."""
     lines = [weight for weight in family.weights if any(axis in axes_of(dim) for dim in weight.dims)]
     return bool(lines) and all(weight.optional for weight in lines)
+
+
+def computed(family: Family, shape: Shape) -> dict[str, int]:
+    """The config values that follow from the sizes of a shape that `check_target` takes."""
+    found = {}
+    for key in family.computed:
+        over, under = family.factors(key)
+        if all(axis in shape for axis in (*over, *under)):
+            found[key] = prod(shape[axis] for axis in over) // prod(shape[axis] for axis in under)
+    return found
 
 
 def shape_name(shape: Shape, source: Shape | None = None) -> str:
@@ -215,6 +236,7 @@ def check_target(family: Family, source: Shape, target: Shape) -> None:
             problems.append(f"--{flag} must be at least 1, got {target[axis]}")
     if not problems:
         problems = [*_head_problems(family, source, target), *_expert_problems(source, target)]
+        problems += _fraction_problems(family, source, target)
         problems += [
             f"--{FLAG_OF_AXIS[axis]} follows --{FLAG_OF_AXIS[other]}, both being one number of the config"
             for axis, other in source.follows
@@ -235,6 +257,23 @@ def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
             f"{family.name} derives head_dim from hidden / heads, so --hidden must be heads x {source['head_dim']}: "
             f"for --heads {head} that is --hidden {head * source['head_dim']}, got {target['hidden']}"
         )
+    return problems
+
+
+def _fraction_problems(family: Family, source: Shape, target: Shape) -> list[str]:
+    """Config values that would be no whole numbers."""
+    problems = []
+    words = {one.name: one.words for one in AXES}
+    for key in family.computed:
+        over, under = family.factors(key)
+        if not all(axis in source for axis in (*over, *under)):
+            continue
+        whole, divisor = (prod(target[axis] for axis in axes) for axes in (over, under))
+        if whole % divisor:
+            problems.append(
+                f"{key} of the config is {' x '.join(words[a] for a in over)} / {' x '.join(words[a] for a in under)} "
+                f"and would be {' x '.join(str(target[a]) for a in over)} / {divisor}, which is no whole number"
+            )
     return problems
 
 

@@ -10,20 +10,24 @@ ATTENTION = {
     "phi3": ("self_attn", "qkv_proj", "o_proj"),
     "lfm2": ("self_attn", "q_proj", "out_proj"),
     **dict.fromkeys(("deepseek_v3", "glm4_moe_lite"), ("self_attn", "q_a_proj", "o_proj")),
+    "nemotron_h": ("mixer", "q_proj", "o_proj"),
 }
 MLP = {
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
     **dict.fromkeys(("phi3", "glm", "glm4"), ("gate_up_proj", "down_proj")),
     "starcoder2": ("c_fc", "c_proj"),
     "lfm2": ("w1", "w2"),
+    "granitemoehybrid": ("input_linear", "output_linear"),
 }
-# What stands in the place of attention in other kinds of layers: (its module, its input reader, its output).
+# What stands beside attention, or in its place: (its module, its input reader, its output).
 LINEAR = dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text"), ("linear_attn", "in_proj_qkv", "out_proj"))
 LINEAR["qwen3_next"] = ("linear_attn", "in_proj_qkvz", "out_proj")
-MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), **LINEAR}
-# What such a layer's output matrix reads: more hidden channels, or value heads.
-INNER = {"lfm2": "inner", **dict.fromkeys(LINEAR, "values")}
-MLPS = ("mlp", "feed_forward", "block_sparse_moe")
+MAMBA = dict.fromkeys(("granitemoehybrid", "bamba", "falcon_h1"), ("mamba", "in_proj", "out_proj"))
+MAMBA["nemotron_h"] = ("mixer", "in_proj", "out_proj")
+MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), **LINEAR, **MAMBA}
+# What such a layer's output matrix reads: more hidden channels, value heads, or what is not scored.
+INNER = {"lfm2": "inner", **dict.fromkeys(LINEAR, "values"), **dict.fromkeys(MAMBA, "mamba")}
+MLPS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "mixer")
 # One norm, which attention and MLP both read: it counts once.
 ONE_NORM = ("cohere2",)
 
@@ -65,25 +69,27 @@ def _catch_one(model, row, begin, end):
         return hook
 
     for n, block in enumerate(model.get_decoder().layers):
-        mixes = hasattr(block, attention)
-        mixer, enters, leaves = (attention, reads, writes) if mixes else MIXERS[kind_of_model]
-        mixer = getattr(block, mixer)
-        handles.append(getattr(mixer, enters).register_forward_pre_hook(keep(n, "qkv")))
-        handles.append(
-            getattr(mixer, leaves).register_forward_pre_hook(keep(n, "o" if mixes else INNER[kind_of_model]))
-        )
-        mlp = next(getattr(block, name) for name in MLPS if hasattr(block, name))
-        if hasattr(mlp, "experts"):
-            router = mlp.router if hasattr(mlp, "router") else mlp.gate
-            handles.append(router.register_forward_pre_hook(keep(n, "mlp")))
-            handles.append(mlp.experts.register_forward_pre_hook(experts(n)))
-            for name in ("shared_expert", "shared_experts"):
-                if hasattr(mlp, name):
-                    handles.append(getattr(mlp, name).down_proj.register_forward_pre_hook(keep(n, "shared")))
-        else:
-            if kind_of_model not in ONE_NORM:
-                handles.append(getattr(mlp, up).register_forward_pre_hook(keep(n, "mlp")))
-            handles.append(getattr(mlp, down).register_forward_pre_hook(keep(n, "down")))
+        mixers = [(attention, reads, writes, "qkv", "o")]
+        if kind_of_model in MIXERS:
+            mixers.append((*MIXERS[kind_of_model], "mixer", INNER[kind_of_model]))
+        for mixer, enters, leaves, into, out_of in mixers:
+            if hasattr(getattr(block, mixer, None), enters):
+                handles.append(getattr(getattr(block, mixer), enters).register_forward_pre_hook(keep(n, into)))
+                handles.append(getattr(getattr(block, mixer), leaves).register_forward_pre_hook(keep(n, out_of)))
+        mlps = [mlp for mlp in (getattr(block, name, None) for name in MLPS) if mlp is not None]
+        sparse = any(hasattr(mlp, "experts") for mlp in mlps)
+        for mlp in mlps:
+            if hasattr(mlp, "experts"):
+                router = mlp.router if hasattr(mlp, "router") else mlp.gate
+                handles.append(router.register_forward_pre_hook(keep(n, "mlp")))
+                handles.append(mlp.experts.register_forward_pre_hook(experts(n)))
+                for name in ("shared_expert", "shared_experts"):
+                    if hasattr(mlp, name):
+                        handles.append(getattr(mlp, name).down_proj.register_forward_pre_hook(keep(n, "shared")))
+            elif hasattr(mlp, down):
+                if kind_of_model not in ONE_NORM and not sparse:
+                    handles.append(getattr(mlp, up).register_forward_pre_hook(keep(n, "mlp")))
+                handles.append(getattr(mlp, down).register_forward_pre_hook(keep(n, "down")))
         handles.append(block.register_forward_hook(around(n), with_kwargs=True))
     with torch.no_grad():
         model.get_decoder()(input_ids=torch.as_tensor(row[begin:end])[None], use_cache=False)
@@ -97,7 +103,7 @@ def _experts(module, hidden, index, weights):
     hidden, weights = hidden.double(), weights.double()
     found = {}
     for expert in range(len(module.down_proj)):
-        into, out_of = (_gpt_oss if hasattr(module, "alpha") else _gated)(module, expert)
+        into, out_of = halves(module, expert)
         inner = np.zeros((len(hidden), len(into(hidden[0]))))
         norm, usage = np.zeros((len(hidden), 1)), np.zeros((len(hidden), 1))
         for token, place in (index == expert).nonzero().tolist():
@@ -109,10 +115,21 @@ def _experts(module, hidden, index, weights):
     return found
 
 
+def halves(module, expert):
+    """One expert's two functions: token -> neurons -> output."""
+    kind = _gpt_oss if hasattr(module, "alpha") else _gated if hasattr(module, "gate_up_proj") else _plain
+    return kind(module, expert)
+
+
 def _gated(module, expert):
     gate_up, down = module.gate_up_proj[expert].double(), module.down_proj[expert].double()
     half = len(gate_up) // 2
     return lambda x: module.act_fn(gate_up[:half] @ x) * (gate_up[half:] @ x), lambda y: down @ y
+
+
+def _plain(module, expert):
+    up, down = module.up_proj[expert].double(), module.down_proj[expert].double()
+    return lambda x: module.act_fn(up @ x), lambda y: down @ y
 
 
 def _gpt_oss(module, expert):
@@ -157,7 +174,7 @@ def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0,
         def put(axis, values, n=n):
             per_layer.setdefault(axis, {})[n] = np.array(values)
 
-        for kind in ("qkv", "mlp", "inner"):
+        for kind in ("qkv", "mixer", "mlp", "inner"):
             if (n, kind) in caught[0]:
                 result["hidden"] = result["hidden"] + channels(kind)
         for axis, kind, count in (("head", "o", num_heads), ("value_head", "values", num_values)):

@@ -104,7 +104,7 @@ def sparse_of(model):
         layer: module
         for layer, block in enumerate(model.get_decoder().layers)
         for module in block.modules()
-        if "gate_up_proj" in module._parameters
+        if "down_proj" in module._parameters
     }
 
 
@@ -120,13 +120,13 @@ def test_scores_follow_what_transformers_routes(toy, family):
     raw, rows, checkpoint = run(toy(family), Samples(ids), damage=False)
     ours = {how: to_scores(raw, rows, checkpoint.family, checkpoint.shape, Aggregation(expert=how))["expert"]
             for how in ("frequency", "mass", "reap", "output-norm")}  # fmt: skip
+    assert calls
     for layer, experts in sparse_of(model).items():
         ((hidden, index, weights),) = calls[layer]
-        kind = literal._gpt_oss if hasattr(experts, "alpha") else literal._gated
         tokens, mass, norm, weighted = (np.zeros(checkpoint.shape["expert"]) for _ in range(4))
         for x, chosen, gates in zip(hidden.double(), index.tolist(), weights.tolist()):
             for e, gate in zip(chosen, gates):
-                into, out = kind(experts, e)
+                into, out = literal.halves(experts, e)
                 size = float(out(into(x)).detach().norm())
                 tokens[e], mass[e], norm[e], weighted[e] = (
                     tokens[e] + 1, mass[e] + gate, norm[e] + size, weighted[e] + gate * size
@@ -138,7 +138,7 @@ def test_scores_follow_what_transformers_routes(toy, family):
             np.testing.assert_allclose(ours[how][layer], values, rtol=1e-4, atol=1e-6, err_msg=f"{how}, layer {layer}")
 
 
-@pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3", "ernie4_5_moe"])
+@pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3", "ernie4_5_moe", "nemotron_h"])
 def test_damage_needs_a_choice_by_score_alone(toy, text, tmp_path, family):
     options = Options((text,), samples=4, seq_len=16, separator="none", expert_damage=True)
     with pytest.raises(MinitronError, match="a bias corrects this router's choice"):

@@ -15,7 +15,8 @@ from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import Shape, shape_of
 from tests.toys import TOY_CONFIGS, toy_ids
 
-# Toys have 3 layers, 6 heads over 2 KV groups; 36 is what Llama's own check on hidden / heads allows for 6, 4, 3 and 2.
+# Toys have 6 heads over 2 KV groups and lose one of 3 layers, or of more; 36 is what Llama's own check on hidden over
+# heads allows for 6, 4, 3 and 2.
 HIDDEN = 36
 CUTS: dict[str, dict[str, int]] = {
     "hidden": {"hidden": HIDDEN},
@@ -50,6 +51,8 @@ def sizes_for(model_type: str, cut: str) -> dict[str, int]:
     family = family_of(model_type)
     shape = shape_of(family, TOY_CONFIGS[model_type])
     sizes = {axis: size for axis, size in CUTS[cut].items() if axis in shape and axis not in family.refuses}
+    if "layer" in sizes:
+        sizes["layer"] = shape["layer"] - 1
     if shape.get("kv") == shape["head"]:
         sizes.pop("kv", None)
     # A size that another determines is not asked for.

@@ -54,12 +54,14 @@ def _linear(found: Inputs, name: str) -> Any:
 def _experts(found: Inputs, name: str) -> Any:
     def hook(module: Any, args: tuple[Tensor, ...]) -> None:
         x, chosen = args[0].reshape(-1, args[0].shape[-1]), args[1]
-        for expert, weight in enumerate(module.gate_up_proj):
+        first = "gate_up_proj" if module.has_gate else "up_proj"
+        for expert, weight in enumerate(getattr(module, first)):
             own = x[(chosen == expert).any(-1)]
             up = own @ (weight if module.is_transposed else weight.T)
             up = up + module.gate_up_proj_bias[expert] if module.has_bias else up
-            found[f"{name}.gate_up_proj", expert] = x.double()
-            found[f"{name}.down_proj", expert] = module._apply_gate(up).double()
+            found[f"{name}.{first}", expert] = x.double()
+            inner = module._apply_gate(up) if module.has_gate else module.act_fn(up)
+            found[f"{name}.down_proj", expert] = inner.double()
 
     return hook
 

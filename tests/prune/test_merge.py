@@ -44,7 +44,12 @@ def stored(toy, model_type, layout, tmp_path, change=None):
 def experts_of(model):
     """(layer, experts) of the sparse layers, whatever the module around them is called."""
     for layer, block in enumerate(model.get_decoder().layers):
-        yield from ((layer, module) for module in block.modules() if "gate_up_proj" in module._parameters)
+        yield from ((layer, module) for module in block.modules() if "down_proj" in module._parameters)
+
+
+def first_of(experts):
+    """The name of what the experts read the stream with."""
+    return "gate_up_proj" if experts.has_gate else "up_proj"
 
 
 def merge_plan(path, share=SHARE, into=INTO, **sizes):
@@ -68,7 +73,8 @@ def neurons(experts, expert, order):
     """Reorder one expert's neurons in memory, by the layout of transformers' experts interface."""
     n = len(order)
     wide = torch.stack([2 * order, 2 * order + 1], 1).flatten() if experts.has_bias else torch.cat([order, order + n])
-    up, down = experts.gate_up_proj, experts.down_proj
+    wide = wide if experts.has_gate else order
+    up, down = getattr(experts, first_of(experts)), experts.down_proj
     up[expert] = up[expert][:, wide] if experts.is_transposed else up[expert][wide]
     down[expert] = down[expert][order] if experts.is_transposed else down[expert][:, order]
     if experts.has_bias:
@@ -134,10 +140,11 @@ def test_a_merged_expert_is_the_literal_average(toy, tmp_path, model_type, layou
             down = experts.down_proj[expert]
             down = down[:16] if experts.is_transposed else down[:, :16]
             torch.testing.assert_close(new.down_proj[place], down, rtol=1e-5, atol=1e-6)
-            up = experts.gate_up_proj[expert]
+            up = getattr(experts, first_of(experts))[expert]
             wide = torch.arange(32) if experts.has_bias else torch.cat([torch.arange(16), torch.arange(24, 40)])
+            wide = wide if experts.has_gate else torch.arange(16)
             up = up[:, wide] if experts.is_transposed else up[wide]
-            torch.testing.assert_close(new.gate_up_proj[place], up, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(getattr(new, first_of(new))[place], up, rtol=1e-5, atol=1e-6)
 
 
 def other_than(kept, total):
@@ -148,14 +155,14 @@ def inner_products(experts, one, other):
     """Neuron against neuron, over all weights that are a neuron's own: (24, 24)."""
 
     def own(expert):
-        up = experts.gate_up_proj[expert]
+        up = getattr(experts, first_of(experts))[expert]
         up = up.T if experts.is_transposed else up
         down = experts.down_proj[expert]
         down = down if experts.is_transposed else down.T
-        halves = [up[0::2], up[1::2]] if experts.has_bias else [up[:24], up[24:]]
+        halves = [up[0::2], up[1::2]] if experts.has_bias else up.split(24)
         if experts.has_bias:
             bias = experts.gate_up_proj_bias[expert]
-            halves += [bias[0::2, None], bias[1::2, None]]
+            halves = [*halves, bias[0::2, None], bias[1::2, None]]
         return torch.cat([*halves, down], 1).detach().double()
 
     return (own(one) @ own(other).T).numpy()

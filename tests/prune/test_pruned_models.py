@@ -37,14 +37,16 @@ def test_a_second_prune_of_a_pruned_model(model_type: str, toy: Toy, tmp_path: P
     source = toy(model_type)
     checkpoint = open_checkpoint(source)
     ratio = "head_dim" in checkpoint.shape and "head_dim" not in checkpoint.family.config_keys
-    first = {"ffn": 72, "layer": 2, **({} if ratio else {"hidden": 42})}
+    ratio |= "mamba_expand" in checkpoint.family.computed
+    depth = checkpoint.shape["layer"] - 1
+    first = {"ffn": 72, "layer": depth, **({} if ratio else {"hidden": 42})}
     second = {"ffn": 56, **({} if checkpoint.shape.kinds else {"layer": 1}), **({} if ratio else {"hidden": 36})}
     if "ffn" not in checkpoint.shape:
         first["expert_ffn"], second["expert_ffn"] = 20, 16
         del first["ffn"], second["ffn"]
     one = prune_to(source, tmp_path / "one", first, seed=1)
     two = prune_to(tmp_path / "one", tmp_path / "two", second, seed=2)
-    rows = two.kept.get("layer", np.arange(2))  # each kind of layer has to stay
+    rows = two.kept.get("layer", np.arange(depth))  # each kind of layer has to stay
     outer = {axis: index[rows] if index.ndim > 1 else index for axis, index in one.kept.items()}
     composed = {axis: np.take_along_axis(outer[axis], index, axis=-1) for axis, index in two.kept.items()}
     composed.setdefault("layer", one.kept["layer"])

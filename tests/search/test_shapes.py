@@ -12,17 +12,12 @@ from minitron_cli.families import family_of
 from minitron_cli.search.shapes import accepted, single_cuts
 from minitron_cli.spec.search import Window, candidates, default_grid
 from minitron_cli.spec.shape import check_target, shape_of
-from tests.toys import TOY_CONFIGS, toy_config
-
-
-def _toy_config(name: str) -> dict:
-    config = toy_config(name)
-    return config if isinstance(config, dict) else config.to_dict()
+from tests.toys import TOY_CONFIGS, toy_values
 
 
 @pytest.mark.parametrize("name", [n for n in TOY_CONFIGS if "hidden" not in family_of(n).refuses])
 def test_hidden_sizes_of_the_default_grid_are_multiples_of_the_heads(name: str) -> None:
-    config = _toy_config(name)
+    config = toy_values(name)
     shape = shape_of(family_of(name), config)
     assert all(size % shape["head"] == 0 for size in default_grid(shape)["hidden"])
 

@@ -1,5 +1,6 @@
 """Heads of every family against the model's own logits: scales, soft-caps, biases, and what must be refused."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,15 +90,16 @@ def test_states_can_be_read_in_every_family(model_type: str) -> None:
     """Every block and the embedding: the state is the input of the next block, normed by what reads it."""
     model = build(model_type)
     ids = torch.randint(0, 97, (2, 9))
-    last, states = Taps(model, [-1, 0, 1, 2]).run(ids)
+    depth = model.config.num_hidden_layers
+    last, states = Taps(model, range(-1, depth)).run(ids)
     raw, decoder = model(ids, output_hidden_states=True), model.base_model
-    names = ("norm", "final_layer_norm", "embedding_norm")
+    names = ("norm", "final_layer_norm", "embedding_norm", "final_layernorm", "norm_f")
     final = next(getattr(decoder, name) for name in names if hasattr(decoder, name))
-    assert sorted(states) == [-1, 0, 1, 2]
-    torch.testing.assert_close(states[2], last)
-    for block, following in ((-1, 0), (0, 1), (1, 2)):
+    assert sorted(states) == list(range(-1, depth))
+    torch.testing.assert_close(states[depth - 1], last)
+    for block, following in pairwise(range(-1, depth)):
         reader = decoder.layers[following]
-        names = ("input_layernorm", "operator_norm", "attention_layernorm")
+        names = ("input_layernorm", "operator_norm", "attention_layernorm", "norm")
         norm = next((getattr(reader, name) for name in names if hasattr(reader, name)), final)
         torch.testing.assert_close(states[block], norm(raw.hidden_states[following]))
 
