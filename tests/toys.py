@@ -160,7 +160,7 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {
-        **{**MAMBA, "mamba_n_heads": 8, "mamba_d_ssm": 72, "head_dim": 10},
+        **{**MAMBA, "mamba_d_ssm": 144, "head_dim": 10},
         "mamba_rms_norm": True,
         "projectors_bias": True,
         "key_multiplier": 0.8,
@@ -174,7 +174,7 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
         **{**BASE, **EXPERTS},
         "num_hidden_layers": 5,
         "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp", "linear_attention"],
-        "mamba_num_heads": 8,
+        "mamba_num_heads": 16,
         "mamba_head_dim": 9,
         "n_groups": 2,
         "ssm_state_size": 5,

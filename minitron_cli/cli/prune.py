@@ -44,9 +44,11 @@ PANELS = {
         "vocab_coverage",
         "keep_tokens",
     ),
-    "Linear attention": (
+    "Linear attention and Mamba": (
         "value_heads",
         "key_heads",
+        "mamba_heads",
+        "mamba_head_dim",
     ),
     "Compensation": (
         "compensate",
@@ -98,6 +100,8 @@ def command(
     ] = None,
     value_heads: Annotated[int | None, option("--value-heads", help="value heads linear attention keeps")] = None,
     key_heads: Annotated[int | None, option("--key-heads", help="key heads linear attention keeps")] = None,
+    mamba_heads: Annotated[int | None, option("--mamba-heads", help="heads a Mamba layer keeps")] = None,
+    mamba_head_dim: Annotated[int | None, option("--mamba-head-dim", help="channels a Mamba head keeps")] = None,
     compensate: Annotated[
         str, option("--compensate", help="refit what stays to the source's activations: none or least-squares")
     ] = "none",
@@ -140,8 +144,9 @@ def command(
         model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
         layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
         experts_per_token=experts_per_token, expert_merge=expert_merge, vocab=vocab, vocab_coverage=vocab_coverage,
-        keep_tokens=keep_tokens, value_heads=value_heads, key_heads=key_heads, params=params, multiple_of=multiple_of,
-        scores=scores, data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
+        keep_tokens=keep_tokens, value_heads=value_heads, key_heads=key_heads, mamba_heads=mamba_heads,
+        mamba_head_dim=mamba_head_dim, params=params, multiple_of=multiple_of, scores=scores,
+        data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
         moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
         text_only=text_only, check=check, force=force, overwrite=overwrite,
     )  # fmt: skip

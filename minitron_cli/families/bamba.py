@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.families.llama import ATTENTION, MODEL, O_BIAS, QKV_BIAS
-from minitron_cli.families.mamba2 import EXPAND, MAMBA2, MAMBA_DEFAULTS, MAMBA_KEYS, own_channels
+from minitron_cli.families.mamba2 import EXPAND, MAMBA2, MAMBA_DEFAULTS, MAMBA_KEYS, MAMBA_WARNS, own_channels
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
 from minitron_cli.spec.kinds import Kinds
@@ -43,6 +43,7 @@ BAMBA = family(
     per_layer=(),
     per_layer_index=("attn_layer_indices",),
     kinds=(Kinds(_mixers),),
+    warns=MAMBA_WARNS,
     rms_norms=_NORMS,
     computed=EXPAND,
     normal=own_channels,
@@ -62,6 +63,7 @@ FALCON_H1 = family(
     config_keys={**CONFIG_KEYS, **MAMBA_KEYS},
     defaults={**MAMBA_DEFAULTS, "mamba_d_ssm": 1024},
     per_layer=(),
+    warns=MAMBA_WARNS,
     rms_norms=_NORMS,
     computed={"mamba_d_ssm": "mamba_head*mamba_dim"},
     normal=own_channels,

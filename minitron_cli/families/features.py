@@ -38,9 +38,12 @@ def unmasked(family: Family) -> dict[str, str]:
     """The axes that masks cannot be learned for (shear), and why; an axis of the name "" stands for all."""
     if "value_head" in family.axes():
         return {"": "the gated norms of linear attention have no masks yet"}
+    found = {}
     if family.corrects_choice:
-        return {"expert": "a bias corrects the choice of experts, which masks do not reach"}
-    return {}
+        found["expert"] = "a bias corrects the choice of experts, which masks do not reach"
+    if "mamba_head" in family.axes():
+        found |= dict.fromkeys(("mamba_head", "mamba_dim"), "the gated norms of Mamba layers have no masks yet")
+    return found
 
 
 def limits(family: Family, layers_differ: bool) -> list[str]:

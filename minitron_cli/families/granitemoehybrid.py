@@ -6,7 +6,7 @@ from typing import Any
 from minitron_cli.families.experts import EXPERT_KEYS
 from minitron_cli.families.granitemoe import STACKED_EXPERTS
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
-from minitron_cli.families.mamba2 import EXPAND, MAMBA2, MAMBA_DEFAULTS, MAMBA_KEYS, own_channels
+from minitron_cli.families.mamba2 import EXPAND, MAMBA2, MAMBA_DEFAULTS, MAMBA_KEYS, MAMBA_WARNS, own_channels
 from minitron_cli.spec.family import family
 from minitron_cli.spec.kinds import Kinds, listed
 
@@ -53,6 +53,7 @@ GRANITEMOEHYBRID = family(
     },
     defaults=MAMBA_DEFAULTS,
     kinds=(listed("layer_types", _MIXERS, lambda config, num_layers: ["mamba"] * num_layers), Kinds(_experts)),
+    warns=MAMBA_WARNS,
     rms_norms={
         "model.layers.{layer}.input_layernorm.weight": (
             "model.layers.{layer}.self_attn.",

@@ -2,6 +2,8 @@
 
 Rows of the input matrix are [gate, x, B, C, dt]: gate and x have the channels of all heads, B and C a state for each
 group of heads, dt a number for each head. The convolution runs over x, B and C.
+Of each group the same number of heads stays, and of each head the channels at the same positions (Minitron-SSM, arXiv
+2504.11409); groups and states stay as they are.
 """
 
 from collections.abc import Mapping
@@ -21,6 +23,11 @@ MAMBA2 = f"""
     model.layers.{{layer}}.mamba.out_proj.weight         hidden ({_X})
     model.layers.{{layer}}.mamba.out_proj.bias           hidden                               ?mamba_proj_bias
 """
+MAMBA_WARNS = dict.fromkeys(
+    ("mamba_head", "mamba_dim"),
+    "a norm spans all channels of a group of heads, so that those which stay are scaled otherwise; distillation has to "
+    "make up for it",
+)
 MAMBA_KEYS = {
     "mamba_head": "mamba_n_heads",
     "mamba_dim": "mamba_d_head",

@@ -5,7 +5,7 @@ from typing import Any
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.families.llama import ATTENTION
-from minitron_cli.families.mamba2 import MAMBA2
+from minitron_cli.families.mamba2 import MAMBA2, MAMBA_WARNS
 from minitron_cli.families.nemotron import PLAIN_MLP
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
@@ -115,6 +115,7 @@ NEMOTRON_H = family(
     requires={"moe_latent_size": None, "tie_word_embeddings": False},
     kinds=(Kinds(_read, _write),),
     predictors=("num_nextn_predict_layers",),
+    warns=MAMBA_WARNS,
     rms_norms={
         "backbone.layers.{layer}.norm.weight": ("backbone.layers.{layer}.mixer.",),
         "backbone.norm_f.weight": ("lm_head.",),

@@ -6,7 +6,7 @@ paper's formula is written before it), the output projection's input for heads, 
 every per-layer weight that reads them: the norm outputs, in pre-norm models. What the head reads is not among them.
 """
 
-from minitron_cli.spec.axes import AXES, Dim, Weight, reads
+from minitron_cli.spec.axes import AXES, Dim, Weight, axes_of, reads
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import is_routed
 
@@ -30,6 +30,11 @@ def read_axis(weight: Weight) -> str | None:
     if is_routed(weight):
         return None
     return next((axis for axis in READ_AXES if axis in inside), None)
+
+
+def ranked_by(family: Family, axis: str) -> tuple[str, ...]:
+    """The axes that what is recorded of `axis` ranks: of a matrix that reads several, each by the others' l2."""
+    return (axis,) if axis in EXPERT_LAYOUTS else tuple(a for a in READ_AXES if a in axes_of(layout(family, axis)))
 
 
 def layout(family: Family, axis: str) -> Dim:

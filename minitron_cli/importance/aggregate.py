@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_LOGITS, EXPERT_ROUTING, ROUTED, layout
+from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_LOGITS, EXPERT_ROUTING, ROUTED, layout, ranked_by
 from minitron_cli.importance.sums import COUNT, LAYER, MOMENTS, NORM_RATIO, SEQ, Row, Rows
 from minitron_cli.spec.axes import SCOPE, Dim
 from minitron_cli.spec.family import Family
@@ -79,8 +79,9 @@ def to_scores(
             values[axis] = sums[MOMENTS.index("sum")] / count
             continue
         channels = over_samples(sums[:, SEQ.index(how.seq)], count, how.batch)
-        units = over_unit(channels, layout(family, axis), axis, shape.sizes)
-        values[axis] = units.sum(0) if axis == "hidden" else per_layer(units, rows[axis], score_shape(axis, shape))
+        for one in ranked_by(family, axis):
+            units = over_unit(channels, layout(family, axis), one, shape.sizes)
+            values[one] = units.sum(0) if one == "hidden" else per_layer(units, rows[axis], score_shape(one, shape))
     if EXPERT in values and how.expert != "activation":
         values[EXPERT] = per_layer(
             expert_scores(raw, shape, how.expert, half), rows[EXPERT], score_shape(EXPERT, shape)

@@ -6,7 +6,7 @@ from zlib import crc32
 import numpy as np
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, READ_AXES, layout
+from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, READ_AXES, layout, ranked_by
 from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
 from minitron_cli.importance.sums import COUNT, SEQ, Rows
 from minitron_cli.spec.axes import SCOPE, SCORED_AXES, Dim, axes_of, is_matrix
@@ -81,8 +81,9 @@ def wanda_scores(
             continue
         activation = over_samples(raw[axis].sum(0)[:, SEQ.index(how.seq)], count, how.batch)
         columns = np.stack([_column_sums(checkpoint, axis, row.readers) for row in rows[axis]])
-        units = over_unit(activation * columns, layout(checkpoint.family, axis), axis, shape.sizes)
-        values[axis] = units.sum(0) if axis == "hidden" else per_layer(units, rows[axis], score_shape(axis, shape))
+        for one in ranked_by(checkpoint.family, axis):
+            units = over_unit(activation * columns, layout(checkpoint.family, axis), one, shape.sizes)
+            values[one] = units.sum(0) if one == "hidden" else per_layer(units, rows[axis], score_shape(one, shape))
     return values
 
 

@@ -101,8 +101,11 @@ def _norm_over_kept(module: torch.nn.Module, dropped: np.ndarray) -> None:
     if hasattr(small, "normalized_shape"):
         small.normalized_shape = (len(kept),)  # type: ignore[assignment]
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        narrow = small(x[..., kept])
+    if hasattr(small, "group_size"):
+        small.group_size = small.group_size * len(kept) // width  # type: ignore[operator,assignment]
+
+    def forward(*inputs: torch.Tensor) -> torch.Tensor:
+        narrow = small(*(x[..., kept] for x in inputs))  # what is normed, and its gate
         return narrow.new_zeros((*narrow.shape[:-1], width)).index_copy(-1, kept, narrow)
 
     module.forward = forward

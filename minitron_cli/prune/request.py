@@ -41,6 +41,8 @@ class PruneRequest:
     keep_tokens: Path | None = None
     value_heads: int | None = None
     key_heads: int | None = None
+    mamba_heads: int | None = None
+    mamba_head_dim: int | None = None
     params: int | None = None
     multiple_of: int = 1
     scores: Path | None = None

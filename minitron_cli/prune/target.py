@@ -63,7 +63,7 @@ def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
         sizes["layer"] = left
     # Without grouped queries, every head has keys and values of its own and takes them along.
     for axis, group in source.groups_of():
-        if axis in sizes and group not in sizes and source[group] == source[axis]:
+        if axis in sizes and group in FLAG_OF_AXIS and group not in sizes and source[group] == source[axis]:
             sizes[group] = sizes[axis]
     shape = source.with_(**sizes)
     if target.drop_layers:

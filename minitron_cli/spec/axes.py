@@ -69,6 +69,8 @@ AXES: tuple[Axis, ...] = (
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
     Axis("value_head", "linear-attention value heads", "vh", "value-heads", "", _L, "input", "key_head", masks=False),
     Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False),
+    Axis("mamba_head", "Mamba heads", "mh", "mamba-heads", "", _L, "input", "mamba_group", masks=False),
+    Axis("mamba_dim", "channels of a Mamba head", "md", "mamba-head-dim", "", _L, "input", masks=False),
     Axis("expert_group", "groups that experts are routed by", "eg", units=False),
     # Sizes that are never cut.
     Axis("conv", "taps of the convolution", "c"),
@@ -80,8 +82,6 @@ AXES: tuple[Axis, ...] = (
     Axis("qk_dim", "channels of a query or key", "qd"),
     Axis("kv_dim", "channels of a head's key and value", "kvd"),
     Axis("v_dim", "channels of a value", "d"),
-    Axis("mamba_head", "Mamba heads", "mh"),
-    Axis("mamba_dim", "channels of a Mamba head", "md"),
     Axis("mamba_group", "groups of Mamba heads", "mg"),
     Axis("mamba_state", "states of a Mamba channel", "ms"),
 )

@@ -248,11 +248,10 @@ def check_target(family: Family, source: Shape, target: Shape) -> None:
 
 
 def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
-    if "head" not in source:
-        return []
-    head = target["head"]
     problems = [text for axis, group in source.groups_of() if (text := _group_problem(axis, group, source, target))]
-    if "head_dim" in source and "head_dim" not in family.config_keys and target["hidden"] != head * source["head_dim"]:
+    head = target.get("head")
+    derived = "head_dim" in source and "head_dim" not in family.config_keys
+    if derived and target["hidden"] != head * source["head_dim"]:
         problems.append(
             f"{family.name} derives head_dim from hidden / heads, so --hidden must be heads x {source['head_dim']}: "
             f"for --heads {head} that is --hidden {head * source['head_dim']}, got {target['hidden']}"
@@ -273,8 +272,19 @@ def _fraction_problems(family: Family, source: Shape, target: Shape) -> list[str
             problems.append(
                 f"{key} of the config is {' x '.join(words[a] for a in over)} / {' x '.join(words[a] for a in under)} "
                 f"and would be {' x '.join(str(target[a]) for a in over)} / {divisor}, which is no whole number"
+                + _that_keeps(prod(source[a] for a in over) * divisor, prod(source[a] for a in under), over, target)
             )
     return problems
+
+
+def _that_keeps(product: int, share: int, over: Iterable[str], target: Shape) -> str:
+    """In words, how many units in groups would keep a computed value, their product being `product` / `share`."""
+    groups = dict(target.groups_of())
+    axis = next((a for a in over if a in groups), None)
+    if axis is None:
+        return ""
+    count, left = divmod(product, share * prod(target[a] for a in over if a != axis))
+    return "" if left or count % target[groups[axis]] else f"; --{FLAG_OF_AXIS[axis]} {count} keeps what it is"
 
 
 def _group_problem(axis: str, group: str, source: Shape, target: Shape) -> str | None:

@@ -15,7 +15,14 @@ from minitron_cli.spec.family import Family
 from tests.prune.cutting import ALL_CASES
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-FLAGS = {"hidden": "--hidden", "head": "--heads", "kv": "--kv-heads", "layer": "--layers", "key_head": "--key-heads"}
+FLAGS = {
+    "hidden": "--hidden",
+    "head": "--heads",
+    "kv": "--kv-heads",
+    "layer": "--layers",
+    "key_head": "--key-heads",
+    "mamba_head": "--mamba-heads",
+}
 
 
 def test_the_readme_has_the_table_of_the_tables() -> None:

@@ -25,7 +25,7 @@ LINEAR["qwen3_next"] = ("linear_attn", "in_proj_qkvz", "out_proj")
 MAMBA = dict.fromkeys(("granitemoehybrid", "bamba", "falcon_h1"), ("mamba", "in_proj", "out_proj"))
 MAMBA["nemotron_h"] = ("mixer", "in_proj", "out_proj")
 MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), **LINEAR, **MAMBA}
-# What such a layer's output matrix reads: more hidden channels, value heads, or what is not scored.
+# What such a layer's output matrix reads: more hidden channels, value heads, or Mamba heads.
 INNER = {"lfm2": "inner", **dict.fromkeys(LINEAR, "values"), **dict.fromkeys(MAMBA, "mamba")}
 MLPS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "mixer")
 # One norm, which attention and MLP both read: it counts once.
@@ -162,7 +162,7 @@ def channel_scores(samples, batch, seq):
     return np.array([aggregate([aggregate(list(x[:, c]), seq) for x in samples], batch) for c in range(channels)])
 
 
-def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0, num_values=0):
+def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0, num_values=0, num_mamba=0):
     """Every axis from what `catch` caught, zeros in layers without it; `num_heads` may be None if no head is wanted."""
     result = {"hidden": 0.0, "layer": []}
     per_layer = {}
@@ -177,9 +177,12 @@ def scores(caught, num_layers, num_heads, batch="l2", seq="mean", num_experts=0,
         for kind in ("qkv", "mixer", "mlp", "inner"):
             if (n, kind) in caught[0]:
                 result["hidden"] = result["hidden"] + channels(kind)
-        for axis, kind, count in (("head", "o", num_heads), ("value_head", "values", num_values)):
+        heads = (("head", "o", num_heads), ("value_head", "values", num_values), ("mamba_head", "mamba", num_mamba))
+        for axis, kind, count in heads:
             if (n, kind) in caught[0]:
                 put(axis, [aggregate(list(c), "l2") for c in np.split(channels(kind), count)])
+        if (n, "mamba") in caught[0]:  # the same channel of every head
+            put("mamba_dim", [aggregate(list(c), "l2") for c in zip(*np.split(channels("mamba"), num_mamba))])
         if (n, "expert0") in caught[0]:
             put("expert", [channels(f"norm{e}")[0] for e in range(num_experts)])
             put("expert_ffn", [channels(f"expert{e}") for e in range(num_experts)])

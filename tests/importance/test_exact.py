@@ -44,9 +44,8 @@ def test_every_pair_of_aggregations_is_the_formula(toy, family):
     shape = checkpoint.shape
     for batch, seq in PAIRS:
         ours = to_scores(raw, rows, checkpoint.family, shape, Aggregation(batch, seq))
-        theirs = literal.scores(
-            caught, shape["layer"], shape.get("head"), batch, seq, shape.get("expert"), shape.get("value_head")
-        )
+        counts = (shape.get(axis) for axis in ("expert", "value_head", "mamba_head"))
+        theirs = literal.scores(caught, shape["layer"], shape.get("head"), batch, seq, *counts)
         assert ours.keys() == theirs.keys()
         for axis in theirs:
             scale = np.abs(theirs[axis]).max()

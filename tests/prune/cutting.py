@@ -10,6 +10,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.families import family_of
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.write import write_pruned
+from minitron_cli.spec.axes import SCORED_AXES
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import Shape, shape_of
@@ -29,6 +30,8 @@ CUTS: dict[str, dict[str, int]] = {
     "shared_ffn": {"shared_ffn": 32},
     "value_head": {"value_head": 2},
     "key_head": {"key_head": 1, "value_head": 1},
+    "mamba_head": {"mamba_head": 8},
+    "mamba_dim": {"mamba_dim": 6},
     "all": {
         "hidden": HIDDEN,
         "ffn": 56,
@@ -39,6 +42,8 @@ CUTS: dict[str, dict[str, int]] = {
         "expert_ffn": 16,
         "shared_ffn": 32,
         "value_head": 2,
+        "mamba_head": 12,
+        "mamba_dim": 6,
     },
 }
 
@@ -59,6 +64,8 @@ def sizes_for(model_type: str, cut: str) -> dict[str, int]:
     sizes = {axis: size for axis, size in sizes.items() if axis not in dict(family.follows)}
     if cut in ("kv", "head") and shape.get("kv", shape["head"]) == shape["head"]:
         sizes = {"head": 4} if cut == "head" else {}
+    if cut == "mamba_head" and "mamba_expand" in family.computed:
+        sizes["hidden"] = HIDDEN
     if "head_dim" in shape and "head_dim" not in family.config_keys and {"hidden", "head"} & sizes.keys():
         sizes.setdefault("head", 4)
         sizes["hidden"] = sizes["head"] * shape["head_dim"]
@@ -71,9 +78,7 @@ ALL_CASES = [(model_type, cut) for model_type in TOY_CONFIGS for cut in CUTS if 
 def random_scores(shape: Shape, seed: int = 0) -> Scores:
     """Random scores for every axis that can be ranked."""
     generator = np.random.default_rng(seed)
-    axes = [
-        a for a in ("hidden", "ffn", "shared_ffn", "head", "layer", "expert", "expert_ffn", "value_head") if a in shape
-    ]
+    axes = [axis for axis in SCORED_AXES if axis in shape]
     return Scores({axis: generator.random(score_shape(axis, shape)) for axis in axes})
 
 
