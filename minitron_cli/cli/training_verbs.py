@@ -29,8 +29,7 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         from minitron_cli.chain.shear import complete
 
         options = complete(options)
-    if control["nproc"] < 1:
-        raise MinitronError(f"--nproc must be at least 1; got {control['nproc']}", "give the number of GPUs to use")
+    _check_nproc(control)
     if control["dry_run"]:
         from minitron_cli.training.run import rehearse
 
@@ -57,20 +56,34 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         return _run(options, control)
 
 
+def _check_nproc(control: Mapping[str, Any]) -> None:
+    if control["nproc"] < 1:
+        raise MinitronError(f"--nproc must be at least 1; got {control['nproc']}", "give the number of GPUs to use")
+
+
 def record(given: Mapping[str, Any], directory: Path, what: str = "top-k") -> int:
     """Carry out `distill --record-teacher DIR --record WHAT`; returns the exit code."""
     from minitron_cli.training.cached_logits.record import plan_recording, record_teacher
+    from minitron_cli.training.launch import is_worker, launch_workers, reporting
+    from minitron_cli.training.prepare import world_of
 
     control = {name: given[name] for name in CONTROL}
     options = _options("distill", control, {k: v for k, v in given.items() if k not in CONTROL})
+    _check_nproc(control)
     if control["dry_run"]:
         plan = plan_recording(options, directory, what)
         planned = {"output": str(directory), "windows": plan.num_windows, "bytes": plan.num_bytes}
         emit(planned, control["as_json"], lambda: print(f"would record {plan} in {directory}"))
         return 0
-    found = record_teacher(options, directory, what, say)
+    if control["nproc"] > 1 and not is_worker():
+        world_of(options, control["nproc"])
+        plan_recording(options, directory, what)
+        return launch_workers(control["nproc"], sys.argv[1:])
+    with reporting():
+        found = record_teacher(options, directory, what, say)
     facts = {"output": str(found.path), "tokens": found.tokens, "bytes": found.bytes, "finished": not found.stopped_by}
-    emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
+    if os.environ.get("RANK", "0") == "0":
+        emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
     return found.stopped_by
 
 

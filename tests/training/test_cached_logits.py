@@ -247,3 +247,28 @@ def test_documents_kept_apart_are_as_if_read_alone(toy: Toy, text: Path, tmp_pat
             count += piece.shape[1] - 1
     assert len(np.unique(order.documents(0))) > 1, "no row holds two documents: nothing is tested"
     assert found["ce"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("record", ["top-k", "sampled:16"])
+def test_parts_of_several_processes_become_the_bytes_of_one(
+    record: str, toy: Toy, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Parts as processes leave them when they are killed, in the middle of a record or of joining."""
+    line = options(toy("llama"), text, tmp_path / "x", teacher, top_k=8)
+    record_teacher(line, tmp_path / "whole", record)
+    top = shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    recording = store.open_recording(top)
+    (top / "header.json").unlink()
+    (file,) = top.glob("*-0.bin")
+    whole, ends = file.read_bytes(), recording.ends[0]
+    assert len(ends) == 48
+    file.write_bytes(whole[: ends[9] + 5])  # 10 records, and a piece of the next
+    for begin, end in ((4, 8), (8, 21), (30, 35)):  # the first is behind what was joined before
+        part = whole[ends[begin - 1] : ends[end - 1]] + whole[ends[end - 1] : ends[end - 1] + 3]
+        file.with_stem(f"{file.stem}-{begin}").write_bytes(part)
+    left = store.missing(top, recording.header, recording.windows, 2)
+    assert [one.start for one in left] == [20, 22, 24, 26, 28, 34, 36, 38, 40, 42, 44, 46]
+    record_teacher(line, top, record)
+    assert {p.name: p.read_bytes() for p in top.iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }

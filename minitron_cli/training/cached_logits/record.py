@@ -16,7 +16,7 @@ from minitron_cli.data.order import Order
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device, choose_dtype
-from minitron_cli.hf.process_group import World
+from minitron_cli.hf.process_group import World, join
 from minitron_cli.training.cached_logits import store, topk
 from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.cached_logits.sampled import draw, offsets_of
@@ -134,40 +134,62 @@ def parse_record(text: str) -> tuple[int, float]:
 def record_teacher(
     options: Options, path: Path, record: str = TOP_K, say: Callable[[str], None] = lambda text: None
 ) -> Recorded:
-    """Record the teacher of `options` for every window that its steps read; the same line again goes on."""
-    plan = plan_recording(options, path, record)
-    with write_errors(path):
-        store.begin(path, plan.header, plan.windows)
-        say(f"recording {plan} in {path}")
-        with stop_on_signal() as stop:
-            done = _record(plan, path, stop)
-        if done < plan.num_windows:
-            return Recorded(path, done * plan.header.seq_len, plan.header.num_bytes(path), stop.exit_code)
-        store.finish(path, plan.header)
-    return Recorded(path, plan.num_windows * plan.header.seq_len, plan.header.num_bytes(path))
+    """Record the teacher of `options` for every window that its steps read; the same line again goes on.
+
+    Several processes share the windows; the bytes are those of one. What is returned to the first of them holds.
+    """
+    with join(options.teacher_device or options.device) as world:
+        plan = plan_recording(options, path, record)
+        header, windows = plan.header, plan.windows
+        world.barrier()  # nothing is written before all have looked
+        with write_errors(path), stop_on_signal() as stop:
+            if world.first:
+                store.begin(path, header, windows)
+                say(f"recording {plan} in {path}")
+            world.barrier()
+            _record(plan, path, stop, world)
+            world.barrier()
+            left = store.missing(path, header, windows, 1) if world.first else []
+            if world.first and not left:
+                store.finish(path, header, windows)
+    tokens = (plan.num_windows - len(left)) * header.seq_len
+    return Recorded(path, tokens, header.num_bytes(path), stop.exit_code if left or stop.signal else 0)
 
 
-def _record(plan: RecordingPlan, path: Path, stop: StopFlag) -> int:
-    """Append the records that are missing; returns how many windows there are now."""
+def _record(plan: RecordingPlan, path: Path, stop: StopFlag, world: World) -> None:
+    """Append what is missing of this process's share, in step with the others; a signal to one stops them all."""
     ready, header = plan.ready, plan.header
+    there = [store.parts(path, header, file, len(numbers)) for file, numbers in enumerate(plan.windows)]
+    work = store.missing(path, header, plan.windows, ready.micro_batch)
+    world.barrier()
+    if not work:
+        return
+    rounds = -(-len(work) // world.size)
+    mine = work[world.rank * rounds : (world.rank + 1) * rounds]
     dtype = choose_dtype(ready.options.teacher_dtype, plan.device)
     teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code, plan.device)
     check_head(teacher, "teacher")
-    counts = [store.recorded(path, header, i, len(numbers)) for i, numbers in enumerate(plan.windows)]
-    display = Display(plan.num_windows, sum(counts))
-    began, before = time.perf_counter(), sum(counts)
+    before = plan.num_windows - sum(one.stop - one.start for one in work)
+    display, began = Display(plan.num_windows, before, quiet=not world.first), time.perf_counter()
+    stream, end = None, None
     try:
-        for i, numbers in enumerate(plan.windows):
-            with header.file(path, i).open("ab") as stream:
-                while counts[i] < len(numbers) and not stop.signal:
-                    part = numbers[counts[i] : counts[i] + ready.micro_batch]
-                    stream.writelines(_records(teacher, plan.order, i, part, header))
-                    counts[i] += len(part)
-                    rate = (sum(counts) - before) * header.seq_len / (time.perf_counter() - began)
-                    display.step(sum(counts), {}, rate)
+        for number in range(rounds):
+            if world.agree(0, bool(stop.signal))[1]:
+                break
+            for one in mine[number : number + 1]:
+                if stream is None or end != (one.file, one.start):
+                    if stream is not None:
+                        stream.close()
+                    stream = store.extend(path, header, one, there[one.file])
+                windows = plan.windows[one.file][one.start : one.stop]
+                stream.writelines(_records(teacher, plan.order, one.file, windows, header))
+                end = (one.file, one.stop)
+            done = min(before + (number + 1) * world.size * ready.micro_batch, plan.num_windows)
+            display.step(done, {}, (done - before) * header.seq_len / (time.perf_counter() - began))
     finally:
+        if stream is not None:
+            stream.close()
         display.close()
-    return sum(counts)
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ DIR/header.json      the plan again and the sha256 of the files, written last: w
 
 import json
 import os
-import sys
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -170,20 +171,90 @@ def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
     _write(path / PLAN, header)
 
 
-def recorded(path: Path, header: Header, file: int, wanted: int) -> int:
-    """How many of the `wanted` whole records of a token file there are; what a kill cut short is dropped."""
-    data = header.file(path, file)
-    data.touch()
-    ends = header.layout().ends(_bytes_of(data), wanted)
-    os.truncate(data, ends[-1] if len(ends) else 0)
-    return len(ends)
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A file of records of a token file's windows from place `start` on, and where each whole one ends."""
+
+    file: Path
+    start: int
+    ends: np.ndarray
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.ends)
+
+    def offset(self, place: int) -> int:
+        """Where the record of a place begins, or the last one ends."""
+        return int(self.ends[place - self.start - 1]) if place > self.start else 0
 
 
-def finish(path: Path, header: Header) -> None:
-    """Say that every record is there."""
-    for i in range(len(header.tokens_sha256)) if header.draws else ():
-        np.save(path / f"ends-{i}.npy", header.layout().ends(_bytes_of(header.file(path, i)), sys.maxsize))
+class Stretch(NamedTuple):
+    """Places `start` to `stop` of the windows of a token file."""
+
+    file: int
+    start: int
+    stop: int
+
+
+def parts(path: Path, header: Header, file: int, wanted: int) -> list[Part]:
+    """What there is of the `wanted` records of a token file, in the order of their first: all processes' parts."""
+    whole = header.file(path, file)
+    found = [(0, whole), *((int(p.stem.rpartition("-")[2]), p) for p in path.glob(f"{whole.stem}-*.bin"))]
+    return [Part(p, start, header.layout().ends(_bytes_of(p), wanted - start)) for start, p in sorted(found)]
+
+
+def missing(path: Path, header: Header, windows: tuple[np.ndarray, ...], size: int) -> list[Stretch]:
+    """The stretches of `size` windows that are not there whole; they begin at the same places whatever there is."""
+    found = []
+    for file, numbers in enumerate(windows):
+        there = np.zeros(len(numbers), bool)
+        for part in parts(path, header, file, len(numbers)):
+            there[part.start : part.stop] = True
+        stretches = [Stretch(file, at, min(at + size, len(numbers))) for at in range(0, len(numbers), size)]
+        found += [one for one in stretches if not there[one.start : one.stop].all()]
+    return found
+
+
+def extend(path: Path, header: Header, stretch: Stretch, before: Sequence[Part]) -> BinaryIO:
+    """A file to append the records of a stretch and those after it to.
+
+    One of the parts that were there `before` anybody wrote, where it reaches that far, else a part of its own.
+    """
+    for part in before:
+        if part.start <= stretch.start <= part.stop and (part.file.exists() or not stretch.start):
+            stream = part.file.open("ab")
+            stream.truncate(part.offset(stretch.start))
+            return stream
+    whole = header.file(path, stretch.file)
+    return whole.with_stem(f"{whole.stem}-{stretch.start}").open("ab")
+
+
+def finish(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
+    """Join the parts of every token file, and say that every record is there."""
+    for file, numbers in enumerate(windows):
+        header.file(path, file).touch()
+        while len(found := parts(path, header, file, len(numbers))) > 1:
+            _append(*found[:2])
+        _truncate(found[0], len(numbers))
+        if header.draws:
+            np.save(path / f"ends-{file}.npy", found[0].ends)
     _write(path / HEADER, header, files=digests([*path.glob("*.npy"), *path.glob("*.bin")]))
+
+
+def _append(whole: Part, part: Part) -> None:
+    """Move to the end of `whole` what `part` has beyond it; cut short, it is done again."""
+    assert part.start <= whole.stop
+    _truncate(whole, whole.stop)
+    if part.stop > whole.stop:
+        with whole.file.open("ab") as stream, part.file.open("rb") as source:
+            source.seek(part.offset(whole.stop))
+            shutil.copyfileobj(source, stream, 1 << 24)
+    part.file.unlink()
+
+
+def _truncate(part: Part, place: int) -> None:
+    """Cut off what comes after the record before a place."""
+    os.truncate(part.file, part.offset(place))
 
 
 def _write(file: Path, header: Header, **more: Mapping[str, str]) -> None:
