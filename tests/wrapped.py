@@ -21,6 +21,18 @@ _TOWER = {
     "image_size": 8,
     "patch_size": 2,
 }
+QWEN = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_heads": 2,
+    "patch_size": 2,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "num_position_embeddings": 16,
+    "out_hidden_size": 48,
+}
+QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 SIGLIP = {**_TOWER, "model_type": "siglip_vision_model"}
 WRAPPED: dict[str, dict[str, Any]] = {
     "gemma3": {
@@ -31,7 +43,22 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "boi_token_index": 91,
         "eoi_token_index": 92,
     },
+    "qwen3_5": {
+        "text_config": {**TOY_CONFIGS["qwen3_5_text"], "model_type": "qwen3_5_text"},
+        "vision_config": QWEN,
+        **QWEN_IDS,
+    },
+    "qwen3_5_moe": {
+        "text_config": {**TOY_CONFIGS["qwen3_5_moe_text"], "model_type": "qwen3_5_moe_text"},
+        "vision_config": QWEN,
+        **QWEN_IDS,
+    },
 }
+
+
+def text_type(model_type: str) -> str:
+    """The model_type of a toy's text model."""
+    return str(WRAPPED[model_type]["text_config"]["model_type"])
 
 
 def wrapped_model(model_type: str, seed: int = 0, **text: Any) -> Any:
@@ -83,6 +110,10 @@ def image_batch(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
     ids[:, 3:7] = IMAGE
     images = (ids == IMAGE).long()
     pixels = torch.randn(2, 3, 8, 8, generator=generator)
+    if WRAPPED[model_type]["vision_config"] is QWEN:
+        patches = torch.randn(2 * 16, 3 * 2 * 2 * 2, generator=generator)  # of two frames each
+        grid = torch.tensor([[1, 4, 4]] * 2)
+        return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": images}
     return {"input_ids": ids, "pixel_values": pixels, "token_type_ids": images}
 
 
@@ -92,9 +123,17 @@ def stored(directory: Path) -> dict[str, torch.Tensor]:
 
 
 class TextView(torch.nn.Module):
-    """The text model inside a model of text and images, under the names that it has by itself; the same parameters."""
+    """The text model inside a model of text and images, under the names that it has by itself; the same parameters.
+
+    It runs as a part of the whole, on `images` too where they are set: what `image_batch` gives beside the ids.
+    """
 
     def __init__(self, whole: Any) -> None:
         super().__init__()
         self.model = whole.model.language_model
         self.lm_head = whole.lm_head
+        self.images: dict[str, torch.Tensor] = {}
+        self.whole = (whole,)  # not a module of this one: its parameters would have two names
+
+    def forward(self, input_ids: torch.Tensor, **given: Any) -> Any:
+        return self.whole[0](input_ids=input_ids, **self.images, **given)

@@ -1,6 +1,11 @@
 """Models of text and images: what stands beside their text model, whose table is that of its own family."""
 
-from minitron_cli.spec.wrapper import Wrapper, wrapper
+from minitron_cli.spec.wrapper import SINCE_5, Wrapper, wrapper
+
+_QWEN_MERGER = """
+    visual.merger.linear_fc2.weight                    hidden *
+    visual.merger.linear_fc2.bias                      hidden
+"""
 
 WRAPPERS: tuple[Wrapper, ...] = (
     wrapper(
@@ -9,5 +14,15 @@ WRAPPERS: tuple[Wrapper, ...] = (
         """
         multi_modal_projector.mm_input_projection_weight   * hidden
         """,
+    ),
+    *(
+        wrapper(
+            model_type,
+            "visual",
+            _QWEN_MERGER,
+            follows={"vision_config.out_hidden_size": "hidden"},
+            prefixes=(SINCE_5,),
+        )
+        for model_type in ("qwen3_5", "qwen3_5_moe")
     ),
 )
