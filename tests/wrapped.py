@@ -1,6 +1,6 @@
 """Tiny models of text and images, one per model_type that wraps a text model, and a batch of text with an image in it.
 
-Their vision towers see 8 x 8 pixels as 16 patches, which become 4 tokens.
+Their vision towers see 8 x 8 pixels, which become 4 tokens.
 """
 
 from pathlib import Path
@@ -42,6 +42,38 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "image_token_index": IMAGE,
         "boi_token_index": 91,
         "eoi_token_index": 92,
+    },
+    "mistral3": {
+        "text_config": {**TOY_CONFIGS["ministral3"], "model_type": "ministral3"},
+        "vision_config": {**_TOWER, "model_type": "pixtral", "head_dim": 8, "hidden_size": 16},
+        "image_token_index": IMAGE,
+        "spatial_merge_size": 2,
+        "tie_word_embeddings": False,
+    },
+    "internvl": {
+        "text_config": {**TOY_CONFIGS["qwen3"], "model_type": "qwen3"},
+        "vision_config": {**_TOWER, "model_type": "internvl_vision"},
+        "image_token_id": IMAGE,
+        "tie_word_embeddings": False,
+    },
+    "llava": {
+        "text_config": {**TOY_CONFIGS["llama"], "model_type": "llama"},
+        "vision_config": {**_TOWER, "model_type": "clip_vision_model", "patch_size": 4, "projection_dim": 8},
+        "image_token_index": IMAGE,
+        "vision_feature_layer": -1,
+        "multimodal_projector_bias": True,
+    },
+    "lfm2_vl": {
+        "text_config": {**TOY_CONFIGS["lfm2"], "model_type": "lfm2"},
+        "vision_config": {
+            **{key: value for key, value in _TOWER.items() if key != "image_size"},
+            "model_type": "siglip2_vision_model",
+            "num_patches": 16,
+            "vision_use_head": False,
+        },
+        "image_token_id": IMAGE,
+        "downsample_factor": 2,
+        "projector_hidden_size": 22,
     },
     "qwen3_5": {
         "text_config": {**TOY_CONFIGS["qwen3_5_text"], "model_type": "qwen3_5_text"},
@@ -114,7 +146,13 @@ def image_batch(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
         patches = torch.randn(2 * 16, 3 * 2 * 2 * 2, generator=generator)  # of two frames each
         grid = torch.tensor([[1, 4, 4]] * 2)
         return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": images}
-    return {"input_ids": ids, "pixel_values": pixels, "token_type_ids": images}
+    if model_type == "lfm2_vl":
+        patches, sizes = torch.randn(2, 16, 3 * 2 * 2, generator=generator), torch.tensor([[4, 4]] * 2)
+        mask = torch.ones(2, 16, dtype=torch.long)
+        return {"input_ids": ids, "pixel_values": patches, "spatial_shapes": sizes, "pixel_attention_mask": mask}
+    found = {"input_ids": ids, "pixel_values": pixels}
+    more = {"gemma3": {"token_type_ids": images}, "mistral3": {"image_sizes": torch.tensor([[8, 8]] * 2)}}
+    return found | more.get(model_type, {})
 
 
 def stored(directory: Path) -> dict[str, torch.Tensor]:

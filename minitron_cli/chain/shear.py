@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.reader import open_checkpoint, resolve_model
+from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_accepted, check_strides
 from minitron_cli.prune.target import Target, check_something_is_cut, target_shape
 from minitron_cli.prune.write import write_pruned
+from minitron_cli.spec.axes import FOLLOWING_AXES
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.shape import cut_flags
 from minitron_cli.training.options import Options, check, parse_sizes
@@ -19,6 +21,11 @@ def complete(options: Options) -> Options:
     """The options with every size that follows from those given; refuses what `prune` would refuse to cut."""
     check(options)
     source, sizes = open_checkpoint(resolve_model(options.student)), parse_sizes(options.sizes)
+    if any(axis in source.shape for axis in FOLLOWING_AXES):
+        raise MinitronError(
+            f"no masks can be learned for {options.student}: its projector would have to be cut with the text model",
+            "cut it with `minitron prune`, or take the text model out of it first: `minitron prune MODEL --text-only`",
+        )
     shape = target_shape(source, Target(sizes))
     check_something_is_cut(source.shape, shape, sizes)
     check_strides(source, shape)

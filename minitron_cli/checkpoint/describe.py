@@ -57,6 +57,8 @@ def _axis(checkpoint: Checkpoint | Architecture, axis: str) -> Mapping[str, Any]
     family = checkpoint.family
     if axis in family.refuses:
         note = f"no: {family.refuses[axis]}"
+    elif axis not in FLAG_OF_AXIS and axis in dict(family.follows):
+        note = f"with --{FLAG_OF_AXIS[dict(family.follows)[axis]]}"
     elif axis not in FLAG_OF_AXIS:
         note = "no: kept as it is"
     else:

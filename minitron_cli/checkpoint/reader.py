@@ -69,14 +69,17 @@ class Checkpoint:
         """The text model alone, where there is something around it. Raises MinitronError where there is not."""
         if self.wrapping is None:
             raise MinitronError(f"{self.path} is a text model already", "leave --text-only out")
-        return replace(self, wrapping=None)
+        family = family_of(str(self.config["model_type"]))
+        return replace(self, wrapping=None, family=family, shape=shape_of(family, self.config))
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
     """Open a local directory or a hub id. Raises MinitronError where the table and the files disagree."""
     path = resolve_model(model)
     whole, config = load_whole_config(path), load_config(path)
-    family = family_of(str(config.get("model_type")))
+    family, wrapper = family_of(str(config.get("model_type"))), wrapper_of(str(whole["model_type"]))
+    if wrapper is not None:
+        family = wrapper.around(family)
     if unmet := family.unmet(config):
         raise MinitronError(
             f"{path} is a {family.name} variant that cannot be pruned yet: {'; '.join(unmet)}",
@@ -90,7 +93,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             "give the unquantised checkpoint (or dequantise it: from_pretrained, model.dequantize(), save_pretrained)",
         )
     tensors, wrapping = list_tensors(path), None
-    if (wrapper := wrapper_of(str(whole["model_type"]))) is not None:
+    if wrapper is not None:
         tensors, wrapping = _parted(wrapper, family, shape, tensors, path)
     beside = wrapping.beside if wrapping is not None else {}
     inside = {name: info for name, info in tensors.items() if name not in beside}

@@ -83,7 +83,6 @@ FAMILIES: tuple[Family, ...] = (
 UNSUPPORTED: dict[str, str] = {
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
     "llama4": "its text model cannot: experts and shared expert take their width from one config key",
-    "mistral3": "it is a model of text and images; its text half, saved by itself (mistral, ministral3), can be pruned",
     "gemma3n_text": "its layers share key/value caches and carry per-layer embeddings",
     "mamba": "it has no attention and no MLP to prune",
     "mamba2": "it has no attention and no MLP to prune",

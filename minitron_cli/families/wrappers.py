@@ -7,6 +7,14 @@ _QWEN_MERGER = """
     visual.merger.linear_fc2.bias                      hidden
 """
 
+# As wide inside as the text model: its neurons are cut with the hidden channels, but are not they.
+_TWO_LAYERS = """
+    multi_modal_projector.linear_1.weight              projector *
+    multi_modal_projector.linear_1.bias                projector ?
+    multi_modal_projector.linear_2.weight              hidden projector
+    multi_modal_projector.linear_2.bias                hidden ?
+"""
+
 WRAPPERS: tuple[Wrapper, ...] = (
     wrapper(
         "gemma3",
@@ -14,6 +22,19 @@ WRAPPERS: tuple[Wrapper, ...] = (
         """
         multi_modal_projector.mm_input_projection_weight   * hidden
         """,
+    ),
+    *(
+        wrapper(model_type, "vision_tower multi_modal_projector", _TWO_LAYERS)
+        for model_type in ("mistral3", "internvl", "llava")
+    ),
+    wrapper(
+        "lfm2_vl",
+        "vision_tower multi_modal_projector",
+        """
+        multi_modal_projector.linear_2.weight              hidden *
+        multi_modal_projector.linear_2.bias                hidden ?
+        """,
+        prefixes=(SINCE_5,),
     ),
     *(
         wrapper(

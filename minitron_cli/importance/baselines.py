@@ -1,6 +1,6 @@
 """What activations are compared with: chance, the weights alone, and weights times activations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from zlib import crc32
 
 import numpy as np
@@ -9,13 +9,13 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, READ_AXES, layout, ranked_by
 from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
 from minitron_cli.importance.sums import COUNT, SEQ, Rows
-from minitron_cli.spec.axes import SCOPE, SCORED_AXES, Dim, axes_of, is_matrix
+from minitron_cli.spec.axes import FOLLOWING_AXES, SCOPE, SCORED_AXES, Dim, axes_of, is_matrix
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.scores import score_shape
 
 
 def scored_axes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return tuple(axis for axis in SCORED_AXES if axis in checkpoint.shape)
+    return tuple(axis for axis in (*SCORED_AXES, *FOLLOWING_AXES) if axis in checkpoint.shape)
 
 
 def random_scores(checkpoint: Checkpoint, seed: int) -> dict[str, np.ndarray]:
@@ -28,8 +28,24 @@ def random_scores(checkpoint: Checkpoint, seed: int) -> dict[str, np.ndarray]:
 
 def magnitude_scores(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """l2 norm of all matrix entries of a unit, readers and writers alike; norm weights and biases are left out."""
-    energy = {axis: np.zeros(score_shape(axis, checkpoint.shape)) for axis in scored_axes(checkpoint)}
-    for match, tensor in _matrices(checkpoint):
+    axes = [axis for axis in scored_axes(checkpoint) if axis not in FOLLOWING_AXES]
+    return _magnitudes(checkpoint, axes, checkpoint.matches.values()) | following_scores(checkpoint)
+
+
+def following_scores(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """For axes beside the text model, which no calibration text reaches: the l2 norm of the weights that a neuron reads
+    by times that of those which read it."""
+    found = {}
+    for axis in (axis for axis in FOLLOWING_AXES if axis in checkpoint.shape):
+        having = [m for m in checkpoint.beside.values() if any(axis in axes_of(dim) for dim in m.weight.dims)]
+        norms = [_magnitudes(checkpoint, [axis], [match])[axis] for match in having if is_matrix(match.weight)]
+        found[axis] = np.prod(norms, axis=0)
+    return found
+
+
+def _magnitudes(checkpoint: Checkpoint, axes: Iterable[str], matches: Iterable[Match]) -> dict[str, np.ndarray]:
+    energy = {axis: np.zeros(score_shape(axis, checkpoint.shape)) for axis in axes}
+    for match, tensor in _matrices(checkpoint, matches):
         square = np.square(tensor)
         for axis in energy:
             _add_energy(energy[axis], axis, match, square, checkpoint)
@@ -102,8 +118,8 @@ def _column_sums(checkpoint: Checkpoint, axis: str, readers: tuple[str, ...]) ->
     return np.concatenate([sums[expert] for expert in sorted(sums)])
 
 
-def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Match, np.ndarray]]:
-    for match in checkpoint.matches.values():
+def _matrices(checkpoint: Checkpoint, matches: Iterable[Match]) -> Iterator[tuple[Match, np.ndarray]]:
+    for match in matches:
         if is_matrix(match.weight):
             yield match, _read(checkpoint, match)
 

@@ -19,7 +19,7 @@ from minitron_cli.hf.process_group import World, join
 from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_ROUTING, ROUTED
 from minitron_cli.importance import curves, second_moments, stability
 from minitron_cli.importance.aggregate import to_scores
-from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
+from minitron_cli.importance.baselines import following_scores, magnitude_scores, random_scores, wanda_scores
 from minitron_cli.importance.execution import Say, Show
 from minitron_cli.importance.identity import differences, require_same, weights_identity
 from minitron_cli.importance.options import BY_NORMS, Options
@@ -197,7 +197,7 @@ def _scores(
     checkpoint: Checkpoint, options: Options, known: Known, identity: Mapping[str, Any], forced: list[str]
 ) -> Scores:
     how, family, shape = options.aggregation, checkpoint.family, checkpoint.shape
-    values = to_scores(known.raw, known.rows, family, shape, how)
+    values = to_scores(known.raw, known.rows, family, shape, how) | following_scores(checkpoint)
     if options.metric == "wanda":
         values |= wanda_scores(checkpoint, known.raw, known.rows, how)
     if options.layer_score == BY_NORMS:

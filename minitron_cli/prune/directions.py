@@ -52,7 +52,7 @@ def by_directions(checkpoint: Checkpoint, plan: Plan, hidden: int, compensation:
     basis = leading(checkpoint, norms, hidden, compensation, tied)
     if tied is not None:
         basis = basis @ np.linalg.eigh(tied.fitted(basis))[1]
-    return replace(plan, target=plan.target.with_(hidden=hidden), basis=basis.astype(np.float32))
+    return replace(plan, target=plan.target.with_alone(hidden=hidden), basis=basis.astype(np.float32))
 
 
 def tied_head(checkpoint: Checkpoint, final: Norm, by: Compensation) -> TiedHead | None:

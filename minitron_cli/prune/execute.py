@@ -88,7 +88,7 @@ def prune(
 def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensation | None) -> Plan:
     """Rank by scores; neurons by reconstruction error and the residual stream by directions, where asked for."""
     request, shape = resolved.request, resolved.shape
-    channels = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
+    channels = shape.with_alone(hidden=source.shape["hidden"]) if request.rotate else shape
     vocab = None
     if shape["vocab"] != source.shape["vocab"]:
         assert resolved.vocabulary is not None, "a cut of the vocabulary was counted"

@@ -12,6 +12,7 @@ from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
 from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.search import CLOSE
 from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements, num_parameters
+from minitron_cli.spec.wrapper import PROJECTOR
 
 START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
 BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in hardware and a solid-state disk
@@ -65,7 +66,7 @@ def prune_facts(
     return PruneFacts(
         source=str(source.path) if isinstance(source, Checkpoint) else source.family.name,
         shape={axis: (source.shape[axis], target[axis]) for axis in source.shape},
-        change=", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed),
+        change=", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed if a in FLAG_OF_AXIS),
         parameters=parameters,
         non_embedding_parameters=pair(lambda s: num_parameters(items, s, embedding=False)),
         bytes=num_bytes,
@@ -87,22 +88,28 @@ def _warnings(source: Checkpoint | Architecture, target: Shape) -> list[str]:
         found.append(
             f"{further} tensors that predict tokens beyond the next are left out: transformers has no use for them"
         )
-    found += _beside(source)
+    found += _beside(source, target)
     for axis in (a for a in AXES if a.multiple and a.name in source.shape):
         if target[axis.name] % axis.multiple and not source.shape[axis.name] % axis.multiple:
             found.append(f"--{axis.flag} {target[axis.name]} is not a multiple of {axis.multiple}; GPUs run it slower")
     return found
 
 
-def _beside(source: Checkpoint | Architecture) -> list[str]:
+def _beside(source: Checkpoint | Architecture, target: Shape) -> list[str]:
     """What becomes of all that is not the text model."""
     if not isinstance(source, Checkpoint) or not source.beside:
         return []
     size = bytes_text(beside_bytes(source, source.shape))
-    return [
+    found = [
         f"{len(source.beside)} tensors beside the text model ({size}) are kept, and no parameter here counts them; "
         "--text-only leaves them out"
     ]
+    if gone := source.shape.get(PROJECTOR) - target.get(PROJECTOR):
+        found.append(
+            "the projector between vision and text has as many neurons inside as the text model has hidden channels: "
+            f"{gone} of them go too, those with the smallest weights, and training on text does not make up for them"
+        )
+    return found
 
 
 def _miss(parameters: int, budget: int | None) -> list[str]:

@@ -97,7 +97,7 @@ def resolve(
         ]
         check_output(output, request.overwrite, inputs)
     # Directions of the residual stream are not ranked by scores.
-    ranked = shape.with_(hidden=source.shape["hidden"]) if request.rotate else shape
+    ranked = shape.with_alone(hidden=source.shape["hidden"]) if request.rotate else shape
     needed = tuple(needed_scores(source.shape, ranked, target))
     if needed and scores is None:
         scores = _read_scores(request, source)

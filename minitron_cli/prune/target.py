@@ -9,7 +9,7 @@ import numpy as np
 from minitron_cli.checkpoint.architecture import Architecture
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, SCORED_AXES
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, FOLLOWING_AXES, SCORED_AXES
 from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
 from minitron_cli.spec.scores import Scores, score_shape
@@ -120,7 +120,7 @@ def target_for_budget(
             "or give --hidden, --ffn and --layers yourself",
         )
     axes = [axis for axis in SCORED_AXES if axis in source]
-    ranked = scores or Scores({axis: np.ones(score_shape(axis, source)) for axis in axes})
+    ranked = scores or Scores({axis: np.ones(score_shape(axis, source)) for axis in (*axes, *_following(source))})
     best = min(found, key=lambda c: forecast(features(ranked, source, c.shape), {})).shape
     return Target({axis: best[axis] for axis in axes if best[axis] != source[axis]})
 
@@ -130,9 +130,14 @@ def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:
     axes = [axis for axis in WIDTH_AXES if axis in source and source[axis] != shape[axis]]
     group_of = {group: axis for axis, group in source.groups}
     axes = [axis for axis in (group_of.get(axis, axis) for axis in axes) if axis in SCORED_AXES]
+    axes += [axis for axis in _following(source) if source[axis] != shape[axis]]
     if shape["layer"] != source["layer"] and not target.drop_layers:
         axes.append("layer")
     return list(dict.fromkeys(axes))
+
+
+def _following(source: Shape) -> list[str]:
+    return [axis for axis in FOLLOWING_AXES if axis in source]
 
 
 def make_plan(

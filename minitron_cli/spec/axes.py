@@ -33,10 +33,11 @@ class Axis:
     """A named direction of the model.
 
     `letter` is the axis in names of shapes (h3072), `flag` is its option (--hidden); an axis without a flag is
-    never cut. `key` is the usual config key, where there is one. `scope` names the axes inside which its units are
-    chosen, so that arrays of scores and kept indices have those dimensions first. `scored` says what ranks the units:
-    their activations where a linear layer reads them ("input"), what the routed experts do ("routed"), or the influence
-    of whole blocks ("block"). `group` is the axis whose units each hold an equal number of this axis' units. `multiple`
+    never cut, or with another (see Family.follows). `key` is the usual config key, where there is one. `scope` names
+    the axes inside which its units are chosen, so that arrays of scores and kept indices have those dimensions first.
+    `scored` says what ranks the units: their activations where a linear layer reads them ("input"), what the routed
+    experts do ("routed"), the influence of whole blocks ("block"), or, where no text goes through them, how large their
+    weights are ("weights"). `group` is the axis whose units each hold an equal number of this axis' units. `multiple`
     is what sizes should be a multiple of for fast matrix products; 0 where the size is not rounded. Without `units`
     it is a number of the config and no direction of a weight. `masks` says whether its units can have learned masks.
     """
@@ -71,6 +72,7 @@ AXES: tuple[Axis, ...] = (
     Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False),
     Axis("mamba_head", "Mamba heads", "mh", "mamba-heads", "", _L, "input", "mamba_group", masks=False),
     Axis("mamba_dim", "channels of a Mamba head", "md", "mamba-head-dim", "", _L, "input", masks=False),
+    Axis("projector", "neurons between vision and text", "p", scored="weights", masks=False),
     Axis("expert_group", "groups that experts are routed by", "eg", units=False),
     # Sizes that are never cut.
     Axis("conv", "taps of the convolution", "c"),
@@ -90,7 +92,8 @@ FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes 
 AXIS_OF_FLAG = {flag: name for name, flag in FLAG_OF_AXIS.items()}
 CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}
 MASKED_AXES = tuple(axis for axis in AXES if axis.flag and axis.units and axis.masks)
-SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored)
+SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored and axis.flag)
+FOLLOWING_AXES = tuple(axis.name for axis in AXES if axis.scored and not axis.flag)  # cut with another, ranked apart
 GROUPS = tuple((axis.name, axis.group) for axis in AXES if axis.group)
 
 Product = tuple[str | int, ...]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import AXES, SCOPE, SCORED_AXES
+from minitron_cli.spec.axes import AXES, FOLLOWING_AXES, SCOPE, SCORED_AXES
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
@@ -187,7 +187,7 @@ def from_scores(scores: Scores, source: Shape, target: Shape, layers: Sequence[i
         kept["layer"] = np.asarray(layers, dtype=np.int64)
         _require_kinds(source, kept["layer"])
     groups = dict(source.groups)
-    for axis in SCORED_AXES:
+    for axis in (*SCORED_AXES, *FOLLOWING_AXES):
         if axis == "layer" or axis not in source or target[axis] == source[axis]:
             continue
         values = where_kept(scores.require(axis, source), axis, kept)

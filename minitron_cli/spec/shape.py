@@ -51,6 +51,11 @@ class Shape:
         spread = tuple(self.kinds[i * len(self.kinds) // depth] for i in range(depth)) if depth > 0 else ()
         return replace(changed, kinds=spread)
 
+    def with_alone(self, **sizes: int) -> "Shape":
+        """Like `with_`, but sizes that follow from others stay as they are."""
+        following = {axis: self[axis] for axis, _ in self.follows if axis in self}
+        return self.with_(**{**following, **sizes})
+
     def of_layers(self, layers: Iterable[int], source: "Shape") -> "Shape":
         """This shape, its layers being those of `source`."""
         if not source.kinds:

@@ -6,12 +6,14 @@ that stays as it is.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minitron_cli.spec.axes import Weight, parse_line
+from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import Shape
 
+PROJECTOR = "projector"  # the axis of the neurons inside a projector
 _TEXT, _HEAD = "model.", "lm_head."  # how a text model's own names begin
 
 
@@ -60,6 +62,13 @@ class Wrapper:
     lines: Mapping[str, str]
     follows: Mapping[str, str] = field(default_factory=dict)
     prefixes: tuple[Prefixes, ...] = (SINCE_5, BEFORE_5)
+
+    def around(self, family: Family) -> Family:
+        """The family of the text model, with the axis of a projector that config.json makes as wide as it."""
+        if not any(PROJECTOR in dims.split() for dims in self.lines.values()):
+            return family
+        keys = {**family.config_keys, PROJECTOR: family.config_keys["hidden"]}
+        return replace(family, config_keys=keys, follows=(*family.follows, (PROJECTOR, "hidden")))
 
     def spelling(self, names: Iterable[str]) -> Prefixes | None:
         """The prefixes that these names on disk have; None where they have none of them."""

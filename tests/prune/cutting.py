@@ -10,7 +10,7 @@ from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.families import family_of
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.write import write_pruned
-from minitron_cli.spec.axes import SCORED_AXES
+from minitron_cli.spec.axes import FOLLOWING_AXES, SCORED_AXES
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import Shape, shape_of
@@ -78,7 +78,7 @@ ALL_CASES = [(model_type, cut) for model_type in TOY_CONFIGS for cut in CUTS if 
 def random_scores(shape: Shape, seed: int = 0) -> Scores:
     """Random scores for every axis that can be ranked."""
     generator = np.random.default_rng(seed)
-    axes = [axis for axis in SCORED_AXES if axis in shape]
+    axes = [axis for axis in (*SCORED_AXES, *FOLLOWING_AXES) if axis in shape]
     return Scores({axis: generator.random(score_shape(axis, shape)) for axis in axes})
 
 

@@ -16,6 +16,7 @@ from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import find_sites
+from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
 from minitron_cli.importance import forward
 from minitron_cli.importance.forward import Samples
@@ -43,7 +44,7 @@ CPU = torch.device("cpu")
 
 def measure(path: Path, output: Path, rows: np.ndarray, batch_size: int = 3, spans=None) -> Path:
     """Second moments of a model on these rows, as the verb takes them; returns their directory."""
-    checkpoint, model = open_checkpoint(path), load(path)
+    checkpoint, model = open_checkpoint(path), load_model(path, torch.float32)
     sites = find_sites(checkpoint, model, CPU)
     identity = {"model": {"name": str(path), "digest": source_digest(path)}}
     moments = SecondMoments(checkpoint, output, identity, World())

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +11,29 @@ import pytest
 import torch
 
 from minitron_cli.__main__ import run as minitron
+from minitron_cli.chain.shear import complete
 from minitron_cli.checkpoint.describe import describe
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.importance.baselines import following_scores, magnitude_scores
 from minitron_cli.prune.compensate import open_compensation
 from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.execute import dry_run, prune
 from minitron_cli.prune.mask import masked_source
 from minitron_cli.prune.request import PruneRequest
+from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.plan import keep_all
+from minitron_cli.spec.scores import Scores
 from tests.prune.cutting import CUTS, difference, load, logits_of, plan_for, prune_to, random_scores, sizes_for
 from tests.prune.test_compensate import measure, random_rows
 from tests.toys import toy_ids
+from tests.training.runs import options
 from tests.wrapped import (
     WRAPPED,
     TextView,
@@ -75,6 +81,9 @@ def test_trim_equals_mask_for_text_and_for_images(model_type: str, cut: str, wra
     whole, ids = image_logits(source_model, batch), toy_ids(2, 11)
     view = TextView(source_model)
     masked = masked_source(view, checkpoint.family, plan)  # in place, so that the whole model is masked
+    if "projector" in plan.kept:
+        second = source_model.model.multi_modal_projector.linear_2.weight
+        second.data[:, np.setdiff1d(np.arange(48), plan.kept["projector"])] = 0
     with torch.no_grad():
         assert difference(small(ids, use_cache=False).logits, masked(ids)) < TOLERANCE
     view.images = {name: value for name, value in batch.items() if name != "input_ids"}
@@ -198,6 +207,26 @@ def test_importance_prune_and_inspect_by_the_command_line(wrapped: Wrapped, tmp_
         describe(open_checkpoint(tmp_path / "text"), 0)["parameters"]
         == (describe(open_checkpoint(tmp_path / "small"), 0)["parameters"])
     )
+
+
+def test_neurons_of_a_projector_are_ranked_by_their_weights(wrapped: Wrapped, tmp_path: Path) -> None:
+    source, weights = open_checkpoint(wrapped("llava")), stored(wrapped("llava"))
+    one, two = (weights[f"multi_modal_projector.linear_{i}.weight"].double() for i in (1, 2))
+    expected = (one.norm(dim=1) * two.norm(dim=0)).numpy()
+    np.testing.assert_allclose(following_scores(source)["projector"], expected)
+    np.testing.assert_allclose(magnitude_scores(source)["projector"], expected)
+    scores = Scores({**random_scores(source.shape).values, "projector": expected})
+    wanted = Target({"hidden": 36})
+    plan = make_plan(source.shape, target_shape(source, wanted), wanted, scores)
+    assert set(plan.kept["projector"]) == set(np.argsort(-expected)[:36])
+    write_scores(tmp_path / "s.safetensors", scores)
+    request = PruneRequest(model=str(source.path), hidden=36, scores=tmp_path / "s.safetensors")
+    assert any("12 of them go too" in warning for warning in dry_run(request).facts.warnings)
+    assert not any("of them go" in w for w in dry_run(replace(request, text_only=True)).facts.warnings)
+    note = next(axis["note"] for axis in describe(source, 0)["axes"] if axis["axis"] == "projector")
+    assert note == "with --hidden"
+    with pytest.raises(MinitronError, match="no masks can be learned"):
+        complete(options(source.path, tmp_path, tmp_path, verb="shear", sizes=("ffn=56",)))
 
 
 ROTATES = [name for name in WRAPPED if family_of(text_type(name)).rms_norms]
