@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -199,15 +200,18 @@ def from_scores(scores: Scores, source: Shape, target: Shape, layers: Sequence[i
 
 
 def _best_layers(scores: np.ndarray, source: Shape, count: int) -> np.ndarray:
-    """Ascending indices of the layers with the highest scores, the best of each kind among them."""
+    """Ascending indices of the layers with the highest scores, of those sets that hold a layer of every kind."""
     order = np.argsort(-scores, kind="stable").tolist()
-    first: list[int] = []
-    missing = {kind for kinds in source.kinds for kind in kinds}
+    best: dict[tuple[str, ...], int] = {}
     for layer in order if source.kinds else []:
-        if missing & set(source.kinds[layer]):
-            first.append(layer)
-            missing -= set(source.kinds[layer])
-    kept = np.array([*first, *(layer for layer in order if layer not in first)][:count], dtype=np.int64)
+        best.setdefault(source.kinds[layer], layer)
+    every, found = {kind for kinds in best for kind in kinds}, [order[:count]]
+    # Layers are alike in few ways: of some of these the best layer stays, and after them the best of all.
+    for some in (some for size in range(1, count + 1) for some in combinations(best, size)):
+        if {kind for kinds in some for kind in kinds} == every:
+            first = [best[kinds] for kinds in some]
+            found.append([*first, *(layer for layer in order if layer not in first)][:count])
+    kept = np.array(max(found[1:] or found, key=lambda layers: scores[layers].sum()), dtype=np.int64)
     _require_kinds(source, kept)
     return np.sort(kept)
 

@@ -43,6 +43,13 @@ def test_the_best_layer_of_every_kind_stays(scores: list[float], kept: list[int]
     assert plan.target.kinds == tuple(SHAPE.kinds[i] for i in kept)
 
 
+def test_a_set_with_every_kind_is_found_where_there_is_one() -> None:
+    """The best layer is in no pair that has all four kinds."""
+    shape = Shape({"layer": 3}, kinds=(("linear", "dense"), ("full", "sparse"), ("linear", "sparse")))
+    plan = from_scores(Scores({"layer": np.array([1.0, 2, 3])}), shape, shape.with_(layer=2))
+    assert plan.kept["layer"].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("layers", [[0, 2], [1]])
 def test_a_kind_cannot_go_altogether(layers: list[int]) -> None:
     with pytest.raises(MinitronError, match="layer would stay"):
