@@ -4,10 +4,13 @@ from collections.abc import Iterable, Sequence
 
 from minitron_cli.families import FAMILIES
 from minitron_cli.families.wrappers import WRAPPERS
-from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
+from minitron_cli.spec.axes import AXES, AXIS_OF_FLAG, FLAG_OF_AXIS, WORDS, is_embedding, reads
 from minitron_cli.spec.family import Family
 
-COLUMNS = ("model types", "kinds of layers", "can be cut", "stays as it is", "`--rotate`", "`shear`")
+COLUMNS = (
+    *("model types", "kinds of layers", "can be cut", "stays as it is"),
+    *("`--compensate` refits after", "`--rotate`", "streamed", "`shear`"),
+)
 WRAPPER_COLUMNS = ("model type", "beside the text model", "cut with `--hidden`", "follows in config.json")
 
 
@@ -21,6 +24,18 @@ def fixed(family: Family) -> tuple[str, ...]:
     """The directions of its weights that nothing cuts, in words; those that follow from another size not among them."""
     axes = _axes(family) - dict(family.follows).keys()
     return tuple(a.words for a in AXES if a.units and a.name in axes and (not a.flag or a.name in family.refuses))
+
+
+def compensated(family: Family) -> tuple[str, ...]:
+    """The options after which what stays is refitted: of axes that matrices read, or that group what they read."""
+    read = {axis for weight in family.weights if not is_embedding(weight) for axis in reads(weight)}
+    axes = read | {group for axis, group in family.groups if axis in read}
+    return tuple(flag for flag in cuttable(family) if AXIS_OF_FLAG[flag.removeprefix("--")] in axes)
+
+
+def streams(family: Family) -> bool:
+    """Whether importance can be measured one layer at a time, as models of a single layer."""
+    return "--layers" in cuttable(family)
 
 
 def kinds(family: Family) -> tuple[str, ...]:
@@ -52,6 +67,9 @@ def limits(family: Family, layers_differ: bool) -> list[str]:
     found += [f"shear{_flag(axis)}: {why}" for axis, why in unmasked(family).items()]
     if family.corrects_choice:
         found.append("importance --expert-damage: a bias corrects the choice of experts")
+    for key in family.computed:
+        over, under = (" x ".join(WORDS[axis] for axis in axes) for axes in family.factors(key))
+        found += [f"prune: {over} must stay a multiple of {under} ({key} of the config)"] if under else []
     if layers_differ and "" not in unmasked(family):
         found.append("shear --layers: the layers are of several kinds")
     return found
@@ -69,7 +87,9 @@ def rows() -> list[tuple[str, ...]]:
             ", ".join(kinds(family)) or "one",
             _codes(cuttable(family)),
             ", ".join(fixed(family)),
+            _codes(compensated(family)),
             "no" if rotates(family) else "yes",
+            "yes" if streams(family) else "no",
             _masks(family),
         )
         for family in FAMILIES

@@ -88,6 +88,7 @@ AXES: tuple[Axis, ...] = (
     Axis("mamba_state", "states of a Mamba channel", "ms"),
 )
 SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}
+WORDS = {axis.name: axis.words for axis in AXES}
 FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes that can be cut
 AXIS_OF_FLAG = {flag: name for name, flag in FLAG_OF_AXIS.items()}
 CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}

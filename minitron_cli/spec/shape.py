@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, GROUPS, Weight, axes_of, size
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, GROUPS, WORDS, Weight, axes_of, size
 from minitron_cli.spec.family import Family
 
 
@@ -267,7 +267,6 @@ def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:
 def _fraction_problems(family: Family, source: Shape, target: Shape) -> list[str]:
     """Config values that would be no whole numbers."""
     problems = []
-    words = {one.name: one.words for one in AXES}
     for key in family.computed:
         over, under = family.factors(key)
         if not all(axis in source for axis in (*over, *under)):
@@ -275,7 +274,7 @@ def _fraction_problems(family: Family, source: Shape, target: Shape) -> list[str
         whole, divisor = (prod(target[axis] for axis in axes) for axes in (over, under))
         if whole % divisor:
             problems.append(
-                f"{key} of the config is {' x '.join(words[a] for a in over)} / {' x '.join(words[a] for a in under)} "
+                f"{key} of the config is {' x '.join(WORDS[a] for a in over)} / {' x '.join(WORDS[a] for a in under)} "
                 f"and would be {' x '.join(str(target[a]) for a in over)} / {divisor}, which is no whole number"
                 + _that_keeps(prod(source[a] for a in over) * divisor, prod(source[a] for a in under), over, target)
             )
@@ -294,7 +293,7 @@ def _that_keeps(product: int, share: int, over: Iterable[str], target: Shape) ->
 
 def _group_problem(axis: str, group: str, source: Shape, target: Shape) -> str | None:
     """Why so many units cannot stay in so many groups."""
-    words = {one.name: one.words for one in AXES} | {"kv": "KV groups"}
+    words = {**WORDS, "kv": "KV groups"}
     flag, units, groups, own = FLAG_OF_AXIS[axis], target[axis], target[group], source[axis] // source[group]
     if units % groups:
         allowed = ", ".join(map(str, range(groups, source[axis] + 1, groups)))

@@ -2,17 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from minitron_cli.checkpoint.describe import describe
+from minitron_cli.checkpoint.moments_file import Moments
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import FAMILIES, family_of
-from minitron_cli.families.features import cuttable, markdown, rotates, wrappers_markdown
+from minitron_cli.families.features import compensated, cuttable, markdown, rotates, wrappers_markdown
+from minitron_cli.prune.compensate import Compensation
 from minitron_cli.prune.directions import check_rotation
+from minitron_cli.prune.gather_plan import cuts
+from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.family import Family
-from tests.prune.cutting import ALL_CASES
+from tests.prune.cutting import ALL_CASES, plan_for, sizes_for
+from tests.toys import TOY_CONFIGS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 FLAGS = {
@@ -46,11 +52,31 @@ def test_what_cannot_be_rotated_is_refused(family: Family) -> None:
         assert rotates(family) is None
 
 
+class AnyInput:
+    """In the place of moments that were measured: every input has some."""
+
+    def of(self, name: str, expert: int | None) -> object:
+        return self
+
+
+@pytest.mark.parametrize("model_type", TOY_CONFIGS)
+def test_what_compensation_refits_after_is_what_the_table_says(model_type: str, toy: Callable[..., Path]) -> None:
+    """Every cut of the battery: some matrix is refitted after it, or the table does not name it."""
+    source = open_checkpoint(toy(model_type))
+    by = Compensation(cast(Moments, AnyInput()))
+    for cut in (cut for name, cut in ALL_CASES if name == model_type):
+        sizes = sizes_for(model_type, cut)
+        refitted = any(p.change for one in cuts(source, plan_for(source, sizes), by.refit_of) for p in one.pieces)
+        assert refitted == bool({f"--{FLAG_OF_AXIS[axis]}" for axis in sizes} & set(compensated(source.family))), cut
+
+
 def test_inspect_counts_the_layers_of_each_kind_and_says_what_does_not_work(toy: Callable[..., Path]) -> None:
     facts = describe(open_checkpoint(toy("lfm2")), 0)
     assert facts["layers"] == {"attention": 1, "conv": 2}
     assert [limit.split(":")[0] for limit in facts["limits"]] == ["prune --rotate", "shear --layers"]
     assert describe(open_checkpoint(toy("llama")), 0)["limits"] == []
+    limits = describe(open_checkpoint(toy("bamba")), 0)["limits"]
+    assert any("must stay a multiple of hidden channels (mamba_expand" in limit for limit in limits)
 
 
 @pytest.mark.parametrize("axis", ["value_head", "key_head"])
