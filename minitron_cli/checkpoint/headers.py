@@ -36,6 +36,11 @@ class TensorInfo:
     def num_bytes(self) -> int:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
+    def span(self, first: int, count: int) -> tuple[int, int]:
+        """Where the bytes of `count` elements from index `first` on lie: (absolute offset, number of bytes)."""
+        item = ITEM_BYTES[self.dtype]
+        return self.begin + first * item, count * item
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """List the tensors of one safetensors file, checking every offset against shape, dtype and file size."""

@@ -1,10 +1,12 @@
-"""Read tensors from their bytes: a memory map of the whole file would count in full against a memory limit."""
+"""The values of a tensor as torch holds them."""
 
-from pathlib import Path
+from math import prod
 
+import numpy as np
 import torch
 
 from minitron_cli.checkpoint.headers import TensorInfo
+from minitron_cli.checkpoint.values import read_bits
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -16,21 +18,13 @@ STORAGE_TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """The tensor as it is stored, on the CPU, in memory of its own."""
-    data = torch.empty(info.num_bytes, dtype=torch.uint8)
-    read_bytes(info.file, info.begin, memoryview(data.numpy().data))
-    return data.view(DTYPES[info.dtype]).reshape(info.shape)
+    """The whole tensor, on the CPU, in memory of its own."""
+    return read_elements(info, 0, prod(info.shape)).reshape(info.shape)
 
 
-def read_bytes(file: Path, begin: int, into: memoryview) -> None:
-    """Fill `into` with the bytes of `file` from `begin` on; the file must hold them."""
-    with file.open("rb", buffering=0) as stream:
-        stream.seek(begin)
-        filled = 0
-        while filled < len(into):
-            count = stream.readinto(into[filled:])
-            assert count, f"{file} ends at byte {begin + filled}"  # headers were checked against the file's size
-            filled += count
+def read_elements(info: TensorInfo, first: int, count: int) -> torch.Tensor:
+    """`count` elements in row-major order from index `first` on: (count,)."""
+    return torch.from_numpy(read_bits(info, first, count).view(np.uint8)).view(DTYPES[info.dtype])
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minitron_cli.checkpoint.headers import TensorInfo
+from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import text_tensors
-from minitron_cli.checkpoint.tensors import DTYPES, bytes_of, read_bytes, read_tensor
+from minitron_cli.checkpoint.tensors import read_elements, read_tensor
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.empty import empty_model
 from minitron_cli.hf.process_group import own_part
@@ -117,13 +117,11 @@ def _read(wanted: Tensor, stored: TensorInfo, path: Path, name: str) -> None:
     """Fill this rank's part of a weight from the tensor that it is, block by block."""
     _require_shape(wanted, stored.shape, path, name)
     part, start = own_part(wanted)
-    dtype = DTYPES[stored.dtype]
     flat = part.view(-1)
-    block = torch.empty(min(len(flat), _BLOCK_BYTES // dtype.itemsize), dtype=dtype)
-    for at in range(0, len(flat), max(1, len(block))):
-        piece = block[: len(flat) - at]
-        read_bytes(stored.file, stored.begin + (start + at) * dtype.itemsize, bytes_of(piece))
-        flat[at : at + len(piece)].copy_(piece)
+    step = _BLOCK_BYTES // ITEM_BYTES[stored.dtype]
+    for at in range(0, len(flat), step):
+        block = flat[at : at + step]
+        block.copy_(read_elements(stored, start + at, len(block)))
 
 
 def _put(wanted: Tensor, whole: Tensor) -> None:

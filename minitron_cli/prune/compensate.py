@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.checkpoint.bits import from_bits, to_bits
 from minitron_cli.checkpoint.moments_file import Input, Moments, moments_digest, open_moments
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.reconstruction import Error, Place, overfit, summary
-from minitron_cli.prune.repairs import from_bits, to_bits
 from minitron_cli.spec.axes import is_embedding, reading_dim, reads
 from minitron_cli.spec.family import Match
 

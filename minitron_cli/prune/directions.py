@@ -9,17 +9,18 @@ directions: with G = E^T E and the Gram matrix Y after the final norm, Y^1/2 G Y
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 
-from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
+from minitron_cli.checkpoint.bits import from_bits
+from minitron_cli.checkpoint.headers import TensorInfo
 from minitron_cli.checkpoint.moments_file import Input
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.values import read_bits
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import DOUBLE, Compensation
 from minitron_cli.prune.reconstruction import Error
-from minitron_cli.prune.repairs import from_bits
 from minitron_cli.prune.tied import TiedHead
 from minitron_cli.spec.axes import is_embedding, is_head
 from minitron_cli.spec.family import Family, Match
@@ -172,10 +173,9 @@ def _input(checkpoint: Checkpoint, norm: Match, by: Compensation) -> Input:
 
 def blocks(info: TensorInfo) -> Iterator[np.ndarray]:
     """A weight in blocks of whole rows, all dimensions but the last as rows: (row, last) float32 (or float64)."""
-    item, width = ITEM_BYTES[info.dtype], info.shape[-1]
-    rows, step = info.num_bytes // item // width, max(1, _BLOCK // (4 * width))
+    width = info.shape[-1]
+    rows, step = prod(info.shape[:-1]), max(1, _BLOCK // (4 * width))
     for first in range(0, rows, step):
         count = min(step, rows - first) * width
-        raw = np.fromfile(info.file, f"u{item}", count, offset=info.begin + first * width * item)
-        values = from_bits(raw.reshape(-1, width), info.dtype)
+        values = from_bits(read_bits(info, first * width, count).reshape(-1, width), info.dtype)
         yield values if info.dtype == "F64" else values.astype(np.float32, copy=False)

@@ -20,20 +20,22 @@ from minitron_cli.spec.shape import is_routed
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of a source tensor that is cut as one; `begin` is its absolute byte offset, `shape` its own.
+    """A run of a source tensor that is cut as one; `first` is the index of its first element, `shape` its own.
 
     `keep` holds the positions kept along each of its dimensions (None: all of them). A tensor is one piece, but fused
     experts are one piece each: every expert keeps neurons of its own.
     """
 
-    begin: int
+    first: int
     shape: tuple[int, ...]
     keep: tuple[np.ndarray | None, ...]
     expert: int | None = None  # of the source, where this is its part of a fused tensor or a tensor of its own
     change: Change | None = None
 
-    def row_bytes(self, dtype: str) -> int:
-        return prod(self.shape[1:]) * ITEM_BYTES[dtype]
+    @property
+    def row(self) -> int:
+        """Elements of a row."""
+        return prod(self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,18 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A run of source bytes; where `cut` is given, whole rows of a piece, of which `rows` (offsets, None: all) stay."""
+    """A run of source bytes; where `cut` is given, `num_rows` whole rows of a piece from `first_row` on.
+
+    `rows` are those of them that stay, as offsets (None: all).
+    """
 
     file: Path
     begin: int
     num_bytes: int
     cut: Cut | None = None
     piece: Piece | None = None
+    first_row: int = 0
+    num_rows: int = 0
     rows: np.ndarray | None = None
 
     @property
@@ -65,8 +72,7 @@ class Read:
         whole = self.cut.out.shape[-len(self.piece.shape) :] or (1,)
         if self.piece.change is not None and self.piece.change.whole:
             return whole
-        row_bytes = self.piece.row_bytes(self.cut.source.dtype)
-        return (self.num_bytes // row_bytes if self.rows is None else len(self.rows), *whole[1:])
+        return (self.num_rows if self.rows is None else len(self.rows), *whole[1:])
 
     @property
     def kept_bytes(self) -> int:
@@ -98,7 +104,7 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     else:
         kept = plan.resolve(layer, expert)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
-        pieces = (Piece(info.begin, info.shape or (1,), keep or (None,), match.expert),)
+        pieces = (Piece(0, info.shape or (1,), keep or (None,), match.expert),)
     if match.name in checkpoint.beside:  # the scale of embeddings, which repairs keep, is not that of images
         return Cut(TensorOut(match.name, info.dtype, shape), info, pieces)
     repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
@@ -109,12 +115,11 @@ def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None
     """One piece for each kept expert of a fused tensor (expert, ..)."""
     assert layer is not None, f"{info.name}: experts outside a layer"
     shape = info.shape[1:]
-    stride = prod(shape) * ITEM_BYTES[info.dtype]
     for new in range(plan.target["expert"]):
         kept = plan.resolve(layer, new)
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in match.weight.dims[1:])
         expert = plan.source_expert(layer, new)
-        yield Piece(info.begin + expert * stride, shape, keep, expert=expert)
+        yield Piece(expert * prod(shape), shape, keep, expert=expert)
 
 
 def reads(files: Mapping[Path, int], cut: Iterable[Cut], block_bytes: int) -> Iterator[Read]:
@@ -128,9 +133,10 @@ def reads(files: Mapping[Path, int], cut: Iterable[Cut], block_bytes: int) -> It
     for file, num_bytes in files.items():
         at = 0
         for one, piece in by_file[file]:
-            yield from _skipped(file, at, piece.begin, block_bytes)
+            begin, length = one.source.span(piece.first, prod(piece.shape))
+            yield from _skipped(file, at, begin, block_bytes)
             yield from _rows(one, piece, block_bytes)
-            at = piece.begin + prod(piece.shape) * ITEM_BYTES[one.source.dtype]
+            at = begin + length
         yield from _skipped(file, at, num_bytes, block_bytes)
 
 
@@ -140,19 +146,22 @@ def _skipped(file: Path, begin: int, end: int, block_bytes: int) -> Iterator[Rea
 
 
 def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
-    row_bytes = piece.row_bytes(cut.source.dtype)
-    step = max(1, block_bytes // max(1, row_bytes))
+    step = max(1, block_bytes // max(1, piece.row * ITEM_BYTES[cut.source.dtype]))
     kept = piece.keep[0]
     if piece.change is not None and piece.change.whole:
         step, kept = piece.shape[0], None  # what a new row is made of is anywhere in the tensor
     for first in range(0, piece.shape[0], step):
         last = min(first + step, piece.shape[0])
-        begin, num_bytes = piece.begin + first * row_bytes, (last - first) * row_bytes
-        if kept is None:
-            yield Read(cut.source.file, begin, num_bytes, cut, piece)
-            continue
-        inside = kept[np.searchsorted(kept, first) : np.searchsorted(kept, last)] - first
-        if len(inside):
-            yield Read(cut.source.file, begin, num_bytes, cut, piece, inside if len(inside) < last - first else None)
-        else:
-            yield Read(cut.source.file, begin, num_bytes)
+        read = Read(cut.source.file, *cut.source.span(piece.first + first * piece.row, (last - first) * piece.row))
+        inside = rows_within(kept, first, last)
+        if inside is None or len(inside):
+            read = replace(read, cut=cut, piece=piece, first_row=first, num_rows=last - first, rows=inside)
+        yield read
+
+
+def rows_within(kept: np.ndarray | None, first: int, last: int) -> np.ndarray | None:
+    """Of ascending `kept` rows (None: all) those in first .. last - 1, counted from `first`; None where all stay."""
+    if kept is None:
+        return None
+    inside = kept[np.searchsorted(kept, first) : np.searchsorted(kept, last)] - first
+    return inside if len(inside) < last - first else None

@@ -16,12 +16,12 @@ from math import prod
 
 import numpy as np
 
-from minitron_cli.checkpoint.headers import ITEM_BYTES
+from minitron_cli.checkpoint.bits import from_bits, to_bits
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.checkpoint.values import read_bits
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_LOGITS, EXPERT_ROUTING, ROUTED
-from minitron_cli.prune.repairs import from_bits, to_bits
 from minitron_cli.prune.request import PruneRequest
 from minitron_cli.spec.axes import Dim, axes_of, positions
 from minitron_cli.spec.family import Match
@@ -108,16 +108,11 @@ class Merging:
 
     def part(self, match: Match, expert: int) -> np.ndarray:
         """One expert's part of a line, as floating-point numbers."""
-        from minitron_cli.checkpoint.tensors import read_bytes
-
         own = self._lines[match.weight.name, match.layer, None if match.expert is None else expert]
         info = self.checkpoint.tensors[own.name]
         shape = info.shape if own.expert is not None else info.shape[1:]
-        item = ITEM_BYTES[info.dtype]
-        raw = np.empty(prod(shape), dtype=f"u{item}")
-        offset = 0 if own.expert is not None else expert * prod(shape) * item
-        read_bytes(info.file, info.begin + offset, memoryview(raw.view(np.uint8).data))
-        values = from_bits(raw, info.dtype).reshape(shape)
+        first = 0 if own.expert is not None else expert * prod(shape)
+        values = from_bits(read_bits(info, first, prod(shape)), info.dtype).reshape(shape)
         if not np.isfinite(values).all():
             raise MinitronError(
                 f"expert {expert} in {own.name} holds values that are not finite (NaN or infinity)",

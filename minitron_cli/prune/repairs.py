@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.errors import MinitronError
+from minitron_cli.checkpoint.bits import from_bits, to_bits
 from minitron_cli.spec.axes import Weight, axes_of, is_embedding
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
-
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +46,3 @@ def repair_of(family: Family, config: Mapping[str, Any], plan: Plan, weight: Wei
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
     final_norm = [axes_of(dim) for dim in weight.dims] == [("hidden",)] and not weight.name_axes
     return Repair(1 / scale, offset=1.0) if final_norm and tied else None
-
-
-def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored bits as floating-point numbers; bf16 becomes float32, exactly."""
-    if dtype == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    if dtype not in _DTYPES:
-        raise MinitronError(
-            f"weights stored as {dtype} cannot be rescaled, which this cut needs (of this family's width, or with "
-            "compensation)",
-            "convert the checkpoint to bfloat16 first, or leave that part of the cut out",
-        )
-    return raw.view(_DTYPES[dtype])
-
-
-def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Floating-point numbers as the bits of `dtype`, rounded to nearest even."""
-    if dtype == "BF16":
-        bits = values.astype(np.float32).view(np.uint32)
-        rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-        # Rounding may carry a NaN's payload into infinity; keep it a NaN.
-        return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-    return values.astype(_DTYPES[dtype]).view(f"u{np.dtype(_DTYPES[dtype]).itemsize}")

@@ -20,6 +20,7 @@ from math import sqrt
 
 import numpy as np
 
+from minitron_cli.checkpoint.bits import from_bits, to_bits
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.compensate import RIDGE, Compensation, Refit
 from minitron_cli.prune.directions import (
@@ -30,7 +31,6 @@ from minitron_cli.prune.directions import (
     scale_of,
     tied_head,
 )
-from minitron_cli.prune.repairs import from_bits, to_bits
 from minitron_cli.spec.axes import axes_of, is_embedding
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan

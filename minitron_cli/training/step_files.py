@@ -24,7 +24,8 @@ from torch import Tensor
 from minitron_cli.checkpoint.headers import TensorInfo, read_header
 from minitron_cli.checkpoint.provenance import file_digest
 from minitron_cli.checkpoint.seal import is_altered, is_sealed, sealed
-from minitron_cli.checkpoint.tensors import DTYPES, STORAGE_TYPES, bytes_of, read_bytes
+from minitron_cli.checkpoint.tensors import DTYPES, STORAGE_TYPES, bytes_of
+from minitron_cli.checkpoint.values import read_bytes
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, reserve
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.checkpoint.bits import to_bits
 from minitron_cli.checkpoint.reader import open_checkpoint, weight_files
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, reserve, shard_names, shards, write_index
 from minitron_cli.families import family_of
-from minitron_cli.prune.repairs import to_bits
 from minitron_cli.spec.axes import size
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import shape_of

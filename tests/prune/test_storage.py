@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minitron_cli.checkpoint.bits import from_bits, to_bits
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.prune import trim
 from minitron_cli.prune.change import changes
 from minitron_cli.prune.gather_plan import cuts, reads
 from minitron_cli.prune.mask import masked_source
-from minitron_cli.prune.repairs import Repair, from_bits, to_bits
+from minitron_cli.prune.repairs import Repair
 from minitron_cli.prune.trim import gather
 from minitron_cli.prune.write import write_pruned
 from tests.prune.cutting import difference, load, logits_of, plan_for, prune_to, sizes_for
