@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from tests.quantising import OSS, QUANTISED
 from tests.toys import make_toy
 
 torch.set_num_threads(1)  # the toys are smaller than the cost of a thread pool; xdist uses the cores
@@ -35,6 +36,21 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             made[key] = make_toy(model_type, tmp_path_factory.mktemp(model_type), **overrides)
         return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def pair(toy: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """pair("blocks") -> a directory: a toy that is `quantised`, and its values, `plain`. Do not write into it."""
+    made: dict[str, Path] = {}
+
+    def get(case: str) -> Path:
+        if case not in made:
+            model_type, quantise = QUANTISED[case]
+            source = toy(model_type, **(OSS if model_type == "gpt_oss" else {}))
+            made[case] = quantise(source, tmp_path_factory.mktemp("quantised"))
+        return made[case]
 
     return get
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, stored_weights
+from minitron_cli.checkpoint.quantised import method_of
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.families.features import limits
 from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
@@ -22,6 +23,8 @@ def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
     else:
         counted = {"parameters": model.parameters, "non_embedding_parameters": model.non_embedding}
     tensors = {name: model.tensors[name] for name in model.matches} if isinstance(model, Checkpoint) else {}
+    if isinstance(model, Checkpoint) and model.dequantised:
+        tensors = dict(model.stored.tensors)
     return {
         "model": str(model.path) if isinstance(model, Checkpoint) else None,
         "model_type": model.config["model_type"],
@@ -30,7 +33,8 @@ def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
         "weights": isinstance(model, Checkpoint),
         "shape": dict(shape.sizes),
         **counted,
-        "bytes": model.num_bytes,
+        "bytes": model.stored_bytes if isinstance(model, Checkpoint) else model.num_bytes,
+        "quantised": model.stored.method if isinstance(model, Checkpoint) else method_of(model.config),
         "dtypes": sorted({t.dtype for t in tensors.values()}),
         "kv_bytes_per_token": kv_bytes_per_token(shape),
         "flops_per_token": flops_per_token(stored_weights(model), shape, context),

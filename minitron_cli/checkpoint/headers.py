@@ -5,7 +5,9 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
 
 from minitron_cli.errors import MinitronError
 
@@ -22,22 +24,54 @@ MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _HINT = "the file is damaged or was not downloaded completely; fetch it again"
 
 
+class Codes(Protocol):
+    """How the values of a quantised tensor, as rows of its last dimension, follow from its bytes (see `codes`)."""
+
+    @property
+    def scale(self) -> "TensorInfo":
+        """The scales."""
+
+    @property
+    def rows_together(self) -> int:
+        """Bytes belong to this many rows, or to multiples of them."""
+
+    def num_bytes(self, count: int) -> int:
+        """Bytes of as many values."""
+
+    def rows(self, raw: np.ndarray, begin: int, first: int, count: int) -> np.ndarray:
+        """Rows first .. first + count, float32 (count, last): `raw` are the bytes from row `begin` on, uint8."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: `begin` is its absolute byte offset in `file`."""
+    """Where a tensor lies: `begin` is its absolute byte offset in `file`.
+
+    `dtype` and `shape` are those of its values. Where it is quantised, `codes` makes them of the bytes.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
     begin: int
+    codes: Codes | None = None
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the values."""
         return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that they take in the files, with their scales where they are quantised."""
+        if self.codes is None:
+            return self.num_bytes
+        return self.codes.num_bytes(prod(self.shape)) + self.codes.scale.num_bytes
 
     def span(self, first: int, count: int) -> tuple[int, int]:
         """Where the bytes of `count` elements from index `first` on lie: (absolute offset, number of bytes)."""
+        if self.codes is not None:
+            return self.begin + self.codes.num_bytes(first), self.codes.num_bytes(count)
         item = ITEM_BYTES[self.dtype]
         return self.begin + first * item, count * item
 

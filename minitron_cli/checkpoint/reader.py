@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.headers import FLOATS, TensorInfo, read_header
+from minitron_cli.checkpoint.quantised import method_of, plain_config, plain_tensors, require_known
 from minitron_cli.checkpoint.validation import known_activations
 from minitron_cli.checkpoint.wrapping import Wrapping, text_config
 from minitron_cli.errors import MinitronError, near_matches
@@ -24,12 +25,24 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What the files of a model directory hold, whatever is made of it: all of config.json, and tensors by name.
+
+    A model's identity is that of these. `method` is how they are quantised, None where they are plain.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    method: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model directory as the tables see it; no tensor has been read yet.
+    """A model directory as the tables see it, plain where its files are quantised; no tensor has been read yet.
 
     Of a model of text and images that is the text model: its config, shape and matches, and its tensors under the names
     that they have without a wrapper. `wrapping` is what stands around it, `whole` all of config.json, and `tensors`
-    holds the others too, under their names on disk.
+    holds the others too, under their names on disk. `stored` is what the files say.
     """
 
     path: Path
@@ -39,17 +52,23 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     matches: Mapping[str, Match]
     whole: Mapping[str, Any]
+    stored: Stored
     wrapping: Wrapping | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, in name order."""
-        return tuple(sorted({t.file for t in self.tensors.values()}))
+        return tuple(sorted({t.file for t in self.stored.tensors.values()}))
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors that matches explain: of models of text and images, the text model's."""
+        """Bytes of the tensors that matches explain: of models of text and images, the text model's. Dequantised."""
         return sum(self.tensors[name].num_bytes for name in self.matches)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the same tensors as they are stored, with their scales."""
+        return sum(self.tensors[name].stored_bytes for name in self.matches)
 
     @property
     def beside(self) -> Mapping[str, Match]:
@@ -72,9 +91,18 @@ class Checkpoint:
         family = family_of(str(self.config["model_type"]))
         return replace(self, wrapping=None, family=family, shape=shape_of(family, self.config))
 
+    @property
+    def dequantised(self) -> dict[str, str] | None:
+        """How the files are quantised, and the type that the values are given; None where they are plain."""
+        method = self.stored.method
+        return {"method": method, "dtype": self.config["dtype"]} if method is not None else None
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a local directory or a hub id. Raises MinitronError where the table and the files disagree."""
+
+def open_checkpoint(model: str | Path, dequantize: str | None = None) -> Checkpoint:
+    """Open a local directory or a hub id. Raises MinitronError where the table and the files disagree.
+
+    One that is quantised is refused without `dequantize`, the type that its weights are given ("bfloat16").
+    """
     path = resolve_model(model)
     whole, config = load_whole_config(path), load_config(path)
     family, wrapper = family_of(str(config.get("model_type"))), wrapper_of(str(whole["model_type"]))
@@ -86,20 +114,35 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             "its layers have weights that the table does not describe",
         )
     shape = shape_of(family, config)
-    if quantised := config.get("quantization_config"):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
-        raise MinitronError(
-            f"{path} is quantised with {method}: packed weights and their scales cannot be sliced",
-            "give the unquantised checkpoint (or dequantise it: from_pretrained, model.dequantize(), save_pretrained)",
-        )
-    tensors, wrapping = list_tensors(path), None
+    _check_method(config, path, dequantize is not None)
+    stored, wrapping = Stored(whole, list_tensors(path), method_of(config)), None
+    tensors = stored.tensors
+    if dequantize is not None:
+        tensors = plain_tensors(tensors, config, dequantize, path)
+        whole, config = plain_config(whole, dequantize), plain_config(config, dequantize)
     if wrapper is not None:
         tensors, wrapping = _parted(wrapper, family, shape, tensors, path)
     beside = wrapping.beside if wrapping is not None else {}
     inside = {name: info for name, info in tensors.items() if name not in beside}
     matches = _explain(family, config, shape, inside, path)
     _require_floats(matches, inside, path)
-    return Checkpoint(path, config, family, shape, tensors, matches, whole, wrapping)
+    return Checkpoint(path, config, family, shape, tensors, matches, whole, stored, wrapping)
+
+
+def _check_method(config: Mapping[str, Any], path: Path, dequantize: bool) -> None:
+    """Refuse what is quantised where it is not to be dequantised, or cannot be, and what is not where it is to be."""
+    method = method_of(config)
+    if method is None and dequantize:
+        raise MinitronError(f"{path} is not quantised", "leave --dequantize out")
+    if method is None:
+        return
+    require_known(config, path)
+    if not dequantize:
+        raise MinitronError(
+            f"{path} is quantised with {method}: packed weights and their scales cannot be sliced",
+            "add --dequantize to prune and importance; elsewhere give the plain checkpoint that "
+            f"`minitron prune {path} --dequantize -o OUT` writes",
+        )
 
 
 def _parted(
@@ -260,8 +303,13 @@ def list_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def text_tensors(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a directory's text model by the names of its table; where nothing stands around it, all."""
-    tensors, prefixes = list_tensors(path), text_prefixes(path)
+    """The tensors of a directory's text model by the names of its table; where nothing stands around it, all.
+
+    Those that are quantised are seen as bfloat16.
+    """
+    config, tensors, prefixes = load_config(path), list_tensors(path), text_prefixes(path)
+    if method_of(config) is not None:
+        tensors = plain_tensors(tensors, config, "bfloat16", path)
     if prefixes is None:
         return tensors
     named = ((prefixes.inside(name), info) for name, info in tensors.items())

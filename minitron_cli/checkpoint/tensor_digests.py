@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
-from minitron_cli.checkpoint.reader import list_tensors, load_whole_config
+from minitron_cli.checkpoint.reader import Stored, list_tensors, load_whole_config
 
 _BLOCK = 4 << 20
 # What saving a model again changes in its config; the type of the weights is that of the tensors.
@@ -21,17 +20,17 @@ _INFINITY = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "BF16": 0x7F80, "F16": 0x
 
 def source_digest(path: Path) -> str:
     """Identity of a model directory: its config, and name, type, shape and bytes of every tensor."""
-    tensors = list_tensors(path)
+    stored = Stored(load_whole_config(path), list_tensors(path))
     with ThreadPoolExecutor(2) as pool:
-        digests = dict(zip(tensors, pool.map(_tensor_digest, tensors.values())))
-    return combined(tensors, digests, load_whole_config(path))
+        digests = dict(zip(stored.tensors, pool.map(_tensor_digest, stored.tensors.values())))
+    return combined(stored, digests)
 
 
-def combined(tensors: Mapping[str, TensorInfo], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """`source_digest`, from the sha256 of every tensor's bytes; `config` is all of config.json."""
+def combined(stored: Stored, digests: Mapping[str, str]) -> str:
+    """`source_digest`, from the sha256 of every tensor's bytes."""
     content = {
-        "config": {key: value for key, value in config.items() if key not in _NOT_CONTENT},
-        "tensors": {info.name: [info.dtype, list(info.shape), digests[info.name]] for info in tensors.values()},
+        "config": {key: value for key, value in stored.config.items() if key not in _NOT_CONTENT},
+        "tensors": {name: [info.dtype, list(info.shape), digests[name]] for name, info in stored.tensors.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -17,11 +17,14 @@ def command(
     """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""
     from minitron_cli.checkpoint.architecture import architecture_of
     from minitron_cli.checkpoint.describe import describe
+    from minitron_cli.checkpoint.quantised import method_of
     from minitron_cli.checkpoint.reader import has_weights, load_config, open_checkpoint, resolve_model
 
     name = require_model(model, NAME)
     path = resolve_model(name, ["config.json"])  # of a hub model no weights are fetched to be counted
-    found = open_checkpoint(path) if has_weights(path) else architecture_of(load_config(path))
+    config = load_config(path)
+    plain = "bfloat16" if method_of(config) else None  # looking at it takes no flag
+    found = open_checkpoint(path, plain) if has_weights(path) else architecture_of(config)
     facts = describe(found, context) | {"model": name, "tokenizer": _tokenizer(path)}
     emit(facts, as_json, lambda: _show(facts))
 
@@ -58,6 +61,8 @@ def _show(facts: dict[str, Any]) -> None:
             *_beside(facts["beside"]),
             *[["tokenizer", facts["tokenizer"]]] * bool(facts["tokenizer"]),
             ["storage type", ", ".join(facts["dtypes"]) or "not known"],
+            *[["quantised", f"{facts['quantised']}: prune and importance take it with --dequantize"]]
+            * bool(facts["quantised"]),
             ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],
             [f"forward FLOPs per token at {facts['context']}", count_text(facts["flops_per_token"])],
         ],

@@ -38,14 +38,15 @@ class _Source:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, path: Path) -> None:
+def fill(model: nn.Module, path: Path, tensors: Mapping[str, TensorInfo] | None = None) -> None:
     """Read every weight of a model from the safetensors of a directory, into its own memory and type.
 
+    `tensors` are those of the directory (None: listed here, dequantised where they are quantised).
     Raises MinitronError where the directory lacks a weight, or has it in another shape.
     """
     wanted = _wanted(model)
     left = set(wanted)
-    for name, source in _sources(model, text_tensors(path)).items():
+    for name, source in _sources(model, text_tensors(path) if tensors is None else tensors).items():
         if source.converter is None:
             if name in left:
                 _read(wanted[name], source.tensors[0], path, name)

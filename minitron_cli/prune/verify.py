@@ -126,7 +126,8 @@ def _check_source(
             f"{directory} was made by {manifest['verb']!r}: its weights do not follow from a source alone",
             "leave --source out; it re-derives pruned models only",
         )
-    source = open_checkpoint(model)
+    dequantised = manifest["inputs"]["model"].get("dequantised")
+    source = open_checkpoint(model, dequantised and dequantised["dtype"])
     if manifest["options"].get("text_only"):
         source = source.unwrapped()
     if source.shape != plan.source:
@@ -134,7 +135,7 @@ def _check_source(
         return
     cut = cuts(source, plan, changes(source, plan, from_record(manifest, moments)))
     derived = write_model(None, source, cut, manifest["max_shard_bytes"], finite=False)
-    if combined(source.tensors, derived.source, source.whole) != manifest["inputs"]["model"]["digest"]:
+    if combined(source.stored, derived.source) != manifest["inputs"]["model"]["digest"]:
         found.problems.append(f"{model} is not the model that was pruned (its digest differs)")
     wrong = [name for name, digest in derived.target.items() if manifest["files"].get(name) != digest]
     found.problems += [f"{name} does not follow from the source and the kept indices" for name in wrong]

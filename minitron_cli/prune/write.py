@@ -64,7 +64,7 @@ def write_pruned(
             finite=not force,
         )
         validation.result()
-        digest = combined(checkpoint.tensors, streamed.source, checkpoint.whole)
+        digest = combined(checkpoint.stored, streamed.source)
         if scores is not None and not force:
             check_scores(scores, digest)
         if compensation is not None and not force:
@@ -78,7 +78,11 @@ def write_pruned(
             verb="prune",
             options=options or {},
             inputs={
-                "model": {"name": str(checkpoint.path), "digest": digest},
+                "model": {
+                    "name": str(checkpoint.path),
+                    "digest": digest,
+                    **({"dequantised": checkpoint.dequantised} if checkpoint.dequantised else {}),
+                },
                 "scores": dict(scores.provenance) if scores else None,
             },
             parent=checkpoint.path,

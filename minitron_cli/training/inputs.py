@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minitron_cli.checkpoint.provenance import combined_digest, file_digest, model_digest, read_manifest
+from minitron_cli.checkpoint.quantised import method_of
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files, wrapper_around
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
@@ -55,16 +56,17 @@ def find_models(options: Options) -> Models:
             f"{student} has no tokenizer", "copy tokenizer.json and tokenizer_config.json of its model there"
         )
     for teacher in teachers:
-        check_weights(teacher)
+        check_weights(teacher, frozen=True)
         check_tokenizers(tokenizer, teacher)
     scores = Path(options.scores) if options.scores else None
     return Models(student, teachers, tuple(share for _, share in split), tokenizer, scores=scores)
 
 
-def check_weights(model: Path, *, from_scratch: bool = False) -> None:
+def check_weights(model: Path, *, from_scratch: bool = False, frozen: bool = False) -> None:
     """Refuse a model whose weights are not those that its config describes: transformers would make up the rest.
 
-    From scratch only the config counts. Of what the family's table does not describe, the files alone are looked for.
+    From scratch only the config counts. Quantised weights are read for a `frozen` model, and not trained.
+    Of what the family's table does not describe, the files alone are looked for.
     """
     config = load_config(model)
     if from_scratch:
@@ -74,10 +76,10 @@ def check_weights(model: Path, *, from_scratch: bool = False) -> None:
                 "train a text model: `minitron prune MODEL --text-only` writes one",
             )
         return
-    if family_of(str(config["model_type"])).unmet(config) or config.get("quantization_config"):
+    if family_of(str(config["model_type"])).unmet(config):
         weight_files(model)
     else:
-        open_checkpoint(model)
+        open_checkpoint(model, "bfloat16" if frozen and method_of(config) else None)
 
 
 def paths_read(options: Options, models: Models) -> list[Path]:

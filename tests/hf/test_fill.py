@@ -1,6 +1,7 @@
 """A model that is built empty and then filled is the model that transformers loads, or draws, to the bit."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.empty import empty_model, materialise
 from minitron_cli.hf.fill import draw, fill
 from minitron_cli.hf.load import load_config, load_model
+from minitron_cli.training.inputs import check_weights
+from minitron_cli.training.load import load_teacher
+from tests.quantising import OSS, quantise_fp8, quantise_mxfp4
 from tests.toys import TOY_CONFIGS
 
 CPU = torch.device("cpu")
@@ -39,6 +43,27 @@ def test_a_filled_model_is_what_transformers_loads(toy, model_type, dtype):
     model = empty(toy(model_type), dtype)
     fill(model, toy(model_type))
     require_same(model, load_model(toy(model_type), dtype))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "quantise"),
+    [
+        ("llama", {}, partial(quantise_fp8, block=(4, 4))),  # transformers takes no ragged blocks
+        ("qwen3_moe", {}, partial(quantise_fp8, block=(4, 4))),
+        ("gpt_oss", OSS, quantise_mxfp4),
+    ],
+)
+def test_quantised_weights_are_filled_as_transformers_dequantises_them(toy, tmp_path, model_type, sizes, quantise):
+    """A quantised teacher is one that transformers loads where it has no kernels; a student is refused."""
+    pytest.importorskip("accelerate")
+    place = quantise(toy(model_type, **sizes), tmp_path) / "quantised"
+    found, expected = load_teacher(place, torch.bfloat16), load_model(place, torch.bfloat16)
+    ours, theirs = (dict(model.named_parameters()) for model in (found, expected))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
+    check_weights(place, frozen=True)
+    with pytest.raises(MinitronError, match="quantised with"):
+        check_weights(place)
 
 
 # Weights that only their constructor fills (an activation's, a router's), or that another module's rule draws: drawing
