@@ -46,6 +46,7 @@ PANELS = {
     ),
     "Machine": (
         "batch_size",
+        "dequantize",
         "dtype",
         "device_map",
         "mode",
@@ -83,6 +84,7 @@ def command(
     ] = "activation",
     expert_damage: Annotated[bool, option("--expert-damage", help="measure what dropping each expert changes")] = False,
     second_moments: Annotated[bool, option("--second-moments", help="E[x x^T], for prune --compensate")] = False,
+    dequantize: Annotated[bool, option("--dequantize", help="take a model with FP8 or MXFP4 weights")] = False,
     dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
     device_map: Annotated[str | None, option("--device-map", help="auto: let accelerate place the model")] = None,
@@ -111,7 +113,7 @@ def command(
         memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_task=depth_task,
         depth_greedy=depth_greedy, depth_samples=depth_samples, layer_score=layer_score,
         trust_remote_code=trust_remote_code, second_moments=second_moments, expert_score=expert_score,
-        expert_damage=expert_damage,
+        expert_damage=expert_damage, dequantize=dequantize,
     )  # fmt: skip
     if not depth_task and (include or task_limit is not None):
         raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
@@ -127,13 +129,15 @@ def command(
 
 def measure(
     model: str, data: list[str], output: Path, *, samples: int = 1024, seq_len: int | None = None,
-    second_moments: bool = False,
+    second_moments: bool = False, dequantize: bool = False,
 ) -> None:  # fmt: skip
     """Measure with defaults, for verbs that need scores and were given data instead."""
     from minitron_cli.importance.options import Options
     from minitron_cli.importance.run import measure as run
 
-    options = Options(data=tuple(data), samples=samples, seq_len=seq_len, second_moments=second_moments)
+    options = Options(
+        data=tuple(data), samples=samples, seq_len=seq_len, second_moments=second_moments, dequantize=dequantize
+    )
     run(model, options, output, say=say, show=_Progress())
 
 
@@ -188,7 +192,7 @@ def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:
     from minitron_cli.importance.forecast import forecast
     from minitron_cli.importance.run import check_request
 
-    source = open_checkpoint(model)
+    source = open_checkpoint(model, options.dequantized_to)
     check_request(source, options, output)
     facts = forecast(source, options) | {"output": str(output), "exists": output.exists()}
 

@@ -28,7 +28,8 @@ class Options:
     `depth_blocks` are the sizes of contiguous blocks to drop, `depth_greedy` how many layers to drop one by one;
     `depth_task` names the task that judges the blocks in the place of `depth_metric`; `layer_score` is what ranks
     single layers: block influence, the ratio of the norms around a block, or a depth metric; `expert_score` is what
-    ranks whole experts, `expert_damage` measures what dropping each would change. `memory` caps what may be used.
+    ranks whole experts, `expert_damage` measures what dropping each would change. `dequantize` takes a
+    model with quantised weights. `memory` caps what may be used.
     """
 
     data: tuple[str, ...] = ()
@@ -58,11 +59,17 @@ class Options:
     expert_score: Annotated[str, OneOf(EXPERT_SCORES)] = "activation"
     expert_damage: bool = False
     second_moments: bool = False
+    dequantize: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if faults := violations(self, flag):
             raise MinitronError("; ".join(faults), "see `minitron importance --help`")
+        if self.dequantize and self.device_map:
+            raise MinitronError(
+                "--device-map is for what transformers loads, which dequantised weights are not",
+                "use --mode stream, or write the plain model first: minitron prune MODEL --dequantize -o OUT",
+            )
         if self.depth_task and not self.depth_blocks:
             raise MinitronError("--depth-task needs the sizes of the blocks to drop", "add --depth-block N")
         if self.wants_depth and not self.needs_data:
@@ -85,6 +92,11 @@ class Options:
                 "add --data FILE (jsonl, parquet, txt, a token directory) or a datasets name such as "
                 "wikitext:wikitext-2-raw-v1:train, or compare with --metric magnitude, which needs none",
             )
+
+    @property
+    def dequantized_to(self) -> str | None:
+        """The type that quantised weights are given; None where the model has to be plain."""
+        return "bfloat16" if self.dequantize else None
 
     @property
     def needs_data(self) -> bool:

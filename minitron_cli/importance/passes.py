@@ -8,8 +8,8 @@ from typing import Any
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_dtype, dtype_name
-from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
+from minitron_cli.hf.source import load_source
 from minitron_cli.importance import resident, second_moments, stream
 from minitron_cli.importance.execution import Execution, Mode, Say, Show, batch_size, choose, needs
 from minitron_cli.importance.identity import pass_identity
@@ -77,8 +77,8 @@ def run_pass(execution: Execution, mode: Mode, model: Callable[[], Any]) -> Prog
 
 def load(execution: Execution, options: Options) -> Any:
     """The resident model."""
-    return load_model(
-        execution.checkpoint.path,
+    return load_source(
+        execution.checkpoint,
         execution.dtype,
         execution.device,
         device_map=options.device_map,

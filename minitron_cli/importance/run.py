@@ -58,7 +58,7 @@ def measure(
 ) -> Result:
     """Score every axis of `model` and write the scores to `output`; `judge` grades what `--depth-task` names."""
     began = time.monotonic()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, options.dequantized_to)
     check_request(checkpoint, options, output)
     with join(options.device) as world:
         if world.rank:
