@@ -51,7 +51,7 @@ def prune(model: Place, *, say: Say = _quiet, **options: Any) -> PruneResult:
 
     def score(wanted: Measurement) -> None:
         importance(wanted.model, output=wanted.output, data=wanted.data, samples=wanted.samples, seq_len=wanted.seq_len,
-                   second_moments=wanted.second_moments, say=say)  # fmt: skip
+                   second_moments=wanted.second_moments, dequantize=wanted.dequantize, say=say)  # fmt: skip
 
     return carry_out(PruneRequest(model=str(model), **_typed(PruneRequest, options)), score, say)
 

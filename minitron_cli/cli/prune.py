@@ -57,6 +57,10 @@ PANELS = {
         "select",
         "rotate",
     ),
+    "Quantised sources": (
+        "dequantize",
+        "dtype",
+    ),
     "Measuring first": (
         "samples",
         "seq_len",
@@ -118,6 +122,12 @@ def command(
     text_only: Annotated[
         bool, option("--text-only", help="of a model of text and images, write the text model alone")
     ] = False,
+    dequantize: Annotated[
+        bool, option("--dequantize", help="take FP8 or MXFP4 weights, and write plain ones; sizes may be left out")
+    ] = False,
+    dtype: Annotated[
+        str | None, option("--dtype", help="of dequantised weights: bfloat16, float16, float32 [default: bfloat16]")
+    ] = None,
     params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
     multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
     scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
@@ -147,8 +157,8 @@ def command(
         keep_tokens=keep_tokens, value_heads=value_heads, key_heads=key_heads, mamba_heads=mamba_heads,
         mamba_head_dim=mamba_head_dim, params=params, multiple_of=multiple_of, scores=scores,
         data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
-        moments=moments, ridge=ridge, select=select, rotate=rotate, output=output, max_shard_size=max_shard_size,
-        text_only=text_only, check=check, force=force, overwrite=overwrite,
+        moments=moments, ridge=ridge, select=select, rotate=rotate, text_only=text_only, dequantize=dequantize,
+        dtype=dtype, output=output, max_shard_size=max_shard_size, check=check, force=force, overwrite=overwrite,
     )  # fmt: skip
     if dry_run:
         resolved = execute.dry_run(request, lambda: byte_progress("counting tokens"))
@@ -163,7 +173,7 @@ def _measure(wanted: "Measurement") -> None:
     from minitron_cli.cli.importance import measure
 
     measure(wanted.model, list(wanted.data), wanted.output, samples=wanted.samples, seq_len=wanted.seq_len,
-            second_moments=wanted.second_moments)  # fmt: skip
+            second_moments=wanted.second_moments, dequantize=wanted.dequantize)  # fmt: skip
 
 
 def _show_plan(resolved: "ResolvedPrune") -> None:

@@ -1,4 +1,4 @@
-"""gpt-oss, unquantised: experts fused and transposed (x @ W), gate and up interleaved column by column."""
+"""gpt-oss: experts fused and transposed (x @ W), gate and up interleaved column by column."""
 
 from minitron_cli.families.experts import EXPERT_KEYS
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS

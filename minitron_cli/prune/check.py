@@ -44,6 +44,7 @@ def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Seq
     import torch
 
     from minitron_cli.hf.load import load_model
+    from minitron_cli.hf.source import load_source
     from minitron_cli.prune.mask import masked_source
 
     ids = torch.from_numpy(_rows(source, data)) if data else torch.randint(0, plan.target["vocab"], TOKENS)
@@ -54,7 +55,7 @@ def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Seq
     losses = {}
     if data:
         del pruned
-        model = load_model(source.path, torch.float32)
+        model = load_source(source, torch.float32)
         losses["source"] = _loss(lambda part: model(part, use_cache=False).logits, ids)
         if plan.basis is None:
             losses["plain"] = _loss(masked_source(model, source.family, plan), ids)
@@ -94,11 +95,12 @@ def check_pruned(source: Checkpoint, plan: Plan, directory: Path) -> dict[str, A
     import torch
 
     from minitron_cli.hf.load import load_model
+    from minitron_cli.hf.source import load_source
     from minitron_cli.prune.mask import masked_source
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, plan.target["vocab"], TOKENS, generator=generator)
-    model = load_model(source.path, torch.float32)
+    model = load_source(source, torch.float32)
     expected = masked_source(model, source.family, plan)(ids)
     del model
     pruned = load_model(directory, torch.float32)

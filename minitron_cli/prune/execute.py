@@ -121,6 +121,8 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
         options |= {"rotate": True} if request.rotate else {}
     if request.text_only:
         options |= {"text_only": True}
+    if request.dequantize:
+        options |= {"dequantize": True, "dtype": request.dequantized_to}
     if request.vocab_coverage is not None:
         options |= {"vocab_coverage": request.vocab_coverage}
     return options

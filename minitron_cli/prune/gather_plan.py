@@ -146,7 +146,9 @@ def _skipped(file: Path, begin: int, end: int, block_bytes: int) -> Iterator[Rea
 
 
 def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
-    step = max(1, block_bytes // max(1, piece.row * ITEM_BYTES[cut.source.dtype]))
+    together = 1 if cut.source.codes is None else cut.source.codes.rows_together
+    assert piece.shape[0] % together == 0, f"{cut.source.name}: a piece ends inside rows that are stored together"
+    step = max(together, block_bytes // max(1, piece.row * ITEM_BYTES[cut.source.dtype]) // together * together)
     kept = piece.keep[0]
     if piece.change is not None and piece.change.whole:
         step, kept = piece.shape[0], None  # what a new row is made of is anywhere in the tensor

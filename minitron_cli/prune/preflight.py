@@ -7,7 +7,7 @@ from pathlib import Path
 from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, stored_weights
 from minitron_cli.checkpoint.reader import PREDICTOR, Checkpoint
 from minitron_cli.prune.compensation_cost import FLOPS_PER_SECOND, compensation_cost
-from minitron_cli.prune.trim import PEAK_BYTES
+from minitron_cli.prune.trim import PEAK_BYTES, dequantising_bytes
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
 from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.search import CLOSE
@@ -15,6 +15,7 @@ from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per
 from minitron_cli.spec.wrapper import PROJECTOR
 
 START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
+VALUES_PER_SECOND = 1e8  # dequantised, on one core
 BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in hardware and a solid-state disk
 
 
@@ -58,22 +59,28 @@ def prune_facts(
         return of(source.shape), of(target)
 
     flops, held = compensation_cost(items, source.shape, target, **compensation) if compensation else (0.0, 0)
-    changed = [a for a in source.shape if source.shape[a] != target[a]]
+    axes = [a for a in source.shape if source.shape[a] != target[a] and a in FLAG_OF_AXIS]
+    changed = [f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in axes]
     num_bytes = pair(
         lambda s: sum(num_elements(w, s) * copies(w, s) * n for w, n in items.items()) + beside_bytes(source, s)
     )
     parameters = pair(lambda s: num_parameters(items, s))
+    held, seconds = held + PEAK_BYTES + START_BYTES, flops / FLOPS_PER_SECOND
+    if isinstance(source, Checkpoint) and source.dequantised:
+        changed.insert(0, "{method} -> {dtype}".format(**source.dequantised))
+        num_bytes = (source.stored_bytes + beside_bytes(source, source.shape), num_bytes[1])
+        held, seconds = held + dequantising_bytes(source), seconds + parameters[0] / VALUES_PER_SECOND
     return PruneFacts(
         source=str(source.path) if isinstance(source, Checkpoint) else source.family.name,
         shape={axis: (source.shape[axis], target[axis]) for axis in source.shape},
-        change=", ".join(f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in changed if a in FLAG_OF_AXIS),
+        change=", ".join(changed),
         parameters=parameters,
         non_embedding_parameters=pair(lambda s: num_parameters(items, s, embedding=False)),
         bytes=num_bytes,
         kv_bytes_per_token=pair(kv_bytes_per_token),
         flops_per_token=pair(lambda s: flops_per_token(items, s, 4096)),
-        peak_memory=PEAK_BYTES + START_BYTES + held,
-        seconds=round(sum(num_bytes) / BYTES_PER_SECOND + flops / FLOPS_PER_SECOND, 1),
+        peak_memory=held,
+        seconds=round(sum(num_bytes) / BYTES_PER_SECOND + seconds, 1),
         compensation_flops=flops,
         warnings=(*_warnings(source, target), *_miss(parameters[1], budget)),
         output=str(output),

@@ -20,7 +20,8 @@ class PruneRequest:
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
     first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
     `select` says how neurons are chosen under it. With `text_only` the text model of a model of text and images comes
-    out alone. Without `output` the result is named after the model and its new sizes.
+    out alone. `dequantize` takes a quantised source, whose weights become `dtype` (None: bfloat16). With either no size
+    need be given. Without `output` the result is named after the model and its new sizes.
     """
 
     model: str
@@ -55,6 +56,8 @@ class PruneRequest:
     select: str = "scores"
     rotate: bool = False
     text_only: bool = False
+    dequantize: bool = False
+    dtype: str | None = None
     output: Path | None = None
     max_shard_size: int = 5_000_000_000
     check: bool = False
@@ -66,6 +69,7 @@ class PruneRequest:
                             ("max-shard-size", self.max_shard_size), ("params", self.params)):  # fmt: skip
             if count is not None and count < 1:
                 raise MinitronError(f"--{flag} {count} is too small", f"give --{flag} 1 or more")
+        from minitron_cli.checkpoint.quantised import DTYPES
         from minitron_cli.prune.compensate import check_request
         from minitron_cli.prune.target import check_kind
 
@@ -88,10 +92,14 @@ class PruneRequest:
                 "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
             )
         self._check_vocabulary()
+        if self.dtype is not None and not self.dequantize:
+            raise MinitronError("--dtype is that of dequantised weights, and there are none", "add --dequantize")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise MinitronError(f"--dtype {self.dtype!r} is unknown", f"one of {', '.join(DTYPES)}")
         if self.params is None:
             counted = {} if self.vocab_coverage is None else {"vocab": 0}
             sizes = self.sizes | counted
-            if sizes or self.drop_layers is not None or self.target is not None or not self.text_only:
+            if sizes or self.drop_layers is not None or self.target is not None or not self.changes_uncut:
                 check_kind(self.target, sizes, self.drop_layers is not None)
 
     def _check_vocabulary(self) -> None:
@@ -124,6 +132,16 @@ class PruneRequest:
 
         found = {axis: getattr(self, flag.replace("-", "_")) for axis, flag in FLAG_OF_AXIS.items()}
         return {axis: size for axis, size in found.items() if size is not None}
+
+    @property
+    def changes_uncut(self) -> bool:
+        """Whether there is something to write where nothing is cut."""
+        return self.text_only or self.dequantize
+
+    @property
+    def dequantized_to(self) -> str | None:
+        """The type that quantised weights are given; None where the source has to be plain."""
+        return (self.dtype or "bfloat16") if self.dequantize else None
 
     @property
     def compensates(self) -> bool:
@@ -172,3 +190,4 @@ class Measurement:
     samples: int
     seq_len: int | None
     second_moments: bool
+    dequantize: bool = False

@@ -83,7 +83,7 @@ def resolve(
     if request.vocab_coverage is not None:
         target = _covering(request, source, target, counted)
         shape = target_shape(source, target)
-    if not request.text_only or request.sizes:
+    if not request.changes_uncut or request.sizes:
         check_something_is_cut(source.shape, shape, request.sizes)
     check_strides(source, shape)
     if request.rotate:
@@ -119,7 +119,7 @@ def resolve(
 
 
 def _source(request: PruneRequest) -> Checkpoint:
-    opened = open_checkpoint(request.model)
+    opened = open_checkpoint(request.model, request.dequantized_to)
     return opened.unwrapped() if request.text_only else opened
 
 
@@ -204,8 +204,9 @@ def _measurement(request: PruneRequest, output: Path, unranked: tuple[str, ...])
     if not wanted or not request.data or request.scores is not None:
         return None
     return Measurement(
-        request.model, request.data, request.scores_file(output), request.samples, request.seq_len, request.compensates
-    )
+        request.model, request.data, request.scores_file(output), request.samples, request.seq_len, request.compensates,
+        request.dequantize,
+    )  # fmt: skip
 
 
 def _missing(request: PruneRequest, source: Checkpoint | Architecture, output: Path, unranked: tuple[str, ...]) -> str:

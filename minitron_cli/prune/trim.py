@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,15 @@ from minitron_cli.checkpoint.direct import PAGE, Buffers, create, open_reader, w
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.tensor_digests import Streamed, is_finite
+from minitron_cli.checkpoint.values import decode
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.gather_plan import Cut, Read, reads
+from minitron_cli.prune.gather_plan import Cut, Read, reads, rows_within
 
 BLOCK_BYTES = 4 << 20
 AHEAD = 3  # blocks that a stage may run ahead of the next
 PEAK_BYTES = 4 * (AHEAD + 2) * BLOCK_BYTES
+_WORKING = 16  # blocks of bfloat16 that a block's values take in float32 and while they are rounded
 
 T = TypeVar("T")
 
@@ -67,14 +69,24 @@ def write_model(
     buffers = Buffers(BLOCK_BYTES + 2 * PAGE)
     sizes = {file: file.stat().st_size for file in source.files}
     parts = shards([c.out for c in cut], max_shard_bytes)
-    read = _source_hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), source, digests.source, finite)
-    target = _hashed(ahead(_assembled(parts, ahead(read), buffers)), digests.target)
+    read = _source_hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), source, digests.source)
+    if source.dequantised:
+        read = _decoded(ahead(read), buffers)
+    values = _watched(read, source) if finite else read
+    target = _hashed(ahead(_assembled(parts, ahead(values), buffers)), digests.target)
     lengths = {name: _file_bytes(part) for name, part in zip(shard_names(len(parts)), parts)}
     for file, blocks in groupby(ahead(target), key=lambda block: block.file):
         _write_file(directory / file if directory else None, lengths[file], blocks, buffers, watch)
     if directory:
         write_index(directory, parts)
     return digests
+
+
+def dequantising_bytes(source: Checkpoint) -> int:
+    """What is held beside PEAK_BYTES while quantised tensors become values, at the most."""
+    coded = [(t.codes, t.shape[-1]) for t in source.tensors.values() if t.codes is not None]
+    together = max((codes.num_bytes(codes.rows_together * width) for codes, width in coded), default=0)
+    return (AHEAD + 2) * max(together, BLOCK_BYTES) + _WORKING * BLOCK_BYTES if coded else 0
 
 
 def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
@@ -95,21 +107,51 @@ def _read_all(program: Iterable[Read], buffers: Buffers) -> Iterator[Block]:
                 yield Block(file.name, reader.read(read.begin, read.num_bytes, buffer), buffer, read)
 
 
-def _source_hashed(
-    blocks: Iterable[Block], source: Checkpoint, digests: dict[str, str], finite: bool
-) -> Iterator[Block]:
-    """Pass the blocks on; at the end `digests` has the sha256 of every tensor."""
-    streamed = Streamed(source.tensors)
+def _source_hashed(blocks: Iterable[Block], source: Checkpoint, digests: dict[str, str]) -> Iterator[Block]:
+    """Pass the blocks on; at the end `digests` has the sha256 of every tensor as it is stored."""
+    streamed = Streamed(source.stored.tensors)
     for block in blocks:
         assert block.read is not None
         streamed.update(block.read.file, block.read.begin, block.data.data)
-        if finite and block.read.cut is not None and not is_finite(block.read.cut.source.dtype, block.data):
+        yield block
+    digests.update(streamed.digests())
+
+
+def _decoded(blocks: Iterable[Block], buffers: Buffers) -> Iterator[Block]:
+    """Blocks of values in the place of quantised ones, several for one where values take more bytes than a block."""
+    for block in blocks:
+        read = block.read
+        if read is None or read.cut is None or read.piece is None or read.cut.source.codes is None:
+            yield block
+            continue
+        source, piece = read.cut.source, read.piece
+        width = source.shape[-1]
+        row_bytes = piece.row * ITEM_BYTES[source.dtype]
+        step = read.num_rows if piece.change is not None and piece.change.whole else max(1, BLOCK_BYTES // row_bytes)
+        begin, of_row = (piece.first + read.first_row * piece.row) // width, piece.row // width
+        for first in range(0, read.num_rows, step):
+            last = min(first + step, read.num_rows)
+            inside = rows_within(read.rows, first, last)
+            if inside is not None and not len(inside):
+                continue
+            bits = decode(source, block.data, begin, begin + first * of_row, (last - first) * of_row)
+            buffer = buffers.take(bits.nbytes)
+            buffer[: bits.nbytes] = bits.reshape(-1).view(np.uint8)
+            part = replace(read, first_row=read.first_row + first, num_rows=last - first, rows=inside)
+            yield Block(block.file, buffer[: bits.nbytes], buffer, part)
+        buffers.give_back(block.buffer)
+
+
+def _watched(blocks: Iterable[Block], source: Checkpoint) -> Iterator[Block]:
+    """Pass the blocks on; one that holds NaN or infinity raises MinitronError."""
+    for block in blocks:
+        assert block.read is not None
+        if block.read.cut is not None and not is_finite(block.read.cut.source.dtype, block.data):
             raise MinitronError(
                 f"{block.read.cut.source.name} of {source.path} holds values that are not finite (NaN or infinity)",
                 "is the file damaged, or did its training diverge? --force prunes it all the same",
             )
         yield block
-    digests.update(streamed.digests())
 
 
 def _hashed(blocks: Iterable[Block], digests: dict[str, str]) -> Iterator[Block]:
