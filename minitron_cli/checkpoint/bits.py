@@ -23,8 +23,13 @@ def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
 def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
     """Floating-point numbers as the bits of `dtype`, rounded to nearest even."""
     if dtype == "BF16":
-        bits = values.astype(np.float32).view(np.uint32)
-        rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+        bits = values.astype(np.float32, copy=False).view(np.uint32)
+        rounded = bits >> 16
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        rounded >>= 16
+        nan = np.isnan(values)
         # Rounding may carry a NaN's payload into infinity; keep it a NaN.
-        return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+        return (np.where(nan, (bits >> 16) | 0x40, rounded) if nan.any() else rounded).astype(np.uint16)
     return values.astype(_DTYPES[dtype]).view(f"u{np.dtype(_DTYPES[dtype]).itemsize}")
