@@ -5,6 +5,7 @@ from typing import Any
 
 from minitron_cli.cli import training_options as o
 from minitron_cli.cli.common import examples
+from minitron_cli.cli.parameters import command_of, model
 from minitron_cli.cli.training_verbs import RECORDING, launch, record
 from minitron_cli.errors import MinitronError
 
@@ -24,9 +25,17 @@ def _act(given: Mapping[str, Any]) -> int:
     return launch(NAME, plain)
 
 
-_PARAMETERS = (o.model("STUDENT"), *o.TEACHER, *o.DATA, *o.LENGTH, *o.LOSS, *o.OPTIMIZER, *o.RUNNING)
+_PARAMETERS = (
+    model("STUDENT", "the model to train: a directory or a hub id"),
+    *o.TEACHER,
+    *o.DATA,
+    *o.LENGTH,
+    *o.LOSS,
+    *o.OPTIMIZER,
+    *o.RUNNING,
+)
 PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
-command = o.command_of(
+command = command_of(
     _PARAMETERS,
     "Train STUDENT to predict as its teacher does; typed again, the same line goes on where it stopped.",
     _act,

@@ -2,18 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.common import (
-    argument,
-    emit,
-    examples,
-    interruptible,
-    option,
-    require_model,
-    say,
-    table,
-)
+from minitron_cli.cli.common import emit, examples, interruptible, require_model, say, table
+from minitron_cli.cli.parameters import AS_JSON, command_of, defaults_of, flag, joined, models, names, typed
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -25,86 +17,77 @@ EXAMPLES = examples(
     "minitron eval world/teacher runs/small --tasks toy --include world/tasks --data world/corpus/valid.jsonl",
     'minitron eval meta-llama/Llama-3.1-8B runs/4b --suite minitron --assert "winogrande.acc >= 0.95 * reference"',
 )
-PANELS = {
+_FIRST = (
+    models(),
+    flag("suite", str, "minitron (the paper's table) or quick"),
+    flag("tasks", str, "lm-eval tasks or groups: winogrande,toy"),
+    flag("include", list[Path], "a directory of task YAMLs; repeatable"),
+    flag("data", list[str], "text to measure perplexity on; repeatable"),
+    flag("gates", list[str], '"winogrande.acc >= 0.95 * reference"', "--assert"),
+    flag("device", str, "auto, cpu, cuda, cuda:1"),
+    flag("output", Path, "write the results object here", "-o", "--output"),
+    flag("dry_run", bool, "only say what would be evaluated"),
+    flag("form", str, "table, markdown or csv on stdout", "--format", default="table"),
+    AS_JSON,
+)
+_MORE = {
     "Tasks": (
-        "shots",
-        "limit",
-        "batch_size",
-        "unsafe",
-        "reuse",
+        flag("shots", int, "few-shot examples [default: the task's own]", min=0),
+        flag("limit", float, "documents per task, or a share below 1"),
+        flag("batch_size", int, "for tasks [default: what fits]", min=1),
+        flag("confirm_run_unsafe_code", bool, "let tasks run code that the model writes"),
+        flag("reuse", bool, "use results that were kept", negatable=True),
     ),
     "Text": (
-        "seq_len",
-        "windows",
-        "separator",
-        "text_field",
-        "against_reference",
+        flag("seq_len", int, "window for --data [default: the context]", min=2),
+        flag("windows", int, "read only the first windows of each domain", min=1),
+        flag("separator", str, "between documents: auto, bos, eos, bos+eos, none"),
+        flag("text_field", str, "the field of --data that holds the text"),
+        flag("against_reference", bool, "also KL to the first model, and top-1 agreement with it"),
     ),
     "Machine": (
-        "dtype",
-        "trust_remote_code",
-        "throughput",
+        flag("dtype", str, "auto, float32, bfloat16, float16"),
+        flag("trust_remote_code", bool, "run code of the model directory"),
+        flag("throughput", bool, "time plain forward passes", negatable=True),
     ),
 }
 
 
-def command(
-    models: Annotated[list[str] | None, argument("MODEL...", help="model directories or hub ids")] = None,
-    suite: Annotated[str | None, option("--suite", help="minitron (the paper's table) or quick")] = None,
-    tasks: Annotated[str | None, option("--tasks", help="lm-eval tasks or groups: winogrande,toy")] = None,
-    include: Annotated[list[Path] | None, option("--include", help="a directory of task YAMLs; repeatable")] = None,
-    data: Annotated[list[str] | None, option("--data", help="text to measure perplexity on; repeatable")] = None,
-    shots: Annotated[int | None, option("--shots", help="few-shot examples [default: the task's own]", min=0)] = None,
-    limit: Annotated[float | None, option("--limit", help="documents per task, or a share below 1")] = None,
-    seq_len: Annotated[int | None, option("--seq-len", help="window for --data [default: the context]", min=2)] = None,
-    windows: Annotated[
-        int | None, option("--windows", help="read only the first windows of each domain", min=1)
-    ] = None,
-    separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
-    text_field: Annotated[str | None, option("--text-field", help="the field of --data that holds the text")] = None,
-    against_reference: Annotated[
-        bool, option("--against-reference", help="also KL to the first model, and top-1 agreement with it")
-    ] = False,
-    gates: Annotated[list[str] | None, option("--assert", help='"winogrande.acc >= 0.95 * reference"')] = None,
-    batch_size: Annotated[int | None, option("--batch-size", help="for tasks [default: what fits]", min=1)] = None,
-    device: Annotated[str, option("--device", help="auto, cpu, cuda, cuda:1")] = "auto",
-    dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16, float16")] = "auto",
-    unsafe: Annotated[
-        bool, option("--confirm-run-unsafe-code", help="let tasks run code that the model writes")
-    ] = False,
-    trust_remote_code: Annotated[bool, option("--trust-remote-code", help="run code of the model directory")] = False,
-    throughput: Annotated[bool, option("--throughput/--no-throughput", help="time plain forward passes")] = True,
-    reuse: Annotated[bool, option("--reuse/--no-reuse", help="use results that were kept")] = True,
-    output: Annotated[Path | None, option("-o", "--output", help="write the results object here")] = None,
-    dry_run: Annotated[bool, option("--dry-run", help="only say what would be evaluated")] = False,
-    form: Annotated[str, option("--format", help="table, markdown or csv on stdout")] = "table",
-    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
-) -> None:
+def _act(given: Mapping[str, Any]) -> None:
+    from minitron_cli.evaluate.cache import default_cache
+    from minitron_cli.evaluate.request import EvalRequest, evaluate, options_of
+
+    form, as_json = given["form"], given["as_json"]
+    if form not in _FORMS:
+        raise MinitronError(f"no format {form!r}", f"known: {', '.join(_FORMS)}")
+    models = tuple(given["models"] or [require_model(None, NAME)])
+    request = EvalRequest(models=models, **typed(given, "models", "dry_run", "form", "as_json"))
+    if given["dry_run"]:
+        _plan(request, options_of(request), as_json)
+        return
+    left = f"finished rows are kept in {default_cache()}, and the same line continues from there"
+    with interruptible(left if request.reuse else "nothing is kept (--no-reuse)"):
+        found = evaluate(request, say)
+    emit(found.results, as_json, lambda: _show(found.results, form, request.output))
+    _judge(found)
+
+
+PANELS = names(_MORE)
+command = command_of(
+    joined(_FIRST, _MORE),
     """Evaluate models side by side; the first is the reference of every comparison.
 
     Tasks run in lm-eval. A paired test per task says whether a difference is real. Finished rows are kept, so the same
     line typed again after an interruption goes on. Exits with 1 when a model failed or an --assert does not hold.
-    """
-    from minitron_cli.evaluate.cache import default_cache
-    from minitron_cli.evaluate.request import EvalRequest, evaluate, options_of
+    """,
+    _act,
+)
 
-    if form not in _FORMS:
-        raise MinitronError(f"no format {form!r}", f"known: {', '.join(_FORMS)}")
-    request = EvalRequest(
-        models=tuple(models or [require_model(None, NAME)]), suite=suite, tasks=tasks, include=tuple(include or ()),
-        data=tuple(data or ()), shots=shots, limit=limit, seq_len=seq_len, windows=windows, separator=separator,
-        text_field=text_field, against_reference=against_reference, gates=tuple(gates or ()), batch_size=batch_size,
-        device=device, dtype=dtype, confirm_run_unsafe_code=unsafe, trust_remote_code=trust_remote_code,
-        throughput=throughput, reuse=reuse, output=output,
-    )  # fmt: skip
-    if dry_run:
-        _plan(request, options_of(request), as_json)
-        return
-    left = f"finished rows are kept in {default_cache()}, and the same line continues from there"
-    with interruptible(left if reuse else "nothing is kept (--no-reuse)"):
-        found = evaluate(request, say)
-    emit(found.results, as_json, lambda: _show(found.results, form, output))
-    _judge(found)
+
+def defaults() -> dict[str, Any]:
+    from minitron_cli.evaluate.request import EvalRequest
+
+    return defaults_of(EvalRequest)
 
 
 _FORMS = ("table", "markdown", "csv")

@@ -1,20 +1,21 @@
 """`minitron importance`: score every axis of a model on calibration data."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from minitron_cli.cli.common import (
-    argument,
-    command_line,
-    emit,
-    examples,
-    interruptible,
-    option,
-    parse_bytes,
-    parse_count,
-    require_model,
-    say,
-    table,
+from minitron_cli.cli.common import command_line, emit, examples, interruptible, parse_bytes, require_model, say, table
+from minitron_cli.cli.parameters import (
+    AS_JSON,
+    DRY_RUN,
+    command_of,
+    counted,
+    defaults_of,
+    flag,
+    joined,
+    model,
+    names,
+    typed,
 )
 from minitron_cli.errors import MinitronError
 
@@ -23,103 +24,71 @@ EXAMPLES = examples(
     "minitron importance Llama-3.1-8B --data wikitext:wikitext-2-raw-v1:train -o scores.safetensors",
     "minitron importance runs/small --data stories.jsonl --separator bos --seq-len 128 --depth-block 1 --depth-block 2",
 )
-PANELS = {
+_FIRST = (
+    model(),
+    flag("data", list[str], "calibration text, SOURCE[:WEIGHT]; repeatable"),
+    flag("output", Path, "scores [default: MODEL.scores.safetensors]", "-o", "--output"),
+    counted("samples", "calibration samples"),
+    flag("seq_len", int, "tokens a sample [default: context, up to 4096]"),
+    flag("second_moments", bool, "E[x x^T], for prune --compensate"),
+    flag("device", str, "auto, cpu, cuda or cuda:N"),
+    flag("force", bool, "measure again and replace scores made otherwise"),
+    DRY_RUN,
+    AS_JSON,
+)
+_MORE = {
     "Scores": (
-        "batch_agg",
-        "seq_agg",
-        "metric",
-        "layer_score",
-        "expert_score",
-        "expert_damage",
-        "seed",
-        "padded",
-        "allow_fewer",
+        flag("batch_agg", str, "over samples: mean, l2 or var"),
+        flag("seq_agg", str, "over a sample's tokens: mean (of |x|), l2 or var"),
+        flag("metric", str, "activation, wanda, magnitude or random"),
+        flag("layer_score", str, "influence, norm-ratio, loss, kl or mse"),
+        flag("expert_score", str, "activation, frequency, mass, reap, output-norm or damage"),
+        flag("expert_damage", bool, "measure what dropping each expert changes"),
+        flag("seed", int, "draws the samples (and the random metric)"),
+        flag("padded", bool, "one document a sample, padded and masked, not packed"),
+        flag("allow_fewer", bool, "go on with fewer samples than asked for"),
     ),
     "Depth": (
-        "depth_block",
-        "depth_metric",
-        "depth_task",
-        "include",
-        "task_limit",
-        "depth_greedy",
-        "depth_samples",
+        flag("depth_blocks", list[int], "drop each block of N layers", "--depth-block"),
+        flag("depth_metric", str, "of a dropped block: loss, kl or mse"),
+        flag("depth_task", str, "judge blocks by this lm-eval task instead"),
+        flag("include", list[Path], "directory of your own task YAMLs"),
+        flag("task_limit", int, "documents of the task", min=1),
+        flag("depth_greedy", int, "drop N layers one by one, measuring anew"),
+        flag("depth_samples", int, "samples of those for the depth sweeps"),
     ),
     "Machine": (
-        "batch_size",
-        "dequantize",
-        "dtype",
-        "device_map",
-        "mode",
-        "memory",
-        "trust_remote_code",
+        flag("batch_size", int, "samples at a time; changes no score"),
+        flag("dequantize", bool, "take a model with FP8 or MXFP4 weights"),
+        flag("dtype", str, "auto, float32, bfloat16 or float16"),
+        flag("device_map", str, "auto: let accelerate place the model"),
+        flag("mode", str, "auto, resident, or stream: one layer at a time"),
+        flag("memory", int, "what it may use: 16GB", parser=parse_bytes),
+        flag("trust_remote_code", bool, "run code that comes with a model"),
     ),
     "Text": (
-        "separator",
-        "text_field",
+        flag("separator", str, "between documents: auto, bos, eos, bos+eos, none"),
+        flag("text_field", str, "column that holds the text"),
     ),
 }
 
 
-def command(
-    model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
-    data: Annotated[list[str] | None, option("--data", help="calibration text, SOURCE[:WEIGHT]; repeatable")] = None,
-    output: Annotated[Path | None, option("-o", "--output", help="scores [default: MODEL.scores.safetensors]")] = None,
-    samples: Annotated[int, option("--samples", help="calibration samples", parser=parse_count)] = 1024,
-    seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample [default: context, up to 4096]")] = None,
-    batch_size: Annotated[int | None, option("--batch-size", help="samples at a time; changes no score")] = None,
-    batch_agg: Annotated[str, option("--batch-agg", help="over samples: mean, l2 or var")] = "l2",
-    seq_agg: Annotated[str, option("--seq-agg", help="over a sample's tokens: mean (of |x|), l2 or var")] = "mean",
-    metric: Annotated[str, option("--metric", help="activation, wanda, magnitude or random")] = "activation",
-    seed: Annotated[int, option("--seed", help="draws the samples (and the random metric)")] = 0,
-    depth_block: Annotated[list[int] | None, option("--depth-block", help="drop each block of N layers")] = None,
-    depth_metric: Annotated[str, option("--depth-metric", help="of a dropped block: loss, kl or mse")] = "loss",
-    depth_task: Annotated[str | None, option("--depth-task", help="judge blocks by this lm-eval task instead")] = None,
-    include: Annotated[list[Path] | None, option("--include", help="directory of your own task YAMLs")] = None,
-    task_limit: Annotated[int | None, option("--task-limit", help="documents of the task", min=1)] = None,
-    depth_greedy: Annotated[int, option("--depth-greedy", help="drop N layers one by one, measuring anew")] = 0,
-    depth_samples: Annotated[int, option("--depth-samples", help="samples of those for the depth sweeps")] = 256,
-    layer_score: Annotated[str, option("--layer-score", help="influence, norm-ratio, loss, kl or mse")] = "influence",
-    expert_score: Annotated[
-        str, option("--expert-score", help="activation, frequency, mass, reap, output-norm or damage")
-    ] = "activation",
-    expert_damage: Annotated[bool, option("--expert-damage", help="measure what dropping each expert changes")] = False,
-    second_moments: Annotated[bool, option("--second-moments", help="E[x x^T], for prune --compensate")] = False,
-    dequantize: Annotated[bool, option("--dequantize", help="take a model with FP8 or MXFP4 weights")] = False,
-    dtype: Annotated[str, option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
-    device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
-    device_map: Annotated[str | None, option("--device-map", help="auto: let accelerate place the model")] = None,
-    mode: Annotated[str, option("--mode", help="auto, resident, or stream: one layer at a time")] = "auto",
-    memory: Annotated[int | None, option("--memory", help="what it may use: 16GB", parser=parse_bytes)] = None,
-    separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
-    text_field: Annotated[str | None, option("--text-field", help="column that holds the text")] = None,
-    allow_fewer: Annotated[bool, option("--allow-fewer", help="go on with fewer samples than asked for")] = False,
-    padded: Annotated[bool, option("--padded", help="one document a sample, padded and masked, not packed")] = False,
-    trust_remote_code: Annotated[bool, option("--trust-remote-code", help="run code that comes with a model")] = False,
-    force: Annotated[bool, option("--force", help="measure again and replace scores made otherwise")] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
-    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
-) -> None:
-    """Score hidden channels, neurons, heads, layers and experts in one forward-only pass over calibration samples."""
+def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.checkpoint.reader import resolve_model
     from minitron_cli.importance.options import Options
+
+    path = resolve_model(require_model(given["model"], NAME))
+    output = given["output"] or Path(f"{path.resolve().name}.scores.safetensors")
+    options = Options(**typed(given, "model", "output", "include", "task_limit", "dry_run", "as_json"))
+    include, limit, as_json = given["include"] or [], given["task_limit"], given["as_json"]
+    if not options.depth_task and (include or limit is not None):
+        raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
+    if given["dry_run"]:
+        _dry_run(path, options, output, as_json)
+        return
+    judge = _judge(path, options.depth_task, include, limit) if options.depth_task else None
     from minitron_cli.importance.run import measure as run
 
-    path = resolve_model(require_model(model, NAME))
-    output = output or Path(f"{path.resolve().name}.scores.safetensors")
-    options = Options(
-        data=tuple(data or ()), samples=samples, seq_len=seq_len, batch_size=batch_size, batch_agg=batch_agg,
-        seq_agg=seq_agg, metric=metric, seed=seed, dtype=dtype, device=device, separator=separator,
-        text_field=text_field, allow_fewer=allow_fewer, padded=padded, force=force, mode=mode, device_map=device_map,
-        memory=memory, depth_blocks=tuple(depth_block or ()), depth_metric=depth_metric, depth_task=depth_task,
-        depth_greedy=depth_greedy, depth_samples=depth_samples, layer_score=layer_score,
-        trust_remote_code=trust_remote_code, second_moments=second_moments, expert_score=expert_score,
-        expert_damage=expert_damage, dequantize=dequantize,
-    )  # fmt: skip
-    if not depth_task and (include or task_limit is not None):
-        raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
-    if dry_run:
-        return _dry_run(path, options, output, as_json)
-    judge = _judge(path, depth_task, include or [], task_limit) if depth_task else None
     with interruptible("the same line goes on from what is done, up to the last minute"):
         result = run(path, options, output, say=say, show=_Progress(), judge=judge)
     if _is_main_process():
@@ -127,18 +96,26 @@ def command(
         emit(facts, as_json, lambda: _show(facts, path))
 
 
-def measure(
-    model: str, data: list[str], output: Path, *, samples: int = 1024, seq_len: int | None = None,
-    second_moments: bool = False, dequantize: bool = False,
-) -> None:  # fmt: skip
-    """Measure with defaults, for verbs that need scores and were given data instead."""
+PANELS = names(_MORE)
+command = command_of(
+    joined(_FIRST, _MORE),
+    "Score hidden channels, neurons, heads, layers and experts in one forward-only pass over calibration samples.",
+    _act,
+)
+
+
+def defaults() -> dict[str, Any]:
+    from minitron_cli.importance.options import Options
+
+    return defaults_of(Options)
+
+
+def measure(model: str, output: Path, **options: Any) -> None:
+    """Measure with these options and else defaults, for verbs that need scores and were given data instead."""
     from minitron_cli.importance.options import Options
     from minitron_cli.importance.run import measure as run
 
-    options = Options(
-        data=tuple(data), samples=samples, seq_len=seq_len, second_moments=second_moments, dequantize=dequantize
-    )
-    run(model, options, output, say=say, show=_Progress())
+    run(model, Options(**options), output, say=say, show=_Progress())
 
 
 def _judge(model: Path, task: str, include: list[Path], limit: int | None) -> Any:

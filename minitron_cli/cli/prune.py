@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.common import (
-    argument,
-    bytes_text,
-    command_line,
-    count_text,
-    emit,
-    examples,
-    option,
-    parse_count,
-    require_model,
-    say,
-    table,
+from minitron_cli.cli.common import bytes_text, command_line, count_text, emit, examples, require_model, say, table
+from minitron_cli.cli.parameters import (
+    AS_JSON,
+    DRY_RUN,
+    OVERWRITE,
+    command_of,
+    counted,
+    defaults_of,
+    flag,
+    joined,
+    model,
+    names,
+    typed,
 )
 from minitron_cli.cli.progress import byte_progress
 
@@ -31,136 +32,74 @@ EXAMPLES = examples(
     "minitron prune Llama-3.1-8B --target depth --drop-layers 15-30",
     "minitron prune Llama-3.2-1B --vocab 32768 --data corpus/ -o small --dry-run",
 )
-PANELS = {
+_FIRST = (
+    model(),
+    flag("target", str, "width, depth or both: what may be cut"),
+    counted("hidden", "embedding channels to keep"),
+    counted("ffn", "MLP neurons a layer keeps"),
+    flag("heads", int, "query heads a layer keeps"),
+    flag("kv_heads", int, "key/value groups a layer keeps"),
+    flag("layers", int, "layers to keep, by block influence"),
+    flag("drop_layers", str, "layers to drop, from 0: 15-30 or 3,7"),
+    counted("params", "parameters to end at: 4.5B"),
+    flag("scores", Path, "scores of `minitron importance`"),
+    flag("data", list[str], "text to count tokens on, or to measure scores on"),
+    flag("output", Path, "output directory [default: MODEL-SHAPE]", "-o", "--output"),
+    DRY_RUN,
+)
+_MORE = {
     "Experts": (
-        "experts",
-        "expert_ffn",
-        "shared_ffn",
-        "experts_per_token",
-        "expert_merge",
+        flag("experts", int, "experts a layer keeps"),
+        flag("expert_ffn", int, "neurons an expert keeps"),
+        flag("shared_ffn", int, "neurons a layer's shared expert keeps"),
+        flag("experts_per_token", int, "experts a token is routed to"),
+        flag("expert_merge", str, "average experts that go into those that stay: none, m-smoe or nearest"),
     ),
     "Vocabulary": (
-        "vocab",
-        "vocab_coverage",
-        "keep_tokens",
+        counted("vocab", "tokens to keep, the most used ones of --data"),
+        flag("vocab_coverage", str, "keep the tokens that are this share of --data: 99.9%"),
+        flag("keep_tokens", Path, "a file of tokens, or text, to keep in any case: one a line"),
     ),
     "Linear attention and Mamba": (
-        "value_heads",
-        "key_heads",
-        "mamba_heads",
-        "mamba_head_dim",
+        flag("value_heads", int, "value heads linear attention keeps"),
+        flag("key_heads", int, "key heads linear attention keeps"),
+        flag("mamba_heads", int, "heads a Mamba layer keeps"),
+        flag("mamba_head_dim", int, "channels a Mamba head keeps"),
     ),
     "Compensation": (
-        "compensate",
-        "moments",
-        "ridge",
-        "select",
-        "rotate",
+        flag("compensate", str, "refit what stays to the source's activations: none or least-squares"),
+        flag("moments", Path, "of `importance --second-moments` [default: beside the scores]"),
+        flag("ridge", str, "of least squares, relative; auto: by held-out error"),
+        flag("select", str, "neurons that stay: by scores, or by residual error once compensated"),
+        flag("rotate", bool, "keep directions of the residual stream, not channels (with --compensate)"),
     ),
     "Quantised sources": (
-        "dequantize",
-        "dtype",
+        flag("dequantize", bool, "take FP8 or MXFP4 weights, and write plain ones; sizes may be left out"),
+        flag("dtype", str, "of dequantised weights: bfloat16, float16, float32 [default: bfloat16]"),
     ),
     "Measuring first": (
-        "samples",
-        "seq_len",
+        flag("samples", int, "calibration samples, when measuring first"),
+        flag("seq_len", int, "tokens a sample, when measuring first"),
     ),
     "Output": (
-        "text_only",
-        "multiple_of",
-        "max_shard_size",
-        "check",
-        "force",
-        "overwrite",
-        "as_json",
+        flag("text_only", bool, "of a model of text and images, write the text model alone"),
+        flag("multiple_of", int, "round widths to multiples, for speed", min=1),
+        counted("max_shard_size", "bytes a weight file may have: 5B, 500M"),
+        flag("check", bool, "load the result and compare it with plain trimming, by --data if compensated"),
+        flag("force", bool, "use scores although they are of another model"),
+        OVERWRITE,
+        AS_JSON,
     ),
 }
 
 
-def command(
-    model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
-    target: Annotated[str | None, option("--target", help="width, depth or both: what may be cut")] = None,
-    hidden: Annotated[int | None, option("--hidden", help="embedding channels to keep", parser=parse_count)] = None,
-    ffn: Annotated[int | None, option("--ffn", help="MLP neurons a layer keeps", parser=parse_count)] = None,
-    heads: Annotated[int | None, option("--heads", help="query heads a layer keeps")] = None,
-    kv_heads: Annotated[int | None, option("--kv-heads", help="key/value groups a layer keeps")] = None,
-    layers: Annotated[int | None, option("--layers", help="layers to keep, by block influence")] = None,
-    drop_layers: Annotated[str | None, option("--drop-layers", help="layers to drop, from 0: 15-30 or 3,7")] = None,
-    experts: Annotated[int | None, option("--experts", help="experts a layer keeps")] = None,
-    expert_ffn: Annotated[int | None, option("--expert-ffn", help="neurons an expert keeps")] = None,
-    shared_ffn: Annotated[int | None, option("--shared-ffn", help="neurons a layer's shared expert keeps")] = None,
-    experts_per_token: Annotated[int | None, option("--experts-per-token", help="experts a token is routed to")] = None,
-    expert_merge: Annotated[
-        str, option("--expert-merge", help="average experts that go into those that stay: none, m-smoe or nearest")
-    ] = "none",
-    vocab: Annotated[
-        int | None, option("--vocab", help="tokens to keep, the most used ones of --data", parser=parse_count)
-    ] = None,
-    vocab_coverage: Annotated[
-        str | None, option("--vocab-coverage", help="keep the tokens that are this share of --data: 99.9%")
-    ] = None,
-    keep_tokens: Annotated[
-        Path | None, option("--keep-tokens", help="a file of tokens, or text, to keep in any case: one a line")
-    ] = None,
-    value_heads: Annotated[int | None, option("--value-heads", help="value heads linear attention keeps")] = None,
-    key_heads: Annotated[int | None, option("--key-heads", help="key heads linear attention keeps")] = None,
-    mamba_heads: Annotated[int | None, option("--mamba-heads", help="heads a Mamba layer keeps")] = None,
-    mamba_head_dim: Annotated[int | None, option("--mamba-head-dim", help="channels a Mamba head keeps")] = None,
-    compensate: Annotated[
-        str, option("--compensate", help="refit what stays to the source's activations: none or least-squares")
-    ] = "none",
-    moments: Annotated[
-        Path | None, option("--moments", help="of `importance --second-moments` [default: beside the scores]")
-    ] = None,
-    ridge: Annotated[str, option("--ridge", help="of least squares, relative; auto: by held-out error")] = "1e-2",
-    select: Annotated[
-        str, option("--select", help="neurons that stay: by scores, or by residual error once compensated")
-    ] = "scores",
-    rotate: Annotated[
-        bool, option("--rotate", help="keep directions of the residual stream, not channels (with --compensate)")
-    ] = False,
-    text_only: Annotated[
-        bool, option("--text-only", help="of a model of text and images, write the text model alone")
-    ] = False,
-    dequantize: Annotated[
-        bool, option("--dequantize", help="take FP8 or MXFP4 weights, and write plain ones; sizes may be left out")
-    ] = False,
-    dtype: Annotated[
-        str | None, option("--dtype", help="of dequantised weights: bfloat16, float16, float32 [default: bfloat16]")
-    ] = None,
-    params: Annotated[int | None, option("--params", help="parameters to end at: 4.5B", parser=parse_count)] = None,
-    multiple_of: Annotated[int, option("--multiple-of", help="round widths to multiples, for speed", min=1)] = 1,
-    scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
-    data: Annotated[list[str] | None, option("--data", help="text to count tokens on, or to measure scores on")] = None,
-    samples: Annotated[int, option("--samples", help="calibration samples, when measuring first")] = 1024,
-    seq_len: Annotated[int | None, option("--seq-len", help="tokens a sample, when measuring first")] = None,
-    output: Annotated[Path | None, option("-o", "--output", help="output directory [default: MODEL-SHAPE]")] = None,
-    max_shard_size: Annotated[
-        int, option("--max-shard-size", help="bytes a weight file may have: 5B, 500M", parser=parse_count)
-    ] = 5_000_000_000,
-    check: Annotated[
-        bool, option("--check", help="load the result and compare it with plain trimming, by --data if compensated")
-    ] = False,
-    force: Annotated[bool, option("--force", help="use scores although they are of another model")] = False,
-    overwrite: Annotated[bool, option("--overwrite", help="replace an output that minitron made")] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
-    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
-) -> None:
-    """Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained."""
+def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.prune import execute
     from minitron_cli.prune.request import PruneRequest
 
-    request = PruneRequest(
-        model=require_model(model, NAME), target=target, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
-        layers=layers, drop_layers=drop_layers, experts=experts, expert_ffn=expert_ffn, shared_ffn=shared_ffn,
-        experts_per_token=experts_per_token, expert_merge=expert_merge, vocab=vocab, vocab_coverage=vocab_coverage,
-        keep_tokens=keep_tokens, value_heads=value_heads, key_heads=key_heads, mamba_heads=mamba_heads,
-        mamba_head_dim=mamba_head_dim, params=params, multiple_of=multiple_of, scores=scores,
-        data=tuple(data or ()), samples=samples, seq_len=seq_len, compensate=compensate,
-        moments=moments, ridge=ridge, select=select, rotate=rotate, text_only=text_only, dequantize=dequantize,
-        dtype=dtype, output=output, max_shard_size=max_shard_size, check=check, force=force, overwrite=overwrite,
-    )  # fmt: skip
-    if dry_run:
+    request = PruneRequest(model=require_model(given["model"], NAME), **typed(given, "model", "dry_run", "as_json"))
+    as_json = given["as_json"]
+    if given["dry_run"]:
         resolved = execute.dry_run(request, lambda: byte_progress("counting tokens"))
         emit(asdict(resolved.facts), as_json, lambda: _show_plan(resolved))
         return
@@ -168,11 +107,25 @@ def command(
     emit(result.to_json(), as_json, lambda: _show_done(result, request.model))
 
 
+PANELS = names(_MORE)
+command = command_of(
+    joined(_FIRST, _MORE),
+    "Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained.",
+    _act,
+)
+
+
+def defaults() -> dict[str, Any]:
+    from minitron_cli.prune.request import PruneRequest
+
+    return defaults_of(PruneRequest)
+
+
 def _measure(wanted: "Measurement") -> None:
     """Importance with its defaults. The verbs meet only here."""
     from minitron_cli.cli.importance import measure
 
-    measure(wanted.model, list(wanted.data), wanted.output, samples=wanted.samples, seq_len=wanted.seq_len,
+    measure(wanted.model, wanted.output, data=wanted.data, samples=wanted.samples, seq_len=wanted.seq_len,
             second_moments=wanted.second_moments, dequantize=wanted.dequantize)  # fmt: skip
 
 

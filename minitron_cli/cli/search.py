@@ -2,21 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from minitron_cli.cli.common import (
-    argument,
-    bytes_text,
-    count_text,
-    emit,
-    examples,
-    option,
-    parse_bytes,
-    parse_count,
-    require_model,
-    say,
-    table,
-)
+from minitron_cli.cli.common import bytes_text, count_text, emit, examples, parse_bytes, require_model, say, table
+from minitron_cli.cli.parameters import AS_JSON, command_of, counted, defaults_of, flag, joined, model, names, typed
 from minitron_cli.errors import MinitronError
 
 NAME = "search"
@@ -25,114 +14,87 @@ EXAMPLES = examples(
     "minitron search big --params 4B --grid layers=29:32 --grid heads=24,32,48 --ffn-factors 2.5,3,3.5,4 --list",
     "minitron search big --speedup 1.5 --bench-grid 512x128 --scores scores.safetensors --data tokens/ -o fast",
 )
-PANELS = {
+_FIRST = (
+    model(),
+    counted("params", "budget of total parameters"),
+    flag("memory", int, "budget of weights and KV cache in 16 bits: 16GB", parser=parse_bytes),
+    flag("grid", list[str], "AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]; repeatable"),
+    flag("scores", Path, "scores of `minitron importance`"),
+    flag("data", list[str], "text to distill on, SOURCE[:WEIGHT]"),
+    flag("eval_data", list[str], "held-out text [default: --data]"),
+    counted("refine_tokens", "tokens for each, 0: none"),
+    flag("output", Path, "directory of the search [default: search-PARAMS]", "-o", "--output"),
+    flag("dry_run", bool, "only say what the search would take at most"),
+    AS_JSON,
+)
+_MORE = {
     "Speed": (
-        "latency",
-        "speedup",
-        "bench_grid",
-        "bench_batch_sizes",
-        "bench_repeats",
+        flag("latency", float, "budget of milliseconds to the last token, measured"),
+        flag("speedup", float, "how many times as fast as MODEL, measured"),
+        flag("bench_grid", str, "prompt x generated tokens to time at [default: 128x128]"),
+        flag("bench_batch_sizes", str, "sequences at a time when timing: 1,8"),
+        flag("bench_repeats", int, "timed rounds of a shape", min=1),
     ),
     "Shapes": (
-        "tolerance",
-        "kv_tokens",
-        "ffn_factors",
-        "listing",
+        flag("tolerance", str, "how far from --params a shape may be"),
+        counted("kv_tokens", "tokens in the cache (context x batch), with --memory"),
+        flag("ffn_factors", str, "ffn as multiples of hidden: 2.5,3,4"),
+        flag("listing", bool, "only list the shapes and their sizes", "--list"),
     ),
     "Measuring and refining": (
-        "measure",
-        "refine",
-        "eval_windows",
-        "seq_len",
-        "batch",
-        "lr",
-        "seed",
-        "separator",
-        "text_field",
+        flag("measure", int, "shapes to cut and measure"),
+        flag("refine", int, "of those, shapes to distill for a while"),
+        flag("eval_windows", int, "held-out windows to measure on"),
+        flag("seq_len", int, "tokens a window [default: the context, at most 1024]"),
+        flag("batch", int, "sequences an update, when refining"),
+        flag("lr", float, "peak learning rate, when refining"),
+        flag("seed", int, "data order, when refining"),
+        flag("separator", str, "between documents: auto, bos, eos, bos+eos, none"),
+        flag("text_field", str, "the column that holds the text"),
     ),
     "Machine": (
-        "device",
-        "devices",
-        "tflops",
-        "mfu",
+        flag("device", str, "auto, cpu, cuda or cuda:N"),
+        flag("devices", str, "refine on several at once: cuda:0,cuda:1 or cpu,cpu [default: all GPUs]"),
+        flag("tflops", float, "peak of one GPU, for the hours of --dry-run", "--gpu-tflops", default=989.0),
+        flag("mfu", float, "share of that peak that training reaches", default=0.4),
     ),
 }
 
 
-def command(
-    model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
-    params: Annotated[int | None, option("--params", help="budget of total parameters", parser=parse_count)] = None,
-    tolerance: Annotated[str, option("--tolerance", help="how far from --params a shape may be")] = "5%",
-    memory: Annotated[str | None, option("--memory", help="budget of weights and KV cache in 16 bits: 16GB")] = None,
-    kv_tokens: Annotated[
-        int, option("--kv-tokens", help="tokens in the cache (context x batch), with --memory", parser=parse_count)
-    ] = 0,
-    latency: Annotated[
-        float | None, option("--latency", help="budget of milliseconds to the last token, measured")
-    ] = None,
-    speedup: Annotated[float | None, option("--speedup", help="how many times as fast as MODEL, measured")] = None,
-    bench_grid: Annotated[
-        str | None, option("--bench-grid", help="prompt x generated tokens to time at [default: 128x128]")
-    ] = None,
-    bench_batch_sizes: Annotated[str, option("--bench-batch-sizes", help="sequences at a time when timing: 1,8")] = "1",
-    bench_repeats: Annotated[int, option("--bench-repeats", help="timed rounds of a shape", min=1)] = 5,
-    grid: Annotated[list[str] | None, option("--grid", help="AXIS=A,B,C or AXIS=LOW:HIGH[:STEP]; repeatable")] = None,
-    ffn_factors: Annotated[str | None, option("--ffn-factors", help="ffn as multiples of hidden: 2.5,3,4")] = None,
-    listing: Annotated[bool, option("--list", help="only list the shapes and their sizes")] = False,
-    scores: Annotated[Path | None, option("--scores", help="scores of `minitron importance`")] = None,
-    data: Annotated[list[str] | None, option("--data", help="text to distill on, SOURCE[:WEIGHT]")] = None,
-    eval_data: Annotated[list[str] | None, option("--eval-data", help="held-out text [default: --data]")] = None,
-    measure: Annotated[int, option("--measure", help="shapes to cut and measure")] = 8,
-    refine: Annotated[int, option("--refine", help="of those, shapes to distill for a while")] = 4,
-    refine_tokens: Annotated[int, option("--refine-tokens", help="tokens for each, 0: none", parser=parse_count)] = 0,
-    eval_windows: Annotated[int, option("--eval-windows", help="held-out windows to measure on")] = 64,
-    seq_len: Annotated[
-        int | None, option("--seq-len", help="tokens a window [default: the context, at most 1024]")
-    ] = None,
-    batch: Annotated[int, option("--batch", help="sequences an update, when refining")] = 32,
-    lr: Annotated[float, option("--lr", help="peak learning rate, when refining")] = 1e-4,
-    seed: Annotated[int, option("--seed", help="data order, when refining")] = 0,
-    separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
-    text_field: Annotated[str | None, option("--text-field", help="the column that holds the text")] = None,
-    device: Annotated[str, option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
-    devices: Annotated[
-        str | None, option("--devices", help="refine on several at once: cuda:0,cuda:1 or cpu,cpu [default: all GPUs]")
-    ] = None,
-    tflops: Annotated[float, option("--gpu-tflops", help="peak of one GPU, for the hours of --dry-run")] = 989.0,
-    mfu: Annotated[float, option("--mfu", help="share of that peak that training reaches")] = 0.4,
-    output: Annotated[
-        Path | None, option("-o", "--output", help="directory of the search [default: search-PARAMS]")
-    ] = None,
-    dry_run: Annotated[bool, option("--dry-run", help="only say what the search would take at most")] = False,
-    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
-) -> None:
-    """Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little."""
+def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.search.flags import require_ranking, search_request
 
-    request = search_request(
-        require_model(model, NAME), params=params, tolerance=tolerance, memory=parse_bytes(memory) if memory else None,
-        kv_tokens=kv_tokens, latency=latency, speedup=speedup, bench_grid=bench_grid,
-        bench_batch_sizes=bench_batch_sizes, bench_repeats=bench_repeats, grid=tuple(grid or ()),
-        ffn_factors=ffn_factors,
-        scores=scores, data=tuple(data or ()), eval_data=tuple(eval_data or ()), measure=measure,
-        refine=refine,
-        refine_tokens=refine_tokens, eval_windows=eval_windows, seq_len=seq_len, batch=batch, lr=lr, seed=seed,
-        separator=separator, text_field=text_field, device=device, output=output,
-    )  # fmt: skip
-    if listing:
+    control = ("model", "listing", "devices", "tflops", "mfu", "dry_run", "as_json")
+    request = search_request(require_model(given["model"], NAME), **typed(given, *control))
+    as_json = given["as_json"]
+    if given["listing"]:
         if request.speed is not None and request.speed.binds:
             raise MinitronError("--list knows sizes, not speeds", "leave out --latency and --speedup, or --list")
         _list(request, as_json)
         return
-    if dry_run:
-        _dry_run(request, tflops, mfu, as_json)
+    if given["dry_run"]:
+        _dry_run(request, given["tflops"], given["mfu"], as_json)
         return
     require_ranking(request)  # before torch is imported
 
     from minitron_cli.search.execute import search_and_write
 
-    done = search_and_write(request, devices, say)
+    done = search_and_write(request, given["devices"], say)
     emit(done.facts, as_json, lambda: _show(done.facts, done.picture))
+
+
+PANELS = names(_MORE)
+command = command_of(
+    joined(_FIRST, _MORE),
+    "Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little.",
+    _act,
+)
+
+
+def defaults() -> dict[str, Any]:
+    from minitron_cli.search.flags import search_request
+
+    return defaults_of(search_request)
 
 
 def _show(found: Mapping[str, Any], picture: Path) -> None:

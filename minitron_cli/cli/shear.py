@@ -5,6 +5,7 @@ from typing import Any
 
 from minitron_cli.cli import training_options as o
 from minitron_cli.cli.common import examples
+from minitron_cli.cli.parameters import command_of, model
 from minitron_cli.cli.training_verbs import launch
 
 NAME = "shear"
@@ -23,11 +24,20 @@ def _act(given: Mapping[str, Any]) -> int:
 _LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map", "record_teacher", "record", "top_k"))
 _OPTIMIZER = o.without(o.OPTIMIZER, "branch_from")
 _RUNNING = o.without(o.RUNNING, "compile", "export_at", "export_step")
-_PARAMETERS = (o.model("MODEL"), *o.sizes(), *o.DATA, *o.LENGTH, *o.MASKS, *_LOSS, *_OPTIMIZER, *_RUNNING)
+_PARAMETERS = (
+    model("MODEL", "the model to train: a directory or a hub id"),
+    *o.sizes(),
+    *o.DATA,
+    *o.LENGTH,
+    *o.MASKS,
+    *_LOSS,
+    *_OPTIMIZER,
+    *_RUNNING,
+)
 _SIZES = ["kv_heads", "shared_ffn", "experts", "expert_ffn"]
 PANELS = {"More sizes": _SIZES, **o.panels_of(_PARAMETERS, o.FIRST - {"tokens", "seq_len"})}
 defaults = o.defaults
-command = o.command_of(
+command = command_of(
     _PARAMETERS,
     "Learn which units of MODEL stay, as masks trained with its weights (Sheared-LLaMA); cut to exactly that shape.",
     _act,
