@@ -30,7 +30,7 @@ def without(parameters: Sequence[Parameter], *names: str) -> tuple[Parameter, ..
     return tuple(p for p in parameters if p.name not in names)
 
 
-TEACHER = (flag("teacher", list[str], "MODEL[:SHARE] to learn from, or a recorded one; repeatable"),)
+TEACHER = (flag("teacher", list[str], "MODEL[:SHARE] to learn from, a recorded one, or http://HOST:PORT/v1"),)
 FROM_SCRATCH = (flag("from_scratch", bool, "start from new weights, of MODEL's config"),)
 DATA = (
     flag("data", list[str], "training text or token files, SOURCE[:WEIGHT]; repeatable"),
@@ -71,7 +71,7 @@ LOSS = (
     ),
     flag("record_teacher", Path, "only write what the teacher says there, to train from later"),
     flag("record", str, "what: top-k, or sampled:N, N draws from it a token [default: top-k]"),
-    flag("top_k", int, "likeliest ids of each token that are recorded"),
+    flag("top_k", int, "ids of each token that are recorded, or asked of a server"),
 )
 OPTIMIZER = (
     flag("lr", float, "peak learning rate"),

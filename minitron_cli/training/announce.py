@@ -98,6 +98,7 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         "student parameters": student.parameters,
         **({"trained parameters": ready.trained} if ready.trained != student.parameters else {}),
         "teacher parameters": [t.parameters for t in teachers],
+        **({"served teacher": f"{served}, the top {served.top_k}"} if (served := ready.models.served) else {}),
         "steps": options.steps,
         "batch": options.batch,
         "micro-batch": ready.micro_batch,
@@ -153,6 +154,7 @@ def _lines(ready: Prepared, world: World) -> list[str]:
     options, (student, *teachers), tokens = ready.options, ready.sizes, _tokens(ready)
     assert options.steps is not None
     taught = "".join(f" <- {name} ({t.parameters:,} parameters)" for name, t in zip(options.teacher, teachers))
+    taught += f" <- {served}, the top {served.top_k}" if (served := ready.models.served) else ""
     passes = "streamed"
     if isinstance(ready.order, Order):
         passes = ", ".join(f"{epochs:.2f}" for epochs in ready.order.epochs(options.steps)) + " passes over the data"

@@ -13,10 +13,15 @@ from minitron_cli.training.schedule import Schedule
 USUAL_LENGTH = 4096
 
 
+def is_address(spec: str) -> bool:
+    """Whether a teacher is one that a server runs."""
+    return spec.startswith(("http://", "https://"))
+
+
 def split_share(spec: str) -> tuple[str, float]:
     """`MODEL:0.3` -> (MODEL, 0.3); without a number the share is 1."""
     where, colon, last = spec.rpartition(":")
-    if not colon or Path(spec).exists():
+    if not colon or is_address(spec) or Path(spec).exists():
         return spec, 1.0
     try:
         share = float(last)

@@ -19,10 +19,12 @@ from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_differences, to
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.spec.shape import shape_of
 from minitron_cli.training.cached_logits.sampled import KINDS as DRAWN_KINDS
+from minitron_cli.training.cached_logits.served import Served, connect
 from minitron_cli.training.cached_logits.store import HEADER as RECORDING_HEADER
 from minitron_cli.training.cached_logits.store import Recording, is_recording, open_recording
-from minitron_cli.training.defaults import split_share
+from minitron_cli.training.defaults import is_address, split_share
 from minitron_cli.training.options import Options
 
 
@@ -30,7 +32,8 @@ from minitron_cli.training.options import Options
 class Models:
     """The directories of a run's models; `tokenizer` is the student's, or its teacher's where it has none.
 
-    A recorded teacher is no model: it stands in `recording`, and `teachers` is empty. Learned masks start by `scores`.
+    A teacher that is recorded or served is no model: it stands in `recording` or `served`, and `teachers` is empty.
+    Learned masks start by `scores`.
     """
 
     student: Path
@@ -39,6 +42,7 @@ class Models:
     tokenizer: Path
     recording: Recording | None = None
     scores: Path | None = None
+    served: Served | None = None
 
 
 def find_models(options: Options) -> Models:
@@ -46,9 +50,11 @@ def find_models(options: Options) -> Models:
     student = resolve_model(options.student)
     check_weights(student, from_scratch=options.from_scratch)
     split = [split_share(spec) for spec in options.teacher]
+    if addresses := [where for where, _ in split if is_address(where)]:
+        return _with_served(options, student, addresses[0])
     recorded = [Path(where) for where, _ in split if is_recording(Path(where))]
     if recorded:
-        return _with_recording(options, student, recorded[0], len(split))
+        return _with_recording(options, student, recorded[0])
     teachers = tuple(resolve_model(where) for where, _ in split)
     tokenizer = next((m for m in (student, *teachers) if has_tokenizer(m)), None)
     if tokenizer is None:
@@ -91,10 +97,10 @@ def paths_read(options: Options, models: Models) -> list[Path]:
     return [models.student, *models.teachers, models.tokenizer, *recording, *branch, *scores, *data]
 
 
-def _with_recording(options: Options, student: Path, path: Path, num_teachers: int) -> Models:
-    """A student that learns from a recorded teacher; what a recording cannot do is refused."""
-    if num_teachers > 1:
-        raise MinitronError(f"{path} is a recorded teacher and cannot be mixed with others", "give it alone")
+def _check_away(options: Options, student: Path, teacher: str) -> None:
+    """Refuse what no teacher can do that is not in memory."""
+    if len(options.teacher) > 1:
+        raise MinitronError(f"{teacher} and cannot be mixed with others", "give it alone")
     if options.loss not in ("auto", "logits"):
         raise MinitronError(
             f"--loss {options.loss} needs the teacher's hidden states", "give --teacher MODEL, or --loss logits"
@@ -103,6 +109,24 @@ def _with_recording(options: Options, student: Path, path: Path, num_teachers: i
         raise MinitronError(
             f"{student} has no tokenizer", "copy tokenizer.json and tokenizer_config.json of its model there"
         )
+
+
+def _with_served(options: Options, student: Path, address: str) -> Models:
+    """A student that learns from a teacher that a server runs."""
+    _check_away(options, student, f"{address} is a served teacher")
+    if options.temperature != 1.0:
+        raise MinitronError(
+            f"a server gives log-probabilities at temperature 1, not {options.temperature:g}",
+            "leave --temperature out, or record the teacher itself with --record-teacher",
+        )
+    config = load_config(student)
+    vocab = shape_of(family_of(str(config["model_type"])), config)["vocab"]
+    return Models(student, (), (), student, served=connect(address, student, vocab, options.top_k))
+
+
+def _with_recording(options: Options, student: Path, path: Path) -> Models:
+    """A student that learns from a recorded teacher; what a recording cannot do is refused."""
+    _check_away(options, student, f"{path} is a recorded teacher")
     recording = open_recording(path)
     if tokenizer_hash(student) != recording.header.tokenizer_hash:
         raise MinitronError(
@@ -230,6 +254,8 @@ def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> d
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"
     if models.recording is not None:
         found["teacher"] = f"{file_digest(models.recording.path / RECORDING_HEADER)} recorded"
+    if models.served is not None:
+        found["teacher"] = f"{models.served.model} served"
     if models.scores is not None:
         found["scores"] = file_digest(models.scores)
     return found | data_digests(order)

@@ -78,7 +78,7 @@ class Options:
     ce_weight: Annotated[float, Within(0)] = 0.0
     hidden_loss: Annotated[str, OneOf(METRICS)] = "cosine"
     layer_map: tuple[str, ...] = ()
-    top_k: Annotated[int, count(1, 2**16)] = 128  # of a teacher that is recorded
+    top_k: Annotated[int, count(1, 2**16)] = 128  # of a teacher that is recorded or served
     # Which of the student's weights are trained (see trainable.py): all unless some are named.
     train_only: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
@@ -129,7 +129,8 @@ IDENTITY = (
     *("verb", "from_scratch", "branch_from", "phases", "cross_doc", "stream", "steps", "batch", "seq_len", "seed"),
     *("lr", "min_lr", "warmup", "schedule", "decay", "decay_fraction", "betas", "eps", "weight_decay", "grad_clip"),
     *("mix", "mix_every", "mix_rate", "mix_floor"),
-    *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "dtype", "teacher_dtype"),
+    *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "top_k"),
+    *("dtype", "teacher_dtype"),
     *("train_only", "freeze"),
     *("sizes", "mask_lr", "multiplier_lr", "mask_warmup"),
 )

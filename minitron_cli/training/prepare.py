@@ -220,12 +220,15 @@ def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Option
         return fill_steps(options, options.batch), open_streams(options, models, None, 0)
     order = open_order(options, models)
     options = fill_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
+    away = models.recording.path if models.recording is not None else models.served
+    if away is not None and options.mix == "dynamic":
+        raise MinitronError(
+            f"{away} says in advance what it teaches of fixed weights, --mix dynamic reads other rows",
+            "give the teacher itself: --teacher MODEL",
+        )
+    if models.served is not None:
+        models.served.check_length(order.seq_len)
     if models.recording is not None:
-        if options.mix == "dynamic":
-            raise MinitronError(
-                f"{models.recording.path} covers the rows of fixed weights, --mix dynamic reads others",
-                "give the teacher itself: --teacher MODEL",
-            )
         check_recording(models.recording, order, options.steps or 0)
         if first:
             models.recording.require_unaltered()
@@ -243,8 +246,8 @@ def _vocabulary(models: Models, sizes: tuple[Size, ...]) -> tuple[int, Path]:
 def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> Objective:
     """The loss that the options ask for between these models; plain cross-entropy where there is no teacher."""
     divergence = Divergence(options.kind, options.temperature, options.beta)
-    if models.recording is not None:
-        vocab = models.recording.header.vocab
+    if models.recording is not None or models.served is not None:
+        vocab = None if models.recording is None else models.recording.header.vocab
         return Objective(divergence=divergence, ce_weight=options.ce_weight, vocab=vocab)
     student, *teachers = (size.shape for size in sizes)
     if not teachers:

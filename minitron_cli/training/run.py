@@ -17,6 +17,7 @@ from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts, settle
 from minitron_cli.training.assemble import Assembly, assemble
 from minitron_cli.training.begin import begun, is_done
+from minitron_cli.training.cached_logits.ahead import asking, taught_by
 from minitron_cli.training.grading import Grade, Regressed, grader
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.loop import Job
@@ -63,10 +64,15 @@ def rows_for(ready: Prepared, mixer: Mixer | None, run: Path, world: World) -> I
     if isinstance(order, Order):
 
         def rows(step: int) -> Share:
-            known = order if mixer is None else mixer.order
-            return rows_of(known, world, cross_doc=options.cross_doc, recording=ready.models.recording)(step)
+            mixed = order if mixer is None else mixer.order
+            return rows_of(mixed, world, cross_doc=options.cross_doc, recording=ready.models.recording)(step)
 
-        yield with_known_ids(rows, *ready.vocabulary)
+        known = with_known_ids(rows, *ready.vocabulary)
+        if (served := ready.models.served) is None:
+            yield known
+            return
+        with asking(served) as asker:
+            yield taught_by(served, known, ready.schedule.steps, asker, alone=world.size == 1)
         return
     streams = open_streams(options, ready.models, run, world.rank)
     try:

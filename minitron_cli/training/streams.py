@@ -19,8 +19,8 @@ def check_streaming(options: Options, models: Models) -> None:
         faults.append("a stream has no end: say --steps or --tokens")
     if not options.cross_doc:
         faults.append("--no-cross-doc needs token files")
-    if models.recording is not None:
-        faults.append("a recorded teacher needs token files")
+    if models.recording is not None or models.served is not None:
+        faults.append("a recorded or served teacher needs token files")
     if faults:
         raise MinitronError(f"--stream: {'; '.join(faults)}", "or leave --stream out: the text is then tokenised once")
 

@@ -24,7 +24,7 @@ def write_text(path: Path, documents: int = 120, seed: int = 0) -> Path:
     return path
 
 
-def options(student: Path, data: Path, output: Path, teacher: Path | None = None, **changes: Any) -> Options:
+def options(student: Path, data: Path, output: Path, teacher: Path | str | None = None, **changes: Any) -> Options:
     """A run of 12 steps of 4 x 32 tokens."""
     given: dict[str, Any] = {
         "verb": "distill" if teacher else "train",

@@ -11,6 +11,7 @@ import pytest
 from minitron_cli.training.metrics import read_metrics
 from tests.toys import make_toy
 from tests.training.runs import write_text
+from tests.training.server import Behaviour, serving
 from tests.training.test_distributed import start
 
 
@@ -19,7 +20,7 @@ def line(tmp_path: Path) -> Callable[..., list[str]]:
     student, teacher = make_toy("llama", tmp_path / "student"), make_toy("llama", tmp_path / "large", seed=5)
     text = write_text(tmp_path / "text.jsonl")
 
-    def get(steps: int, of: Path | None, *more: str) -> list[str]:
+    def get(steps: int, of: Path | str | None, *more: str) -> list[str]:
         fixed = ["--batch", "4", "--micro-batch", "2", "--seq-len", "32", "--device", "cpu", "--steps", str(steps)]
         fixed += ["--teacher", str(of or teacher), "--no-cross-doc", "--top-k", "8"]
         return ["distill", str(student), "--data", str(text), "-o", str(tmp_path / "out"), *fixed, *more]
@@ -45,6 +46,23 @@ def test_two_processes_record_and_read_what_one_does(line: Callable[..., list[st
         assert done.wait(timeout=300) == 0
     one, two = ([m["kd"] for m in read_metrics(tmp_path / f"by-{name}" / "run")] for name in ("one", "two"))
     np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_ask_a_server_what_one_does(
+    line: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    behaviour = Behaviour()
+    with serving(tmp_path / "large", behaviour) as address:
+        for nproc in ("1", "2"):
+            output = ["-o", str(tmp_path / f"by-{nproc}"), "--lr", "1e-3", "--nproc", nproc]
+            process = start(line(3, address, *output))
+            assert process.wait(timeout=300) == 0, process.communicate()[1][-3000:]
+    one, two = ([m["kd"] for m in read_metrics(tmp_path / f"by-{nproc}" / "run")] for nproc in ("1", "2"))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    # 12 rows each time, and the question before a run: by one process; by the launcher and both of its workers.
+    assert len(behaviour.asked) == (12 + 1) + (12 + 3)
 
 
 @pytest.mark.slow

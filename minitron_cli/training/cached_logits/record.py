@@ -1,8 +1,10 @@
 """Run a teacher once over the windows that a training will read, and keep what it says."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,10 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device, choose_dtype
 from minitron_cli.hf.process_group import World, join
 from minitron_cli.training.cached_logits import store, topk
+from minitron_cli.training.cached_logits.ahead import asking
 from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.cached_logits.sampled import draw, offsets_of
+from minitron_cli.training.cached_logits.served import IN_FLIGHT
 from minitron_cli.training.cached_logits.store import Header
 from minitron_cli.training.head import check_head, head_of
 from minitron_cli.training.inputs import paths_read, windows_read
@@ -28,7 +32,7 @@ from minitron_cli.training.load import load_teacher
 from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
-from minitron_cli.training.rows import share_of
+from minitron_cli.training.rows import Share, share_of
 from minitron_cli.training.student import Taps
 
 TOP_K = "top-k"  # what is recorded unless draws are asked for
@@ -55,6 +59,11 @@ class RecordingPlan:
     device: torch.device
 
     @property
+    def stretch(self) -> int:
+        """Windows that are recorded at a time, the same however many processes there are."""
+        return self.ready.micro_batch if self.ready.models.served is None else IN_FLIGHT
+
+    @property
     def num_windows(self) -> int:
         return sum(map(len, self.windows))
 
@@ -78,7 +87,7 @@ def plan_recording(options: Options, path: Path, record: str = TOP_K) -> Recordi
     check_apart(path, paths_read(ready.options, ready.models))
     if isinstance(ready.order, StreamOrder):
         raise MinitronError("a stream cannot be recorded", "leave --stream out: the text is then tokenised once")
-    if len(ready.models.teachers) != 1:
+    if len(ready.models.teachers) != 1 and ready.models.served is None:
         raise MinitronError(
             "a recording is of one teacher", "give one --teacher MODEL, and record each into its own directory"
         )
@@ -93,13 +102,16 @@ def plan_recording(options: Options, path: Path, record: str = TOP_K) -> Recordi
 def _header(ready: Prepared, order: Order, record: str) -> Header:
     vocab = min(size.shape["vocab"] for size in ready.sizes)
     draws, power = parse_record(record)
+    served = ready.models.served
+    if draws and served is not None:
+        raise MinitronError(f"--record {record} needs the teacher itself: a server gives its top k", "record top-k")
     top_k = 0 if draws else ready.options.top_k
     if not draws and not top_k < vocab:
         raise MinitronError(
             f"--top-k {top_k} does not fit {vocab} ids", f"give 1 to {vocab - 1}; the papers lose below 100"
         )
     return Header(
-        teacher=model_digest(ready.models.teachers[0]),
+        teacher=model_digest(ready.models.teachers[0]) if served is None else f"{served.model} served",
         tokenizer_hash=order.files[0].header.tokenizer_hash,
         tokens_sha256=tuple(f.header.tokens_sha256 for f in order.files),
         seq_len=order.seq_len,
@@ -153,50 +165,62 @@ def record_teacher(
             if world.first and not left:
                 store.finish(path, header, windows)
     tokens = (plan.num_windows - len(left)) * header.seq_len
-    return Recorded(path, tokens, header.num_bytes(path), stop.exit_code if left or stop.signal else 0)
+    return Recorded(path, tokens, header.num_bytes(path), stop.exit_code if left else 0)
 
 
 def _record(plan: RecordingPlan, path: Path, stop: StopFlag, world: World) -> None:
     """Append what is missing of this process's share, in step with the others; a signal to one stops them all."""
-    ready, header = plan.ready, plan.header
+    header = plan.header
     there = [store.parts(path, header, file, len(numbers)) for file, numbers in enumerate(plan.windows)]
-    work = store.missing(path, header, plan.windows, ready.micro_batch)
+    work = store.missing(path, header, plan.windows, plan.stretch)
     world.barrier()
     if not work:
         return
     rounds = -(-len(work) // world.size)
     mine = work[world.rank * rounds : (world.rank + 1) * rounds]
-    dtype = choose_dtype(ready.options.teacher_dtype, plan.device)
-    teacher = load_teacher(ready.models.teachers[0], dtype, ready.options.trust_remote_code, plan.device)
-    check_head(teacher, "teacher")
     before = plan.num_windows - sum(one.stop - one.start for one in work)
-    display, began = Display(plan.num_windows, before, quiet=not world.first), time.perf_counter()
-    stream, end = None, None
-    try:
+    display = Display(plan.num_windows, before, quiet=not world.first)
+    with closing(display), _teller(plan) as tell, closing(store.Appender(path, header, there)) as appender:
+        began = time.perf_counter()
         for number in range(rounds):
             if world.agree(0, bool(stop.signal))[1]:
                 break
             for one in mine[number : number + 1]:
-                if stream is None or end != (one.file, one.start):
-                    if stream is not None:
-                        stream.close()
-                    stream = store.extend(path, header, one, there[one.file])
-                windows = plan.windows[one.file][one.start : one.stop]
-                stream.writelines(_records(teacher, plan.order, one.file, windows, header))
-                end = (one.file, one.stop)
-            done = min(before + (number + 1) * world.size * ready.micro_batch, plan.num_windows)
+                appender.write(one, tell(one.file, plan.windows[one.file][one.start : one.stop]))
+            done = min(before + (number + 1) * world.size * plan.stretch, plan.num_windows)
             display.step(done, {}, (done - before) * header.seq_len / (time.perf_counter() - began))
-    finally:
-        if stream is not None:
-            stream.close()
-        display.close()
+
+
+@contextmanager
+def _teller(plan: RecordingPlan) -> Iterator[Callable[[int, np.ndarray], list[bytes]]]:
+    """A function that gives the records of some windows of a token file, by the model or the server."""
+    models, options = plan.ready.models, plan.ready.options
+    if models.served is None:
+        dtype = choose_dtype(options.teacher_dtype, plan.device)
+        teacher = load_teacher(models.teachers[0], dtype, options.trust_remote_code, plan.device)
+        check_head(teacher, "teacher")
+        yield partial(_records, teacher, plan)
+        return
+    with asking(models.served) as asker:
+
+        def tell(file: int, windows: np.ndarray) -> list[bytes]:
+            share = _share(plan, file, windows)
+            return [record.result() for record in asker.ask(share.ids, share.positions)]
+
+        yield tell
+
+
+def _share(plan: RecordingPlan, file: int, windows: np.ndarray) -> Share:
+    """Some windows of a token file; documents are kept apart as the header says."""
+    order, files = plan.order, np.full(len(windows), file)
+    documents = None if plan.header.cross_doc else order.documents_at(files, windows)
+    return share_of(order.rows_at(files, windows), documents)
 
 
 @torch.no_grad()
-def _records(teacher: nn.Module, order: Order, file: int, windows: np.ndarray, header: Header) -> list[bytes]:
-    """The records of some windows of a token file; documents are kept apart as the header says."""
-    files = np.full(len(windows), file)
-    share = share_of(order.rows_at(files, windows), None if header.cross_doc else order.documents_at(files, windows))
+def _records(teacher: nn.Module, plan: RecordingPlan, file: int, windows: np.ndarray) -> list[bytes]:
+    """The records of some windows of a token file by a teacher in memory."""
+    share, header = _share(plan, file, windows), plan.header
     last, _ = Taps(teacher, ()).run(share.ids, share.positions)
     hidden, head = last[:, :-1].flatten(0, 1), head_of(teacher)
     found: Cached

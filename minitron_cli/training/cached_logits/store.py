@@ -215,18 +215,38 @@ def missing(path: Path, header: Header, windows: tuple[np.ndarray, ...], size: i
     return found
 
 
-def extend(path: Path, header: Header, stretch: Stretch, before: Sequence[Part]) -> BinaryIO:
-    """A file to append the records of a stretch and those after it to.
+class Appender:
+    """Appends the records of stretches, those that follow one another to one file.
 
-    One of the parts that were there `before` anybody wrote, where it reaches that far, else a part of its own.
+    That is one of the parts that were there `before` anybody wrote, where it reaches that far, else a part of its own.
     """
-    for part in before:
-        if part.start <= stretch.start <= part.stop and (part.file.exists() or not stretch.start):
-            stream = part.file.open("ab")
-            stream.truncate(part.offset(stretch.start))
-            return stream
-    whole = header.file(path, stretch.file)
-    return whole.with_stem(f"{whole.stem}-{stretch.start}").open("ab")
+
+    def __init__(self, path: Path, header: Header, before: Sequence[Sequence[Part]]) -> None:
+        self._path, self._header, self._before = path, header, before
+        self._stream: BinaryIO | None = None
+        self._next: tuple[int, int] | None = None
+
+    def write(self, stretch: Stretch, records: list[bytes]) -> None:
+        """Append the records of a stretch."""
+        if self._stream is None or self._next != (stretch.file, stretch.start):
+            self.close()
+            self._stream = self._open(stretch)
+        self._stream.writelines(records)
+        self._next = (stretch.file, stretch.stop)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _open(self, stretch: Stretch) -> BinaryIO:
+        for part in self._before[stretch.file]:
+            if part.start <= stretch.start <= part.stop and (part.file.exists() or not stretch.start):
+                stream = part.file.open("ab")
+                stream.truncate(part.offset(stretch.start))
+                return stream
+        whole = self._header.file(self._path, stretch.file)
+        return whole.with_stem(f"{whole.stem}-{stretch.start}").open("ab")
 
 
 def finish(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
