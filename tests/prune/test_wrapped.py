@@ -28,13 +28,14 @@ from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.axes import axes_of
-from minitron_cli.spec.plan import keep_all
+from minitron_cli.spec.plan import Plan, keep_all
 from minitron_cli.spec.scores import Scores
-from tests.prune.cutting import CUTS, difference, load, logits_of, plan_for, prune_to, random_scores, sizes_for
+from tests.prune.cutting import difference, load, logits_of, plan_for, prune_to, random_scores, sizes_for
 from tests.prune.test_compensate import measure, random_rows
 from tests.toys import toy_ids
 from tests.training.runs import options
 from tests.wrapped import (
+    IMAGE,
     WRAPPED,
     TextView,
     image_batch,
@@ -67,7 +68,10 @@ def image_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torc
     return model(**batch, use_cache=False).logits
 
 
-CASES = [(name, cut) for name in WRAPPED for cut in CUTS if sizes_for(text_type(name), cut)]
+# The cuts that each text model has are tested with its family; here are those that have to do with what is around it.
+CASES = [
+    (name, cut) for name in WRAPPED for cut in ("hidden", "layer", "expert", "all") if sizes_for(text_type(name), cut)
+]
 
 
 @pytest.mark.parametrize(("model_type", "cut"), CASES)
@@ -227,6 +231,24 @@ def test_neurons_of_a_projector_are_ranked_by_their_weights(wrapped: Wrapped, tm
     assert note == "with --hidden"
     with pytest.raises(MinitronError, match="no masks can be learned"):
         complete(options(source.path, tmp_path, tmp_path, verb="shear", sizes=("ffn=56",)))
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_a_cut_vocabulary_takes_the_ids_of_images_along(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(wrapped(model_type), tmp_path / "source"))
+    for file in source.glob("tokenizer*"):
+        file.unlink()  # a toy's has words, which cannot be cut
+    checkpoint, batch = open_checkpoint(source), image_batch(model_type)
+    kept = np.sort(np.unique([*range(4), *batch["input_ids"].unique().tolist(), *range(90, 94)]))
+    shape = checkpoint.shape
+    plan = Plan(shape, shape.with_(vocab=len(kept)), {"vocab": kept})
+    write_pruned(checkpoint, plan, tmp_path / "small")
+    ids = torch.as_tensor(np.searchsorted(kept, batch["input_ids"]))
+    expected = image_logits(load_whole(source), batch)[..., kept]
+    assert difference(image_logits(load_whole(tmp_path / "small"), batch | {"input_ids": ids}), expected) < TOLERANCE
+    before, after = (json.loads((path / "config.json").read_text()) for path in (source, tmp_path / "small"))
+    key = "image_token_index" if "image_token_index" in before else "image_token_id"
+    assert kept[after[key]] == before[key] == IMAGE
 
 
 ROTATES = [name for name in WRAPPED if family_of(text_type(name)).rms_norms]
