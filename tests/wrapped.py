@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_cli.spec.wrapper import Prefixes
-from tests.toys import TOY_CONFIGS, randomise, toy_tokenizer
+from tests.toys import BASE, TOY_CONFIGS, randomise, toy_tokenizer
 
 IMAGE = 90  # the id that stands for an image's tokens
 _TOWER = {
@@ -85,12 +85,21 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "vision_config": QWEN,
         **QWEN_IDS,
     },
+    "qwen3_vl": {
+        "text_config": {
+            **{key: value for key, value in TOY_CONFIGS["qwen3"].items() if key in BASE},
+            "model_type": "qwen3_vl_text",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+        },
+        "vision_config": {**QWEN, "deepstack_visual_indexes": [0]},
+        **QWEN_IDS,
+    },
 }
 
 
 def text_type(model_type: str) -> str:
-    """The model_type of a toy's text model."""
-    return str(WRAPPED[model_type]["text_config"]["model_type"])
+    """The model_type of a toy's text model, by itself."""
+    return {"qwen3_vl": "qwen3"}.get(model_type, str(WRAPPED[model_type]["text_config"]["model_type"]))
 
 
 def wrapped_model(model_type: str, seed: int = 0, **text: Any) -> Any:
@@ -142,7 +151,7 @@ def image_batch(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
     ids[:, 3:7] = IMAGE
     images = (ids == IMAGE).long()
     pixels = torch.randn(2, 3, 8, 8, generator=generator)
-    if WRAPPED[model_type]["vision_config"] is QWEN:
+    if model_type.startswith("qwen"):
         patches = torch.randn(2 * 16, 3 * 2 * 2 * 2, generator=generator)  # of two frames each
         grid = torch.tensor([[1, 4, 4]] * 2)
         return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": images}

@@ -197,8 +197,8 @@ def load_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory as a dictionary, in its family's normal form; that of its text model, where it
     is a model of text and images."""
     config = _read_config(path)
-    if wrapper_of(str(config["model_type"])) is not None:
-        config = text_config(config, False if _has_head(path) else None)
+    if (wrapper := wrapper_of(str(config["model_type"]))) is not None:
+        config = text_config(config, wrapper, False if _has_head(path) else None)
     known = known_activations()
     for key in ("hidden_act", "hidden_activation"):
         if known and config.get(key) is not None and config[key] not in known:

@@ -29,7 +29,7 @@ class Wrapping:
     beside: Mapping[str, Match]
 
 
-def text_config(whole: Mapping[str, Any], tied: bool | None = None) -> dict[str, Any]:
+def text_config(whole: Mapping[str, Any], wrapper: Wrapper, tied: bool | None = None) -> dict[str, Any]:
     """The text model's config.json dictionary, complete, of that of a model of text and images.
 
     What the file leaves out is what transformers fills in. The whole model decides whether the head is the embedding,
@@ -37,6 +37,10 @@ def text_config(whole: Mapping[str, Any], tied: bool | None = None) -> dict[str,
     """
     given = whole.get(TEXT)
     text = dict(given) if isinstance(given, dict) and _is_complete(given) else dict(_understood(whole)[TEXT])
+    if plain := wrapper.text_types.get(str(text["model_type"])):
+        text = dict(_understood(whole)[TEXT])
+        rotation = {key: value for key, value in text["rope_parameters"].items() if not key.startswith("mrope")}
+        text |= {"model_type": plain, "rope_parameters": rotation}
     if tied is None:
         said = whole.get(TIED)
         tied = said if type(said) is bool and said is text.get(TIED) else bool(_understood(whole).get(TIED))
@@ -46,8 +50,13 @@ def text_config(whole: Mapping[str, Any], tied: bool | None = None) -> dict[str,
 
 def with_text(whole: Mapping[str, Any], wrapper: Wrapper, text: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     """The config.json dictionary of the whole model around this text model, which has this shape."""
+    tied = text[TIED]
     base = dict(whole) if isinstance(whole.get(TEXT), dict) else _understood(whole)
-    return wrapper.resized({**base, TEXT: dict(text), TIED: text[TIED]}, shape)
+    if (own := base[TEXT].get("model_type")) in wrapper.text_types:
+        known = _understood(whole)[TEXT]
+        text = {key: text[key] for key in known if key in text}
+        text |= {"model_type": own, "rope_parameters": known["rope_parameters"]}
+    return wrapper.resized({**base, TEXT: dict(text), TIED: tied}, shape)
 
 
 def _is_complete(text: Mapping[str, Any]) -> bool:

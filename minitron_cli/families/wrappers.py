@@ -46,4 +46,17 @@ WRAPPERS: tuple[Wrapper, ...] = (
         )
         for model_type in ("qwen3_5", "qwen3_5_moe")
     ),
+    wrapper(
+        "qwen3_vl",
+        "visual",
+        _QWEN_MERGER
+        + """
+        visual.deepstack_merger_list.{}.linear_fc2.weight  hidden * ?
+        visual.deepstack_merger_list.{}.linear_fc2.bias    hidden ?
+        """,
+        follows={"vision_config.out_hidden_size": "hidden"},
+        prefixes=(SINCE_5,),
+        text_types={"qwen3_vl_text": "qwen3"},
+        early="vision_config.deepstack_visual_indexes",
+    ),
 )

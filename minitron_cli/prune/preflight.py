@@ -111,6 +111,12 @@ def _beside(source: Checkpoint | Architecture, target: Shape) -> list[str]:
         f"{len(source.beside)} tensors beside the text model ({size}) are kept, and no parameter here counts them; "
         "--text-only leaves them out"
     ]
+    early = source.wrapping.wrapper.early if source.wrapping is not None else ""
+    if early and source.shape["layer"] != target["layer"]:
+        found.append(
+            f"features of images enter once more behind the first layers, as many as {early} lists: where one of them "
+            "goes, they enter behind layers that come after it (--drop-layers keeps the first ones)"
+        )
     if gone := source.shape.get(PROJECTOR) - target.get(PROJECTOR):
         found.append(
             "the projector between vision and text has as many neurons inside as the text model has hidden channels: "

@@ -5,6 +5,7 @@ only the few weights that end in the residual stream have lines, in the grammar 
 that stays as it is.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import Shape
 
 PROJECTOR = "projector"  # the axis of the neurons inside a projector
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 _TEXT, _HEAD = "model.", "lm_head."  # how a text model's own names begin
 
 
@@ -54,13 +56,17 @@ class Wrapper:
 
     `modules` are those that stand beside the text model, `lines` the dimensions of their weights that have to do with
     the residual stream, by name. `follows` maps a key of config.json, with dots between levels, to the axis whose size
-    it repeats. `prefixes` are the ways in which its checkpoints spell names.
+    it repeats. `prefixes` are the ways in which its checkpoints spell names. `text_types` maps the type of a text model
+    that is no language model by itself to the one that it is equal to where there is only text. `early` is the key of
+    config.json that lists one entry for each of the first layers behind which features of images enter once more.
     """
 
     model_type: str
     modules: tuple[str, ...]
     lines: Mapping[str, str]
     follows: Mapping[str, str] = field(default_factory=dict)
+    text_types: Mapping[str, str] = field(default_factory=dict)
+    early: str = ""
     prefixes: tuple[Prefixes, ...] = (SINCE_5, BEFORE_5)
 
     def around(self, family: Family) -> Family:
@@ -80,7 +86,7 @@ class Wrapper:
         own = name.removeprefix(prefixes.beside)
         if not name.startswith(prefixes.beside) or own.partition(".")[0] not in self.modules:
             return None
-        dims = self.lines[own].split() if own in self.lines else ["*"] * len(shape) or ["[]"]
+        dims = self.lines[_template(own)].split() if _template(own) in self.lines else ["*"] * len(shape) or ["[]"]
         if len(shape) != len([dim for dim in dims if dim not in ("?", "[]")]):
             return None
         sizes = [str(shape[i]) if dim == "*" else dim for i, dim in enumerate(dims)]
@@ -88,7 +94,7 @@ class Wrapper:
 
     def missing(self, names: Iterable[str], prefixes: Prefixes) -> list[str]:
         """The lines that no tensor has, but for those that may be absent (`?`)."""
-        there = {name.removeprefix(prefixes.beside) for name in names}
+        there = {_template(name.removeprefix(prefixes.beside)) for name in names}
         return [own for own, dims in self.lines.items() if own not in there and not dims.endswith("?")]
 
     def resized(self, config: Mapping[str, Any], target: Shape) -> dict[str, Any]:
@@ -103,7 +109,12 @@ class Wrapper:
         return result
 
 
+def _template(name: str) -> str:
+    """A name as lines have it: `{}` for an index."""
+    return _INDEX.sub("{}", name)
+
+
 def wrapper(model_type: str, modules: str, table: str, **fields: Any) -> Wrapper:
     """Build a wrapper from the names of its modules and the text of its lines."""
-    lines = (line.split(maxsplit=1) for line in table.strip().splitlines())
+    lines = (line.split(maxsplit=1) for line in table.splitlines() if line.strip())
     return Wrapper(model_type, tuple(modules.split()), {name: dims.strip() for name, dims in lines}, **fields)
