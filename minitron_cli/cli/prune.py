@@ -180,10 +180,7 @@ def _show_done(result: "PruneResult", source: str) -> None:
         say(_checked(result.manifest["check"]))
     before, after = facts.parameters
     print(f"{facts.output}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
-    if facts.respelling:  # its teacher would have to have the same vocabulary
-        line = command_line("train", facts.output, "--data", "DATA", "-o", f"{facts.output}-trained")
-    else:
-        line = command_line(
-            "distill", facts.output, "--teacher", source, "--data", "DATA", "-o", f"{facts.output}-distilled"
-        )
+    line = command_line(
+        "distill", facts.output, "--teacher", source, "--data", "DATA", "-o", f"{facts.output}-distilled"
+    )
     print(f"next: {line}")

@@ -7,6 +7,8 @@ count: truncation and padding left on by the last user, merges as strings or pai
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from minitron_cli.errors import MinitronError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_LONE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 SEPARATORS = ("auto", "bos", "eos", "bos+eos", "none")
 # What a BPE, Unigram or WordPiece model means where its file leaves a key out.
 _MODEL_DEFAULTS: dict[str, Any] = {
@@ -115,25 +118,41 @@ def separator_ids(tokenizer: TextTokenizer, separator: str) -> tuple[str, list[i
 
 
 def token_byte_lengths(tokenizer: TextTokenizer) -> np.ndarray:
-    """Bytes of text that each id stands for: (vocab_size,) int64, where the vocabulary says so plainly.
+    """Bytes of text that each id stands for: (vocab_size,) int64. Special tokens stand for no text."""
+    lengths = np.array([len(token) for token in token_bytes(tokenizer)], np.int64)
+    added = tokenizer.backend.get_added_tokens_decoder()
+    lengths[[index for index, token in added.items() if token.special]] = 0
+    return lengths
+
+
+def token_bytes(tokenizer: TextTokenizer) -> list[bytes]:
+    """What each id spells, `vocab_size` byte strings, where the vocabulary says so plainly; nothing where it has none.
 
     Byte-level vocabularies spell one byte per character; SentencePiece ones write a space as U+2581 and a lone byte as
-    `<0xNN>`. Special tokens stand for no text.
+    `<0xNN>`. Added tokens, special ones too, spell their text.
     """
     raw = _raw_json(tokenizer.path, tokenizer.backend)
     byte_level = any('"ByteLevel"' in json.dumps(raw.get(part)) for part in ("pre_tokenizer", "decoder"))
-    lengths = np.zeros(tokenizer.vocab_size, np.int64)
+    alphabet = byte_alphabet()
+    found = [b""] * tokenizer.vocab_size
     added = tokenizer.backend.get_added_tokens_decoder()
     for token, index in tokenizer.backend.get_vocab(with_added_tokens=True).items():
         if index in added:
-            lengths[index] = 0 if added[index].special else len(token.encode("utf-8"))
+            found[index] = token.encode()
         elif byte_level:
-            lengths[index] = len(token)
-        elif len(token) == 6 and token.startswith("<0x"):
-            lengths[index] = 1
+            found[index] = bytes(alphabet.get(char, 0) for char in token)
+        elif lone := _LONE_BYTE.fullmatch(token):
+            found[index] = bytes.fromhex(lone[1])
         else:
-            lengths[index] = len(token.replace("\u2581", " ").encode("utf-8"))
-    return lengths
+            found[index] = token.replace("\u2581", " ").encode()
+    return found
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level vocabularies (GPT-2's): itself, where Latin-1 prints it."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)).difference(plain))
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _load_backend(path: Path) -> "Tokenizer":
@@ -209,16 +228,12 @@ def _adds_bos(backend: "Tokenizer", config: dict[str, Any], bos_id: int | None) 
 
 def _parts(raw: dict[str, Any], special: dict[str, int | None]) -> dict[str, str]:
     """Digest of each part that decides the ids of a text, spelling normalised."""
-    model = {**_MODEL_DEFAULTS, **raw["model"]}
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        model[key] = model[key] or None
-    vocabulary = model.pop("vocab", None)
-    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.pop("merges", None) or []]
+    merges = raw["model"].get("merges") or []
     added = sorted(raw.get("added_tokens") or [], key=lambda token: token["id"])
     parts = {
-        "vocabulary": vocabulary,
-        "merges": merges,
-        "model options": model,
+        "vocabulary": raw["model"].get("vocab"),
+        "merges": [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges],
+        "model options": model_options(raw["model"]),
         "added tokens": added,
         "normalizer": raw.get("normalizer"),
         "pre_tokenizer": raw.get("pre_tokenizer"),
@@ -226,6 +241,14 @@ def _parts(raw: dict[str, Any], special: dict[str, int | None]) -> dict[str, str
         "special ids": special,
     }
     return {name: _digest(part) for name, part in parts.items()}
+
+
+def model_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer.json's model says beside vocabulary and merges, defaults written out."""
+    options = {k: v for k, v in {**_MODEL_DEFAULTS, **model}.items() if k not in ("vocab", "merges")}
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        options[key] = options[key] or None
+    return options
 
 
 def _what_is_added(processor: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -108,6 +108,7 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         "FLOPs per token": ready.flops_per_token,
         "device": f"{world.size} x {world.device}",
         **({"mix": str(ready.mixing)} if ready.mixing else {}),
+        **({"vocabulary": dict(zip(("student", "teacher"), sizes))} if (sizes := _vocabularies(ready)) else {}),
         "gradients": options.gradients,
         "memory per device": {**asdict(need), "total": need.total()},
         "host memory": dict(zip(("first process", "each other one"), host_memory(ready, world))),
@@ -169,4 +170,14 @@ def _lines(ready: Prepared, world: World) -> list[str]:
         f"{options.batch // world.size // ready.micro_batch} to a step; "
         f"{options.schedule}, lr {options.lr:g} -> {options.floor_lr():g}, warm-up {options.warmup}",
     ]
+    if sizes := _vocabularies(ready):
+        lines.append(
+            f"the student has {sizes[0]:,} of the teacher's {sizes[1]:,} tokens: each reads the text in its own, what "
+            "both spell alike is learned from the teacher, the rest from the text"
+        )
     return lines if ready.mixing is None else [*lines, f"mix updated every {ready.mixing.every} steps: {ready.mixing}"]
+
+
+def _vocabularies(ready: Prepared) -> tuple[int, int] | None:
+    """Tokens of the student and of the first teacher with a larger vocabulary, None where there is none."""
+    return next(((len(one.image), one.whole_size) for one in ready.models.readers if one is not None), None)

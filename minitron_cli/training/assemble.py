@@ -74,7 +74,8 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
     stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, there)
     teachers = [empty_teacher(path, stored, code) for path in models.teachers]
     more = (masks_of(ready, student),) if ready.shear is not None else ()
-    step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed, more=more)
+    images = [None if reader is None else torch.from_numpy(reader.image) for reader in models.readers]
+    step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed, more=more, images=images)
     if options.checkpoint_activations:
         run_again_in_backward(blocks_of(student))
     if options.compile:

@@ -27,21 +27,24 @@ _BLOCK_BYTES = {"cpu": 8 << 20, "gpu": 64 << 20}
 class LossSums(NamedTuple):
     """Scalar sums over tokens, weights applied. Only `loss` carries a gradient.
 
-    loss = kd_weight * kd + ce_weight * ce; `agreement` is the weight of the tokens on which both models' top-1 agree.
+    loss = kd_weight * (kd + unmatched) + ce_weight * ce; `agreement` is the weight of the tokens on which both models'
+    top-1 agree, `unmatched` the cross-entropy of those of which no teacher is asked.
     """
 
     loss: Tensor
     kd: Tensor
     ce: Tensor
     agreement: Tensor
+    unmatched: Tensor
 
 
 class Block(NamedTuple):
-    """What the loss of some rows came to: kd, ce, agreement (r,), None where not asked for."""
+    """What the loss of some rows came to: kd, ce, agreement, unmatched (r,), None where not asked for."""
 
     kd: Tensor | None
     ce: Tensor | None
     agreement: Tensor | None = None
+    unmatched: Tensor | None = None
 
 
 # (student logits (r, V), teacher logits (r, V) or None, token numbers (r,), slope) -> Block; fills slope (r, V), the
@@ -157,8 +160,8 @@ def _add_outer(total: Tensor, slope: Tensor, states: Tensor) -> None:
         torch.addmm(total, slope.t(), states.to(slope.dtype), out_dtype=total.dtype, out=total)
 
 
-def _accumulate(hidden: Tensor, head: Head, job: Job, grads: _Gradients) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run every chunk; returns (loss, kd, ce, agreement) and fills `grads`."""
+def _accumulate(hidden: Tensor, head: Head, job: Job, grads: _Gradients) -> tuple[Tensor, ...]:
+    """Run every chunk; returns the fields of LossSums and fills `grads`."""
     dtype = compute_dtype(hidden)
     # Masked tokens are dropped before the GEMMs: neither computed nor able to put a NaN into the sums.
     tokens = job.weights.nonzero()[:, 0]
@@ -166,7 +169,7 @@ def _accumulate(hidden: Tensor, head: Head, job: Job, grads: _Gradients) -> tupl
     size = chunk_size(len(tokens), job.vocab, hidden.device.type, job.chunk_tokens)
     student = torch.empty(size, job.vocab, dtype=dtype, device=hidden.device)
     teacher = torch.empty_like(student) if job.teacher else None
-    sums = torch.zeros(3, dtype=dtype, device=hidden.device)
+    sums = torch.zeros(4, dtype=dtype, device=hidden.device)
     for start in range(0, len(tokens), max(size, 1)):
         chunk = tokens[start : start + size]
         rows = slice(start, start + len(chunk)) if all_kept else chunk
@@ -181,9 +184,9 @@ def _accumulate(hidden: Tensor, head: Head, job: Job, grads: _Gradients) -> tupl
             )
         if grads.wanted:
             grads.add(rows, states, z_s, weights)
-    kd, ce, agreement = sums.unbind()
-    loss = job.kd_weight * kd + job.ce_weight * ce
-    return loss, kd.clone(), ce.clone(), agreement.clone()
+    kd, ce, agreement, unmatched = sums.unbind()
+    loss = job.kd_weight * (kd + unmatched) + job.ce_weight * ce
+    return loss, kd.clone(), ce.clone(), agreement.clone(), unmatched.clone()
 
 
 def _one_block(
@@ -192,7 +195,7 @@ def _one_block(
     """Add one block's losses to `sums` and put the slope by the raw scaled logits where its logits were."""
     slope = None if not with_slope else z_s if job.softcap is None else torch.empty_like(z_s)
     block = job.pointwise(z_s, z_t, tokens, slope)
-    for position, values in enumerate((block.kd, block.ce, block.agreement)):
+    for position, values in enumerate(block):
         if values is not None:
             sums[position] += torch.dot(values, weights)
     if slope is not None and job.softcap is not None:

@@ -15,23 +15,27 @@ from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
 
-# Rows of a half-precision head that are widened at a time where no GEMM with a float32 result exists (the CPU).
+# Rows of a head that are copied at a time: widened where no GEMM with a float32 result exists (the CPU), or selected.
 _WIDEN_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An output head: weight (V, H), bias (V,) or None, then the scale and the soft-cap of the family."""
+    """An output head: weight (V, H), bias (V,) or None, then the scale and the soft-cap of the family.
+
+    With `rows` (n,) int64 its logits are those of these rows alone, in this order.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    rows: Tensor | None = None
 
     @property
     def vocab(self) -> int:
-        """Rows of the head, padded ids included."""
-        return self.weight.shape[0]
+        """Its logits, padded ids included."""
+        return len(self.weight if self.rows is None else self.rows)
 
 
 def head_of(model: nn.Module) -> Head:
@@ -100,17 +104,10 @@ def logits_into(hidden: Tensor, head: Head, out: Tensor) -> Tensor:
     if hidden.device != out.device or head.weight.device != out.device:
         away = torch.empty(out.shape, dtype=out.dtype, device=head.weight.device)
         return out.copy_(logits_into(hidden.to(head.weight.device), head, away))
-    weight = head.weight[: out.shape[1]]
-    if weight.dtype == out.dtype:
-        torch.mm(hidden.to(out.dtype), weight.t(), out=out)
-    elif out.is_cuda:
-        torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=out.dtype, out=out)
-    else:
-        wide = hidden.to(out.dtype)
-        for rows, block in widened(weight, out.dtype):
-            torch.mm(wide, block.t(), out=out[:, rows])
+    rows = None if head.rows is None else head.rows[: out.shape[1]].to(out.device)
+    _products_into(hidden, head.weight[: out.shape[1]] if rows is None else head.weight, rows, out)
     if head.bias is not None:
-        out.add_(head.bias[: out.shape[1]])
+        out.add_(head.bias[: out.shape[1]] if rows is None else head.bias[rows])
     if head.scale != 1.0:
         out.mul_(head.scale)
     if head.softcap is not None:
@@ -118,12 +115,29 @@ def logits_into(hidden: Tensor, head: Head, out: Tensor) -> Tensor:
     return out
 
 
-def widened(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a half-precision weight in `dtype`, a few thousand at a time in one reused buffer."""
-    buffer = torch.empty(min(_WIDEN_ROWS, len(weight)), weight.shape[1], dtype=dtype, device=weight.device)
-    for start in range(0, len(weight), _WIDEN_ROWS):
-        rows = slice(start, min(start + _WIDEN_ROWS, len(weight)))
-        yield rows, buffer[: rows.stop - start].copy_(weight[rows])
+def _products_into(hidden: Tensor, weight: Tensor, rows: Tensor | None, out: Tensor) -> None:
+    """out (c, n) = hidden (c, H) @ weight (V, H)[rows]^T; selected or narrow rows are copied a few thousand at once."""
+    if rows is None and weight.dtype == out.dtype:
+        torch.mm(hidden.to(out.dtype), weight.t(), out=out)
+    elif rows is None and out.is_cuda:
+        torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=out.dtype, out=out)
+    elif out.is_cuda and weight.dtype != out.dtype:
+        for place, block in widened(weight, weight.dtype, rows):
+            out[:, place] = torch.mm(hidden.to(weight.dtype), block.t(), out_dtype=out.dtype)
+    else:
+        wide = hidden.to(out.dtype)
+        for place, block in widened(weight, out.dtype, rows):
+            torch.mm(wide, block.t(), out=out[:, place])
+
+
+def widened(weight: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a weight, all or those of `rows`, in `dtype`: a few thousand at a time in one reused buffer."""
+    count = len(weight) if rows is None else len(rows)
+    buffer = torch.empty(min(_WIDEN_ROWS, count), weight.shape[1], dtype=dtype, device=weight.device)
+    for start in range(0, count, _WIDEN_ROWS):
+        place = slice(start, min(start + _WIDEN_ROWS, count))
+        found = weight[place] if rows is None else weight[rows[place]]
+        yield place, buffer[: place.stop - start].copy_(found)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -17,6 +17,8 @@ from minitron_cli.data.source import local_paths, parse_sources
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
+from minitron_cli.data.vocabulary.reader import Reader
+from minitron_cli.data.vocabulary.relation import image_of
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.spec.shape import shape_of
@@ -34,6 +36,7 @@ class Models:
 
     A teacher that is recorded or served is no model: it stands in `recording` or `served`, and `teachers` is empty.
     Learned masks start by `scores`.
+    `readers` read the student's rows for each teacher whose vocabulary the student's was cut from, else None.
     """
 
     student: Path
@@ -43,6 +46,7 @@ class Models:
     recording: Recording | None = None
     scores: Path | None = None
     served: Served | None = None
+    readers: tuple[Reader | None, ...] = ()
 
 
 def find_models(options: Options) -> Models:
@@ -63,9 +67,9 @@ def find_models(options: Options) -> Models:
         )
     for teacher in teachers:
         check_weights(teacher, frozen=True)
-        check_tokenizers(tokenizer, teacher)
+    readers = tuple(reader_for(tokenizer, teacher) for teacher in teachers)
     scores = Path(options.scores) if options.scores else None
-    return Models(student, teachers, tuple(share for _, share in split), tokenizer, scores=scores)
+    return Models(student, teachers, tuple(share for _, share in split), tokenizer, scores=scores, readers=readers)
 
 
 def check_weights(model: Path, *, from_scratch: bool = False, frozen: bool = False) -> None:
@@ -180,17 +184,29 @@ def windows_read(order: Order, steps: int) -> tuple[np.ndarray, ...]:
     return tuple(np.flatnonzero(r) for r in read)
 
 
-def check_tokenizers(one: Path, other: Path) -> None:
-    """Equal vocabulary sizes prove nothing: compare what decides the ids."""
-    if not has_tokenizer(other):
-        return
-    if tokenizer_hash(one) != tokenizer_hash(other):
-        parts = ", ".join(tokenizer_differences(one, other))
+def reader_for(student: Path, teacher: Path) -> Reader | None:
+    """How a teacher reads the student's rows: in its own tokens where it has more, None where it has the same.
+
+    Equal vocabulary sizes prove nothing: what decides the ids is compared. Refuses tokenizers of which neither holds.
+    """
+    if not has_tokenizer(teacher) or tokenizer_hash(student) == tokenizer_hash(teacher):
+        return None
+    image, differences = image_of(student, teacher)
+    if differences:
         raise MinitronError(
-            f"{one} and {other} have different tokenizers (they differ in {parts})",
-            "logits can only be compared id by id: take a teacher of the student's own family; a student "
-            "whose vocabulary was cut learns from text alone (`minitron train`)",
+            f"{student} and {teacher} have different tokenizers (they differ in "
+            f"{', '.join(tokenizer_differences(student, teacher))}), and the student's is no cut of the teacher's "
+            f"({', '.join(differences)})",
+            "logits can only be compared token by token: take a teacher of the student's own family, or the model "
+            "whose vocabulary was cut by `minitron prune --vocab`",
         )
+    rows = load_config(teacher).get("vocab_size")
+    if rows is not None and image.max() >= rows:
+        raise MinitronError(
+            f"{teacher} has {rows:,} embeddings, and the student a token whose id is {image.max():,} there",
+            "take the model whose vocabulary was cut",
+        )
+    return Reader(student, teacher, image)
 
 
 def open_order(options: Options, models: Models) -> Order:
@@ -258,6 +274,8 @@ def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> d
         found["teacher"] = f"{models.served.model} served"
     if models.scores is not None:
         found["scores"] = file_digest(models.scores)
+    for reader in filter(None, models.readers):
+        found["vocabulary"] = reader.digest
     return found | data_digests(order)
 
 

@@ -41,6 +41,7 @@ def fused_distillation(
     ce_weight: float = 0.0,
     vocab: int | None = None,
     agreement: bool = False,
+    matched: Tensor | None = None,
     chunk_tokens: int | None = None,
     retain_graph: bool = False,
 ) -> LossSums:
@@ -48,11 +49,12 @@ def fused_distillation(
 
     hidden (N, H_s) student states, weights (N,), targets (N,) ids; `vocab` compares only the first `vocab` ids. Several
     teachers are mixed in probability, by their shares. Where no input needs a gradient only the sums are computed.
-    `retain_graph` keeps the gradients so that backward may run more than once (gradcheck).
+    With `matched` (N,) bool, D is the cross-entropy with the target where it is False. `retain_graph` keeps the
+    gradients so that backward may run more than once (gradcheck).
     """
     vocab = shared_vocab([head, *(t.head for t in teachers)], vocab)
     assert teachers, "no teacher: use fused_cross_entropy"
-    assert targets is not None or ce_weight == 0, "cross-entropy needs targets"
+    assert targets is not None or (ce_weight == 0 and matched is None), "cross-entropy needs targets"
 
     def teacher_logits(tokens: Tensor, out: Tensor) -> None:
         mix_logits(teachers, tokens, div.temperature, out)
@@ -63,7 +65,13 @@ def fused_distillation(
         labels = None if targets is None else Labels.of(z_s, student, div.temperature, targets[tokens])
         agree = (z_s.argmax(-1) == z_t.argmax(-1)).to(z_s.dtype) if agreement else None
         kd = divergence(div, student, softmax(z_t, div.temperature), slope)
-        return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight), agree)
+        if matched is None or labels is None:
+            return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight), agree)
+        known = matched[tokens].to(z_s.dtype)
+        if slope is not None:
+            slope.mul_(known[:, None])
+        ce = mix_labels(slope, kd_weight * div.temperature, labels, ce_weight + kd_weight * (1 - known))
+        return Block(kd * known, ce, None if agree is None else agree * known, labels.loss * (1 - known))
 
     job = Job(
         head.scale,
@@ -150,15 +158,21 @@ class Labels(NamedTuple):
         return Labels(ids[:, None], student.probs, -student.log_prob(ids[:, None])[:, 0])
 
 
-def mix_labels(slope: Tensor | None, factor: float, labels: Labels | None, ce_weight: float) -> Tensor | None:
-    """slope <- factor * slope + ce_weight * (probs - one-hot); factor 0 overwrites. Returns the cross-entropy (r,)."""
+def mix_labels(slope: Tensor | None, factor: float, labels: Labels | None, ce_weight: float | Tensor) -> Tensor | None:
+    """slope <- factor * slope + ce_weight * (probs - one-hot); factor 0 overwrites. Returns the cross-entropy (r,).
+
+    `ce_weight` is one number, or one of each row (r,).
+    """
     if slope is not None and factor == 0:
         slope.zero_()
     elif slope is not None and factor != 1:
         slope.mul_(factor)
-    if labels is not None and slope is not None and ce_weight != 0:
-        slope.add_(labels.probs, alpha=ce_weight)
-        slope.scatter_add_(1, labels.ids, torch.full_like(labels.ids, -ce_weight, dtype=slope.dtype))
+    if labels is not None and slope is not None:
+        if isinstance(ce_weight, Tensor):
+            slope.addcmul_(labels.probs, ce_weight[:, None]).scatter_add_(1, labels.ids, -ce_weight[:, None])
+        elif ce_weight != 0:
+            slope.add_(labels.probs, alpha=ce_weight)
+            slope.scatter_add_(1, labels.ids, torch.full_like(labels.ids, -ce_weight, dtype=slope.dtype))
     return None if labels is None else labels.loss
 
 

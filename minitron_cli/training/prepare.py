@@ -237,10 +237,17 @@ def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Option
 
 def _vocabulary(models: Models, sizes: tuple[Size, ...]) -> tuple[int, Path]:
     """The least number of ids that a model, or cached logits, can take, and whose it is."""
-    found = [(size.shape["vocab"], model) for size, model in zip(sizes, (models.student, *models.teachers))]
+    found = list(zip(_compared(models, sizes), (models.student, *models.teachers)))
     if models.recording is not None:
         found.append((models.recording.header.vocab, models.recording.path))
     return min(found)
+
+
+def _compared(models: Models, sizes: tuple[Size, ...]) -> list[int]:
+    """How many of the student's ids each model has logits for, the student's first; padded ids count."""
+    student, *teachers = (size.shape["vocab"] for size in sizes)
+    readers = models.readers or (None,) * len(teachers)
+    return [student, *(rows if reader is None else len(reader.image) for rows, reader in zip(teachers, readers))]
 
 
 def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> Objective:
@@ -253,7 +260,7 @@ def objective_of(options: Options, models: Models, sizes: tuple[Size, ...]) -> O
     if not teachers:
         return LOGITS_ONLY
     plan = read_plan(models.student)
-    heads = {shape["vocab"] for shape in (student, *teachers)}
+    heads = set(_compared(models, sizes))
     return build_objective(
         options.loss,
         student["layer"],

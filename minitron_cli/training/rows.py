@@ -1,7 +1,8 @@
 """From the order of the data to one rank's share of a step: token ids and the mask of what is predicted."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from minitron_cli.data.order import Order
 from minitron_cli.data.tokens import require_ids_in
+from minitron_cli.data.vocabulary.reader import Reader
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits.store import Recording, Taught
 from minitron_cli.training.options import Options
+from minitron_cli.training.reading import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,14 @@ class Share:
 
     mask[r, t] is 1 where ids[r, t + 1] is to be predicted from the tokens up to t; the last column is 0.
     `positions` (row, token) start again at 0 with each document where documents are kept apart; `taught` are the
-    cached logits of the rows.
+    cached logits of the rows, `readings` how each teacher with a larger vocabulary reads them.
     """
 
     ids: Tensor
     mask: Tensor
     positions: Tensor | None = None
     taught: Taught | None = None
+    readings: tuple[Reading | None, ...] = ()
 
     def num_targets(self) -> int:
         return int(self.mask.sum())
@@ -82,6 +86,19 @@ def with_known_ids(rows: Rows, vocab: int, model: Path) -> Rows:
     return checked
 
 
+def with_readings(rows: Rows, readers: Sequence[Reader | None]) -> Rows:
+    """The same rows, and how each teacher with a larger vocabulary reads them."""
+    return (lambda step: read_by(readers, rows(step))) if any(readers) else rows
+
+
+def read_by(readers: Sequence[Reader | None], share: Share) -> Share:
+    """The same share, and how each teacher with a larger vocabulary reads it."""
+    ids, apart = share.ids.numpy(), share.positions is not None
+    starts = np.zeros(ids.shape, bool) if share.positions is None else share.positions.numpy() == 0
+    readings = tuple(None if one is None else Reading.of(one.read(ids, starts), apart) for one in readers)
+    return replace(share, readings=readings if any(readers) else ())
+
+
 def positions_in(documents: np.ndarray) -> np.ndarray:
     """How far each token is from its document's first in the row: documents (row, token), ascending -> (row, token)."""
     columns = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
@@ -109,14 +126,28 @@ def micro_batches(share: Share, size: int, tokens: int, device: torch.device) ->
             more["position_ids"] = _move(share.positions[part], device)
         if share.taught is not None:
             more["recorded"] = share.taught.at(part, device)
+        if share.readings:
+            more["readings"] = tuple(one and one.each(partial(_moved, part, device)) for one in share.readings)
         yield Micro(_move(share.ids[part], device), _move(weights[part], device), more, start + size >= len(share.ids))
 
 
 def pad_rows(share: Share, count: int) -> Share:
     """The rows and `count` more of id 0, which weigh nothing."""
-    ids, mask = (torch.nn.functional.pad(part, (0, 0, 0, count)) for part in (share.ids, share.mask))
-    positions = share.positions
-    return Share(ids, mask, None if positions is None else torch.nn.functional.pad(positions, (0, 0, 0, count)))
+
+    def longer(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, 0, 0, count))
+
+    return replace(
+        share,
+        ids=longer(share.ids),
+        mask=longer(share.mask),
+        positions=None if share.positions is None else longer(share.positions),
+        readings=tuple(one and one.each(longer) for one in share.readings),
+    )
+
+
+def _moved(part: slice, device: torch.device, tensor: Tensor) -> Tensor:
+    return _move(tensor[part], device)
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

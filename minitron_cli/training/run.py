@@ -30,10 +30,10 @@ from minitron_cli.training.progress import Display
 from minitron_cli.training.recorder import Cadence, Recorder
 from minitron_cli.training.reload import check_reloaded, live_loss
 from minitron_cli.training.repro import write_repro
-from minitron_cli.training.rows import Rows, Share, rows_of, with_known_ids
+from minitron_cli.training.rows import Rows, Share, read_by, rows_of, with_known_ids, with_readings
 from minitron_cli.training.state import Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
-from minitron_cli.training.validation import evaluator, held_out_names
+from minitron_cli.training.validation import evaluator, first_windows, held_out_names
 
 Say = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def rows_for(ready: Prepared, mixer: Mixer | None, run: Path, world: World) -> I
             mixed = order if mixer is None else mixer.order
             return rows_of(mixed, world, cross_doc=options.cross_doc, recording=ready.models.recording)(step)
 
-        known = with_known_ids(rows, *ready.vocabulary)
+        known = with_readings(with_known_ids(rows, *ready.vocabulary), ready.models.readers)
         if (served := ready.models.served) is None:
             yield known
             return
@@ -76,7 +76,8 @@ def rows_for(ready: Prepared, mixer: Mixer | None, run: Path, world: World) -> I
         return
     streams = open_streams(options, ready.models, run, world.rank)
     try:
-        yield with_known_ids(stream_rows(streams, world), *ready.vocabulary)
+        known = with_known_ids(stream_rows(streams, world), *ready.vocabulary)
+        yield with_readings(known, ready.models.readers)
     finally:
         close(streams)
 
@@ -253,7 +254,8 @@ def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, fl
     options, files = ready.options, ready.held_out
     if not files:
         return None
-    return evaluator(assembly.job, assembly.measure, files, held_out_names(files), options)
+    shares = [read_by(ready.models.readers, first_windows(file, options)) for file in files]
+    return evaluator(assembly.job, assembly.measure, shares, held_out_names(files))
 
 
 def _final(output: Path) -> Progress:

@@ -12,6 +12,7 @@ from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.distributed import Gathered, shard_frozen
 from minitron_cli.training.head import check_head
 from minitron_cli.training.objectives import LOGITS_ONLY, Objective
+from minitron_cli.training.reading import Reading, match, same_ids
 from minitron_cli.training.student import Taps
 from minitron_cli.training.terms import Context, ParamGroup, Side, Term, terms_of
 
@@ -23,13 +24,21 @@ class KDStep(nn.Module):
 
     Parameters and state dict are `student.*` and those of each term under its name: the teachers are not among them,
     stay in eval mode, and may be on another device. Without a teacher and cached logits this is plain training.
+    `images` are a teacher's ids of the student's tokens (V,) int64, None where the teacher has the same.
     """
 
-    def __init__(self, student: nn.Module, teachers: Sequence[nn.Module], terms: Sequence[Term]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        terms: Sequence[Term],
+        images: Sequence[Tensor | None] = (),
+    ) -> None:
         super().__init__()
         self.student = student
         # In tuples, so that nn.Module does not register the teachers, nor a term twice.
         self._teachers = tuple(t.eval().requires_grad_(False) for t in teachers)
+        self._images = list(images) or [None] * len(self._teachers)
         self._terms = tuple(terms)
         for term in terms:
             self.add_module(term.name, term)
@@ -73,21 +82,25 @@ class KDStep(nn.Module):
         return [group for term in self._terms for group in term.param_groups()]
 
     def forward(
-        self, ids: Tensor, weights: Tensor, position_ids: Tensor | None = None, recorded: Cached | None = None
+        self,
+        ids: Tensor,
+        weights: Tensor,
+        position_ids: Tensor | None = None,
+        recorded: Cached | None = None,
+        readings: Sequence[Reading | None] = (),
     ) -> dict[str, Tensor]:
         """ids (B, S) int64, weights (B, S) of predicting the next token, mask / global tokens -> scalar sums.
 
         The last column of `weights` is 0. `loss` is what to run backward from; the others are the terms' values.
         `recorded` stands for the teacher: B * S rows. `position_ids` (B, S) that start again at 0 keep the documents of
-        a row apart.
+        a row apart. `readings` say how each teacher with an image reads the rows; without, it reads the student's
+        tokens.
         """
         for term in self._terms:
             term.before_forward()
         with torch.no_grad():
-            taught = [
-                Side(teacher, *self._with_teacher(index, self._teacher_taps[index].run, ids, position_ids))
-                for index, teacher in enumerate(self._teachers)
-            ]
+            read = readings or (None,) * len(self._teachers)
+            taught = [self._taught(index, ids, position_ids, reading) for index, reading in enumerate(read)]
         student = Side(self.student, *self._student_taps.run(ids, position_ids))
         context = Context(ids, weights, student, taught, recorded)
         losses, values = zip(*(term.loss(context) for term in self._terms))
@@ -96,6 +109,18 @@ class KDStep(nn.Module):
         for of_term in values:
             found |= of_term
         return found
+
+    def _taught(self, index: int, ids: Tensor, position_ids: Tensor | None, reading: Reading | None) -> Side:
+        """What a teacher makes of rows (B, S) in the student's ids, at the student's places."""
+        teacher, run = self._teachers[index], self._teacher_taps[index].run
+        image = self._images[index]
+        if image is None:
+            return Side(teacher, *self._with_teacher(index, run, ids, position_ids))
+        image = self._images[index] = image.to(ids.device)
+        reading = reading or same_ids(ids, image, position_ids)
+        last, states = self._with_teacher(index, run, reading.ids, reading.positions)
+        placed = {block: reading.at_places(state) for block, state in states.items()}
+        return Side(teacher, reading.at_places(last), placed, match(reading, ids, image))
 
     def term(self, kind: type[T]) -> T | None:
         """The term of a kind, None where there is none."""
@@ -130,7 +155,9 @@ def kd_step(
     origin: np.ndarray | None = None,
     seed: int = 0,
     more: Sequence[Term] = (),
+    images: Sequence[Tensor | None] = (),
 ) -> KDStep:
     """The step of an objective between a student and no, one or several teachers (see `terms_of`), and `more` terms."""
     teachers = () if teacher is None else (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
-    return KDStep(student, teachers, (*terms_of(objective, student, teachers, origin=origin, seed=seed), *more))
+    terms = terms_of(objective, student, teachers, origin=origin, seed=seed, images=images)
+    return KDStep(student, teachers, (*terms, *more), images)

@@ -5,7 +5,7 @@ sums of a whole step. Its parameters and buffers are saved, sharded and resumed 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.cached_logits.layout import Cached
-from minitron_cli.training.head import head_of
+from minitron_cli.training.head import Head, head_of
 from minitron_cli.training.losses import (
     Teacher,
     fused_cached_distillation,
@@ -24,6 +24,7 @@ from minitron_cli.training.losses import (
     shared_vocab,
 )
 from minitron_cli.training.objectives import EMBEDDING, Objective
+from minitron_cli.training.reading import Match
 from minitron_cli.training.student import projection
 
 
@@ -36,11 +37,15 @@ class Requests(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One model in a micro-batch: its last hidden state (B, S, H), normed, and states (B, S, H) by block."""
+    """One model in a micro-batch: its last hidden state (B, S, H), normed, and states (B, S, H) by block.
+
+    Those of a teacher stand at the student's places. `match` is there where it has a larger vocabulary: see reading.py.
+    """
 
     model: nn.Module
     last: Tensor
     states: Mapping[int, Tensor]
+    match: Match | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ class Logits(Term):
     """The divergence from the teachers, in memory or cached, and the hard labels mixed into it: one softmax for both.
 
     Without grad mode it also reports agreement, the share of tokens on which student and teacher have the same top-1.
+    Of tokens that a teacher reads otherwise the hard labels alone are learned: `unmatched` is their cross-entropy,
+    summed like the others, and `unmatched_share` how many they are.
     """
 
     name = "logits"
@@ -140,7 +147,8 @@ class Logits(Term):
             return CrossEntropy(self.objective).loss(context)
         wanted, measuring = self.objective, not torch.is_grad_enabled()
         # At temperature 1 the cross-entropy falls out of the same softmax; otherwise it is made only when asked for.
-        with_ce = measuring or wanted.ce_weight > 0 or wanted.divergence.temperature == 1.0
+        matched = _matched(context.teachers)
+        with_ce = measuring or wanted.ce_weight > 0 or wanted.divergence.temperature == 1.0 or matched is not None
         last, head, weights = context.student.last.flatten(0, 1), head_of(context.student.model), context.weights
         common: dict[str, Any] = {
             **{"vocab": wanted.vocab, "chunk_tokens": wanted.chunk_tokens, "div": wanted.divergence},
@@ -151,13 +159,27 @@ class Logits(Term):
             sums = fused_cached_distillation(last, head, context.cached, weights.flatten(), **common)
         else:
             teachers = self._teachers(context.teachers)
+            common["matched"] = None if matched is None else matched.flatten()
             sums = fused_distillation(last, head, teachers, weights.flatten(), agreement=measuring, **common)
         values = {"kd": sums.kd} | ({"ce": sums.ce} if with_ce else {})
+        if matched is not None:
+            values |= {"unmatched": sums.unmatched, "unmatched_share": weights[~matched].sum()}
         return sums.loss, values | ({"agreement": sums.agreement} if measuring and context.cached is None else {})
 
     def _teachers(self, sides: Sequence[Side]) -> list[Teacher]:
         shares = self.objective.shares or (1.0,) * len(sides)
-        return [Teacher(side.last.flatten(0, 1), head_of(side.model), s) for side, s in zip(sides, shares)]
+        return [Teacher(side.last.flatten(0, 1), _head_of(side), share) for side, share in zip(sides, shares)]
+
+
+def _head_of(side: Side) -> Head:
+    """A teacher's head, of which the rows of the student's tokens are read."""
+    return replace(head_of(side.model), rows=None if side.match is None else side.match.image)
+
+
+def _matched(teachers: Sequence[Side]) -> Tensor | None:
+    """Where the next token is the same to all (B, S) bool; None where all have the student's vocabulary."""
+    matches = [side.match.next for side in teachers if side.match is not None]
+    return torch.stack(matches).all(0) if matches else None
 
 
 class States(Term):
@@ -179,12 +201,15 @@ class States(Term):
         self.register_buffer("alpha", torch.tensor(objective.alpha or 0.0))
 
     def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        student, teacher = context.student.states, context.teachers[0].states
+        student, teacher, match = context.student.states, context.teachers[0].states, context.teachers[0].match
         found: dict[str, list[Tensor]] = {}
         for of_student, of_teacher in self.objective.pairs:
             mapped = student[of_student] if self.projection is None else self.projection(student[of_student])
             target = teacher[of_teacher].to(mapped.device)
-            value = (_distance(self.objective.metric, mapped.float(), target.float()) * context.weights).sum()
+            weights = context.weights
+            if match is not None:
+                weights = weights * (match.token if of_student == EMBEDDING else match.text)
+            value = (_distance(self.objective.metric, mapped.float(), target.float()) * weights).sum()
             found.setdefault("embedding" if of_student == EMBEDDING else "hidden", []).append(value)
         values = {name: torch.stack(each).mean() for name, each in found.items()}
         return self.alpha * torch.stack(_parts(values)).sum(), values
@@ -215,9 +240,11 @@ def terms_of(
     *,
     origin: np.ndarray | None = None,
     seed: int = 0,
+    images: Sequence[Tensor | None] = (),
 ) -> tuple[Term, ...]:
     """The terms of an objective between these models; refuses what would train towards the wrong thing."""
-    heads = [head_of(model) for model in (student, *teachers)]
+    rows = (None, *(images or (None,) * len(teachers)))
+    heads = [replace(head_of(model), rows=own) for model, own in zip((student, *teachers), rows)]
     shared_vocab(heads, objective.vocab)
     if objective.shares and len(objective.shares) != len(teachers):
         raise MinitronError(

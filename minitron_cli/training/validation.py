@@ -13,18 +13,16 @@ from minitron_cli.training.optimizer import Call
 from minitron_cli.training.options import Options
 from minitron_cli.training.rows import Share, micro_batches, pad_rows, share_of
 
-_TERMS = ("ce", "kd", "agreement")
+_TERMS = ("ce", "kd", "agreement", "unmatched_share")
 
 
-def evaluator(
-    job: Job, measure: Call, files: Sequence[TokenFile], names: Sequence[str], options: Options
-) -> Callable[[], dict[str, float]]:
-    """A function that evaluates the student now, on the first `eval_windows` windows of every file.
+def evaluator(job: Job, measure: Call, shares: Sequence[Share], names: Sequence[str]) -> Callable[[], dict[str, float]]:
+    """A function that evaluates the student now, on the rows of every held-out set.
 
     It returns means over predicted tokens: `eval_ce` in nats, with a teacher `eval_kd` (the divergence that is trained)
-    and `eval_agreement` (share of equal top-1); where there are several files `eval_ce/NAME` and so on for each.
+    and `eval_agreement` (share of equal top-1); where there are several sets `eval_ce/NAME` and so on for each. A token
+    that the teacher reads otherwise counts as 0 in both; `eval_unmatched_share` says how many do.
     """
-    shares = [first_windows(file, options) for file in files]
 
     def run() -> dict[str, float]:
         job.step.eval()

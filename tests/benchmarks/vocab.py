@@ -1,13 +1,14 @@
 """What a smaller vocabulary costs a real model, and what the same parameters cost in width.
 
     python -m tests.benchmarks.vocab [--model DIR] [--text DIR] [--tasks DIR] [--work DIR] [--sizes 32768 24576 16384]
-        [--width FFN] [--train SIZE] [--steps 50] [--limit 200] [--chunks 24] [--tiny]
+        [--width FFN] [--train TOKENS] [--limit 200] [--chunks 24] [--tiny]
 
 Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
 characters that every tokenizer encodes by itself, after the end-of-text token; in float32 by transformers, not by the
-package. The error is that of the paired difference from the source over the chunks. `--width` cuts neurons instead;
-these, and the cut of size `--train`, are also trained on the text for `--steps` steps of 8 x 256 tokens. Every model is
-made and evaluated by command lines of `minitron`; WORK keeps what is done, and a second call goes on.
+package. The error is that of the paired difference from the source over the chunks. `--width` cuts neurons instead.
+With `--train` every cut is also distilled from the source for so many tokens (100K), and beside that trained on the
+text alone. Every model is made and evaluated by command lines of `minitron`; WORK keeps what is done, and a second call
+goes on.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from minitron_cli.cli.common import parse_count
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CHUNK = 1500  # characters
 
@@ -38,8 +41,7 @@ class Setting:
     work: Path
     chunks: int
     limit: int
-    steps: int
-    batch: tuple[int, int] = (8, 256)
+    batch: tuple[int, int] = (4, 256)
 
     def files(self, part: str) -> list[Path]:
         return sorted(self.text.glob(f"*_{part}.jsonl"))
@@ -137,7 +139,7 @@ def _per_byte(found: dict[str, Any], domain: str) -> float:
     return float(values[:, 0].sum() / values[:, 1].sum())
 
 
-def compare(setting: Setting, sizes: list[int], width: int | None, train: int | None) -> None:
+def compare(setting: Setting, sizes: list[int], width: int | None, tokens: int) -> None:
     """Make and measure every model, and print the table as it grows."""
     text = chunks(setting)
     print("| model | parameters | bits per byte | change | tokens per byte | LAMBADA | change by domain, % |")
@@ -148,20 +150,20 @@ def compare(setting: Setting, sizes: list[int], width: int | None, train: int | 
             for size in sizes}  # fmt: skip
     for size, place in cuts.items():
         print(row(f"vocabulary {size:,}", measured(setting, place, text), source), flush=True)
-    students = {}
+    students = {f"vocabulary {size:,}": place for size, place in cuts.items()}
     if width:
-        students[f"FFN {width:,}"] = made(setting, f"ffn-{width}", "prune", setting.model, "--ffn", width,
-                                          *setting.data(), "--samples", 256, "--seq-len", setting.batch[1])  # fmt: skip
-    if train:
-        students[f"vocabulary {train:,}"] = cuts[train]
-    for name, place in students.items():
-        if place not in cuts.values():
-            print(row(name, measured(setting, place, text), source), flush=True)
-        rows, length = setting.batch
-        taught = made(setting, f"{place.name}-trained", "train", place, *setting.data(), "--steps", setting.steps,
-                      "--batch", rows, "--seq-len", length, "--lr", "1e-4")  # fmt: skip
-        tokens = setting.steps * rows * length
-        print(row(f"{name}, {tokens / 1e3:.0f}K tokens", measured(setting, taught, text), source), flush=True)
+        place = made(setting, f"ffn-{width}", "prune", setting.model, "--ffn", width, *setting.data(), "--samples", 256,
+                     "--seq-len", setting.batch[1])  # fmt: skip
+        students[f"FFN {width:,}"] = place
+        print(row(f"FFN {width:,}", measured(setting, place, text), source), flush=True)
+    rows, length = setting.batch
+    steps = tokens // (rows * length)
+    for name, place in students.items() if steps else ():
+        for how, line in (("distilled", ("distill", place, "--teacher", setting.model)), ("trained", ("train", place))):
+            taught = made(setting, f"{place.name}-{how}-{steps}", *line, *setting.data(), "--steps", steps,
+                          "--batch", rows, "--seq-len", length, "--lr", "1e-4")  # fmt: skip
+            print(row(f"{name}, {how}, {steps * rows * length / 1e3:.0f}K tokens", measured(setting, taught, text),
+                      source), flush=True)  # fmt: skip
 
 
 def tiny(work: Path) -> None:
@@ -175,8 +177,8 @@ def tiny(work: Path) -> None:
     for part, seed in (("train", 1), ("eval", 2)):
         lines = [json.dumps({"text": text}) for text in made_text(40, seed, 300)]
         (work / "text" / f"words_{part}.jsonl").write_text("\n".join(lines) + "\n")
-    setting = Setting(model, work / "text", None, work, 2, 0, 1, (2, 32))
-    compare(setting, [384], 56, 384)
+    setting = Setting(model, work / "text", None, work, 2, 0, (2, 32))
+    compare(setting, [384], 56, 64)
 
 
 def main() -> None:
@@ -187,8 +189,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32768, 24576, 16384])
     parser.add_argument("--width", type=int)
-    parser.add_argument("--train", type=int)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--train", type=parse_count, default=0)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--tiny", action="store_true")
@@ -201,7 +202,7 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         tasks = args.tasks if args.tasks.is_dir() else None
-        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit, args.steps)
+        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit)
         compare(setting, args.sizes, args.width, args.train)
 
 

@@ -115,7 +115,7 @@ def test_the_whole_cut(minitron: Run, model: Path, corpus: Path, tmp_path: Path)
     out = tmp_path / "out"
     done = prune(minitron, model, corpus, out, "--check")
     assert done.code == 0, done.err
-    assert "next: minitron train" in done.out
+    assert "next: minitron distill" in done.out
     plan = read_plan(out)
     assert plan is not None
     kept = plan.kept["vocab"]

@@ -31,6 +31,7 @@ def naive_distillation(
     ce_weight: float = 0.0,
     vocab: int | None = None,
     agreement: bool = False,
+    matched: Tensor | None = None,
     **_: Any,
 ) -> LossSums:
     """`fused_distillation` with (N, V) logits; options that only concern memory are accepted and change nothing."""
@@ -43,7 +44,10 @@ def naive_distillation(
         log_q = torch.logsumexp(stacked + (shares / shares.sum()).log()[:, None, None], dim=0)
     log_p = torch.log_softmax(z_s / div.temperature, -1)
     agree = (z_s.argmax(-1) == log_q.argmax(-1)).to(z_s.dtype) if agreement else torch.zeros_like(weights)
-    return _sums(_divergence(div, log_p, log_q), z_s, targets, weights, kd_weight, ce_weight, agree)
+    kd = _divergence(div, log_p, log_q)
+    if matched is not None:
+        agree, kd = agree * matched, torch.where(matched, kd, 0)
+    return _sums(kd, z_s, targets, weights, kd_weight, ce_weight, agree, matched)
 
 
 def naive_cross_entropy(
@@ -93,20 +97,22 @@ def _divergence(div: Divergence, log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _sums(
-    kd: Tensor, z_s: Tensor, targets: Tensor | None, weights: Tensor, kd_weight: float, ce_weight: float, agree: Tensor
-) -> LossSums:
+    kd: Tensor, z_s: Tensor, targets: Tensor | None, weights: Tensor, kd_weight: float, ce_weight: float, agree: Tensor,
+    matched: Tensor | None = None,
+) -> LossSums:  # fmt: skip
     weights = weights.to(z_s.dtype)
     ce = torch.zeros_like(kd) if targets is None else F.cross_entropy(z_s, targets, reduction="none")
     kd_sum, ce_sum = (kd * weights).sum(), (ce * weights).sum()
-    loss = kd_weight * kd_sum + ce_weight * ce_sum
-    return LossSums(loss, kd_sum.detach(), ce_sum.detach(), (agree * weights).sum())
+    unmatched = torch.zeros_like(ce_sum) if matched is None else (ce * weights)[~matched].sum()
+    loss = kd_weight * (kd_sum + unmatched) + ce_weight * ce_sum
+    return LossSums(loss, kd_sum.detach(), ce_sum.detach(), (agree * weights).sum(), unmatched.detach())
 
 
 def _logits(hidden: Tensor, head: Head, vocab: int) -> Tensor:
     """(N, vocab) logits in the compute dtype, every weight widened."""
-    dtype = compute_dtype(hidden)
-    bias = None if head.bias is None else head.bias[:vocab].to(dtype)
-    z = F.linear(hidden.to(dtype), head.weight[:vocab].to(hidden.device, dtype), bias) * head.scale
+    dtype, rows = compute_dtype(hidden), slice(None) if head.rows is None else head.rows
+    bias = None if head.bias is None else head.bias[rows][:vocab].to(dtype)
+    z = F.linear(hidden.to(dtype), head.weight[rows][:vocab].to(hidden.device, dtype), bias) * head.scale
     return z if head.softcap is None else torch.tanh(z / head.softcap) * head.softcap
 
 

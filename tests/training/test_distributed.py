@@ -37,6 +37,7 @@ def run_both(root: Path) -> None:
     make_toy("llama", root / "tied", tie_word_embeddings=True)
     make_toy("llama", root / "teacher", seed=5, hidden_size=66)
     make_toy("qwen3_moe", root / "experts")
+    make_toy("llama", root / "larger", seed=5, hidden_size=66, vocab_size=120)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "tests.training.worker", str(root), str(root), *worker.CASES]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)

@@ -27,6 +27,7 @@ from minitron_cli.training.loop import Job
 from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.optimizer import build, trainer
+from minitron_cli.training.reading import Reading
 from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
@@ -40,9 +41,13 @@ CASES = {
     "tied teacher": ("untied", "tied", True, True, None),
     "experts from scratch": ("experts", "experts", False, True, 3),
     "masked": ("untied", "teacher", True, True, None),
+    "larger vocabulary": ("tied", "larger", False, True, None),
 }
 SIZES = {"hidden": 36, "ffn": 56, "head": 4, "layer": 2}  # of what masks learn to keep
 ROWS, LENGTH = 8, 20
+# The student's 97 tokens in a teacher of 120, and one that only the teacher has.
+*_IDS, GONE = torch.randperm(120, generator=torch.Generator().manual_seed(0))[:98].tolist()
+IMAGE = torch.tensor(_IDS)
 
 
 def unequal_mask(step: int) -> torch.Tensor:
@@ -52,6 +57,13 @@ def unequal_mask(step: int) -> torch.Tensor:
     mask = (torch.arange(LENGTH)[None] < lengths[:, None]).float()
     mask[:, -1] = 0.0
     return mask
+
+
+def read_shorter(ids: torch.Tensor) -> Reading:
+    """A teacher's reading that has the first two tokens of every row as one that the student lacks."""
+    own = IMAGE[ids][:, 2:]
+    read = torch.nn.functional.pad(torch.cat([torch.full_like(own[:, :1], GONE), own], dim=1), (0, 1))
+    return Reading(read, (torch.arange(LENGTH) - 1).expand(len(ids), -1).contiguous())
 
 
 def job(models: Path, case: str, world: World) -> Job:
@@ -64,7 +76,9 @@ def job(models: Path, case: str, world: World) -> Job:
         more = (Masks(student, source, source.with_(**SIZES), rates=(3.0, 300.0), warmup=2, seed=0),)
     if checkpointing:
         run_again_in_backward(blocks_of(student))
-    step = kd_step(student, teacher, Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3), more=more)
+    objective = Objective(layer_map=((1, 1),), embedding=True, ce_weight=0.3)
+    images = [IMAGE] if of == "larger" else []
+    step = kd_step(student, teacher, objective, more=more, images=images)
     mesh = mesh_of(world)
     if shard_teacher:
         step.shard_teachers(mesh)
@@ -84,7 +98,11 @@ def job(models: Path, case: str, world: World) -> Job:
         train=trainer(step, None),
         optimizer=optimizer,
         schedule=Schedule("constant", 1e-3, 1e-4, 0, 3),
-        rows=lambda s: Share(toy_ids(ROWS, LENGTH, seed=s)[part], unequal_mask(s)[part]),
+        rows=lambda s: Share(
+            toy_ids(ROWS, LENGTH, seed=s)[part],
+            unequal_mask(s)[part],
+            readings=tuple(read_shorter(toy_ids(ROWS, LENGTH, seed=s)[part]) for _ in images),
+        ),
         micro_batch=2,
         grad_clip=1.0,
         spike_guard=None,

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.data.tokenizer import byte_alphabet
 from minitron_cli.errors import MinitronError
 
 NONE = -1
+CUT_EXACTLY = ("BPE", "Unigram")  # the kinds of model that spell what was cut by what stays
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 _IN_UTF8 = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # the bytes that text in UTF-8 can have
 _SPACE = "\u2581"  # SentencePiece's spelling of a space; its decoder replaces the character, not the bytes of it
@@ -56,7 +58,7 @@ def check_kind(raw: Mapping[str, Any]) -> None:
     model = raw["model"]
     kind = model.get("type")
     why = None
-    if kind not in ("BPE", "Unigram"):
+    if kind not in CUT_EXACTLY:
         why = f"it is a {kind} tokenizer: a word that is cut would become unknown, not a longer spelling"
     elif kind == "BPE" and (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")):
         why = "its tokens carry a prefix or suffix for their place in a word"
@@ -125,17 +127,15 @@ def _last(token: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] |
 
 def spells(raw: Mapping[str, Any]) -> str | None:
     """What text a tokenizer.json can spell, in words; None for kinds that spell words."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     model = raw["model"]
-    if model.get("type") not in ("BPE", "Unigram"):
+    if model.get("type") not in CUT_EXACTLY:
         return None
     vocab = tokens_of(model)
     if _falls_back(model, vocab):
         return "spells any text, rare characters by their bytes"
     if '"ByteLevel"' in json.dumps(raw.get("pre_tokenizer")):
-        lost = [f"0x{b:02X}" for b, char in sorted(bytes_to_unicode().items()) if char not in vocab and b in _IN_UTF8]
-        return "spells any text, by its bytes" + (f"; it drops {', '.join(lost)}" if lost else "")
+        lost = sorted(b for char, b in byte_alphabet().items() if char not in vocab and b in _IN_UTF8)
+        return "spells any text, by its bytes" + (f"; it drops {', '.join(f'0x{b:02X}' for b in lost)}" if lost else "")
     return f"spells text of {sum(len(token) == 1 for token in vocab):,} characters; others are unknown to it"
 
 

@@ -91,6 +91,11 @@ def plan_recording(options: Options, path: Path, record: str = TOP_K) -> Recordi
         raise MinitronError(
             "a recording is of one teacher", "give one --teacher MODEL, and record each into its own directory"
         )
+    if any(ready.models.readers):
+        raise MinitronError(
+            f"{ready.models.teachers[0]} reads text in more tokens than the student: what it says cannot be recorded",
+            "distil from the model itself, without --record-teacher",
+        )
     header = _header(ready, ready.order, record)
     assert ready.options.steps is not None
     found = RecordingPlan(ready, ready.order, header, windows_read(ready.order, ready.options.steps), device)
