@@ -81,6 +81,7 @@ def prune(
         source, plan, resolved.output, scores=resolved.scores, options=_recorded(resolved), overwrite=request.overwrite,
         force=request.force, max_shard_bytes=request.max_shard_size, check=request.check, check_data=request.data,
         compensation=compensation,
+        facts={"respelling": resolved.facts.respelling} if resolved.facts.respelling else None,
     )  # fmt: skip
     return PruneResult(resolved.facts, plan, manifest)
 

@@ -195,6 +195,27 @@ def test_a_dry_run_reports_and_writes_nothing(minitron: Run, model: Path, corpus
     assert "tokens that go" in shown.out
 
 
+def test_the_report_shows_what_the_text_became(minitron: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from tests.report.reading import Page
+
+    out = tmp_path / "out"
+    assert prune(minitron, model, corpus, out).code == 0
+    assert minitron("report", out, "-o", tmp_path / "page.html").code == 0
+    table = Page((tmp_path / "page.html").read_text()).table("The text that the tokens of out were counted on")
+    before, after = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(out)
+    for domain in ("d0", "d1"):
+        texts = [one["text"] for one in map(json.loads, corpus.read_text().splitlines()) if one["domain"] == domain]
+        size = sum(len(text.encode()) for text in texts)
+        _, _, per_byte, smaller, *_ = table[domain]
+        for shown, tokenizer in ((per_byte, before), (smaller, after)):
+            # Every document ends with a token that spells nothing.
+            tokens = sum(len(tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in texts)
+            assert float(shown) == pytest.approx(tokens / size, rel=0.01)
+        assert float(smaller) > float(per_byte)
+
+
 def test_coverage_is_a_size_in_multiples(minitron: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
     line = ("prune", model, "--vocab-coverage", "97%", "--multiple-of", 64, "--data", corpus, "-o", tmp_path / "out")
     done = minitron(*line, "--dry-run", "--json")

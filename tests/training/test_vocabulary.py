@@ -418,8 +418,8 @@ def test_what_does_not_go_is_refused(whole: Path, cut: Path, text: Path, tmp_pat
             rehearse(options(student, text, tmp_path / "out", teacher), 1)
         assert "minitron prune --vocab" in (refused.value.hint or "")
     with pytest.raises(MinitronError, match="what it says cannot be recorded"):
-        record_teacher(options(cut, text, tmp_path / "x", whole), tmp_path / "top", 8)
-    record_teacher(options(whole, text, tmp_path / "x", whole), tmp_path / "top", 8)
+        record_teacher(options(cut, text, tmp_path / "x", whole, top_k=8), tmp_path / "top")
+    record_teacher(options(whole, text, tmp_path / "x", whole, top_k=8), tmp_path / "top")
     with pytest.raises(MinitronError, match="was recorded with another tokenizer"):
         train(options(cut, text, tmp_path / "out", tmp_path / "top"))
     assert not (tmp_path / "out").exists()

@@ -21,11 +21,12 @@ _BLOCK = 1 << 24  # tokens counted in one go
 class Respelling:
     """What a cut does to the text of one domain.
 
-    `tokens` were counted; the shares are of tokens that go, of the bytes that those spell, and of tokens that the text
-    gets longer by when each token that goes is spelled by those that stay.
+    `tokens` were counted, which spell `bytes`; the shares are of tokens that go, of the bytes that those spell, and of
+    tokens that the text gets longer by when each token that goes is spelled by those that stay.
     """
 
     tokens: int
+    bytes: int
     tokens_changed: float
     bytes_changed: float
     lengthening: float
@@ -87,10 +88,11 @@ def respelling(
 
 
 def _respelled(counts: np.ndarray, stays: np.ndarray, lengths: np.ndarray, spells: np.ndarray) -> Respelling:
-    tokens, gone = int(counts.sum()), counts * ~stays
+    tokens, size, gone = int(counts.sum()), int((counts * spells).sum()), counts * ~stays
     return Respelling(
         tokens,
+        size,
         float(gone.sum() / tokens),
-        float((gone * spells).sum() / max(1, (counts * spells).sum())),
+        float((gone * spells).sum() / max(1, size)),
         float((gone * (lengths - 1)).sum() / tokens),
     )

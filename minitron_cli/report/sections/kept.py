@@ -14,11 +14,13 @@ from minitron_cli.report.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One pruned model: its table, and (picture, caption, numbers) per axis."""
+    """One pruned model: its table, that of its text where the vocabulary was cut, and (picture, caption, numbers) per
+    axis."""
 
     model: Model
     heading: str
     table: Table
+    spelling: Table | None
     figures: list[tuple[Picture, str, Table | None]]
 
 
@@ -40,7 +42,27 @@ def _cut(model: Model, run: Run) -> Cut:
         rows.insert(0, ["directions of the residual stream", f"{source:,}", f"{target:,}", share_of, "–", "–"])
     columns = ("axis", "source", "kept", "share of units", "share of importance", "per layer")
     table = Table(f"What {model.name} kept, axis by axis", columns, rows).without_empty_columns()
-    return Cut(model, f"from {model.parent}{share}", table, [_figure(model, axis) for axis in axes])
+    figures = [_figure(model, axis) for axis in axes]
+    return Cut(model, f"from {model.parent}{share}", table, _spelling(model), figures)
+
+
+def _spelling(model: Model) -> Table | None:
+    """What the text that was counted is in the smaller vocabulary, by domain."""
+    domains = model.manifest.get("respelling")
+    if not domains:
+        return None
+    rows = [
+        [
+            domain,
+            text.count(one["tokens"]),
+            f"{one['tokens'] / one['bytes']:.4f}" if one["bytes"] else text.NOTHING,
+            f"{one['tokens'] * (1 + one['lengthening']) / one['bytes']:.4f}" if one["bytes"] else text.NOTHING,
+            *(f"{one[share]:.2%}" for share in ("tokens_changed", "bytes_changed")),
+        ]
+        for domain, one in domains.items()
+    ]
+    columns = ("domain", "tokens", "tokens per byte", "in the smaller vocabulary", "tokens that go", "of the bytes")
+    return Table(f"The text that the tokens of {model.name} were counted on", columns, rows)
 
 
 def _row(axis: AxisKept) -> list[str]:
