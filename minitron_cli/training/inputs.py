@@ -200,10 +200,10 @@ def reader_for(student: Path, teacher: Path) -> Reader | None:
             "logits can only be compared token by token: take a teacher of the student's own family, or the model "
             "whose vocabulary was cut by `minitron prune --vocab`",
         )
-    rows = load_config(teacher).get("vocab_size")
-    if rows is not None and image.max() >= rows:
+    mine, theirs = (load_config(model).get("vocab_size") for model in (student, teacher))
+    if theirs is not None and (largest := int(image[:mine].max())) >= theirs:
         raise MinitronError(
-            f"{teacher} has {rows:,} embeddings, and the student a token whose id is {image.max():,} there",
+            f"{teacher} has {theirs:,} embeddings, and {student} a token whose id is {largest:,} there",
             "take the model whose vocabulary was cut",
         )
     return Reader(student, teacher, image)
