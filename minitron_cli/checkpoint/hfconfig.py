@@ -46,9 +46,15 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
     for key in family.per_layer_index:
         if config.get(key):
             result[key] = [new for new, old in enumerate(layers) if old in config[key]]
-    for way, kinds in zip(family.kinds, zip(*plan.target.kinds)):
-        result.update(way.write(result, kinds))
-    return result
+    return {**result, **layers_stated(result, family, plan.target)}
+
+
+def layers_stated(config: Mapping[str, Any], family: Family, shape: Shape) -> dict[str, Any]:
+    """What a config says of layers of these kinds. Raises MinitronError where none can say it."""
+    found: dict[str, Any] = {}
+    for way, kinds in zip(family.kinds, zip(*shape.kinds)):
+        found.update(way.write({**config, **found}, kinds))
+    return found
 
 
 def written_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minitron_cli.checkpoint.architecture import Architecture
 from minitron_cli.checkpoint.atomic import check_output
+from minitron_cli.checkpoint.hfconfig import layers_stated
 from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
@@ -107,6 +108,8 @@ def resolve(
         if source.shape.kinds and "layer" in needed:  # which layers stay decides what is left
             chosen = make_plan(source.shape, ranked, target, scores).kept["layer"]
             shape = shape.of_layers(chosen.tolist(), source.shape)
+    if shape["layer"] != source.shape["layer"] and not ("layer" in needed and scores is None):
+        layers_stated(source.config, source.family, shape)  # refused now, not after measuring and writing
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)

@@ -69,7 +69,8 @@ def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
     if target.drop_layers:
         shape = shape.of_layers(_left(source, target), source)
     for axis, group in source.groups_of():
-        _check_group_alone(axis, group, source, shape, sizes)
+        if group not in model.family.refuses:
+            _check_group_alone(axis, group, source, shape, sizes)
     check_target(model.family, source, shape)
     return shape
 
