@@ -339,12 +339,12 @@ def _explain(
 ) -> dict[str, Match]:
     """Every tensor's line; unknown, missing, misplaced and misshapen tensors are all named in one error."""
     further = {name for name in tensors if _predicts_further(family, config, shape, name)}
-    matches, unknown = match(family, (name for name in tensors if name not in further))
+    matches, unknown = match(family, (name for name in tensors if name not in further), shape.kinds)
     matches |= {name: Match(name, Weight(name, (), optional=True, junk=True, kind=PREDICTOR)) for name in further}
     problems = [f"the table does not know {name}" for name in unknown]
-    seen: dict[str, int] = {}
+    seen: dict[Weight, int] = {}
     for name, found in matches.items():
-        seen[found.weight.name] = seen.get(found.weight.name, 0) + 1
+        seen[found.weight] = seen.get(found.weight, 0) + 1
         if (found.layer or 0) >= shape["layer"] or (found.expert or 0) >= shape.get("expert", 1):
             problems.append(f"{name} lies beyond the config's {shape['layer']} layers")
         elif found.layer is not None and found.layer not in shape.layers_of_kind(found.weight.kind):
@@ -356,8 +356,8 @@ def _explain(
     if len(layouts) > 1:
         problems.append(f"it mixes the storage layouts {' and '.join(layouts)}")
     for weight in family.expected(config, next(iter(layouts), None)):
-        if seen.get(weight.name, 0) < copies(weight, shape):
-            problems.append(f"{weight.name}: {seen.get(weight.name, 0)} of {copies(weight, shape)} tensors are there")
+        if seen.get(weight, 0) < copies(weight, shape):
+            problems.append(f"{weight.name}: {seen.get(weight, 0)} of {copies(weight, shape)} tensors are there")
     if problems:
         raise _not_of_its_config(path, config["model_type"], problems)
     return matches

@@ -35,7 +35,7 @@ def compensated(family: Family) -> tuple[str, ...]:
 
 def streams(family: Family) -> bool:
     """Whether importance can be measured one layer at a time, as models of a single layer."""
-    return "--layers" in cuttable(family)
+    return not family.whole
 
 
 def kinds(family: Family) -> tuple[str, ...]:
@@ -65,6 +65,7 @@ def limits(family: Family, layers_differ: bool) -> list[str]:
     """What cannot be done with a model of this family, and why."""
     found = [f"prune --rotate: {why}"] if (why := rotates(family)) else []
     found += [f"shear{_flag(axis)}: {why}" for axis, why in unmasked(family).items()]
+    found += [f"importance --mode stream: {family.whole}"] * bool(family.whole)
     if family.corrects_choice:
         found.append("importance --expert-damage: a bias corrects the choice of experts")
     for key in family.computed:

@@ -84,14 +84,22 @@ def needs(checkpoint: Checkpoint, batch_tokens: int, tokens: int, item_bytes: in
     )
 
 
-def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = None) -> Mode:
-    """The resident model where it fits, else streaming; its states go to disk where they would fill half of memory."""
+def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = None, whole: str = "") -> Mode:
+    """The resident model where it fits, else streaming; its states go to disk where they would fill half of memory.
+
+    `whole` says why the model cannot be streamed, if it cannot.
+    """
     memory = limit or free_memory(device)
     host = min(limit or free_host_memory(), free_host_memory())
     resident, on_disk = need.model + need.batch, need.states > host // 2
     streamed = 2 * need.block + need.batch + (0 if on_disk or device.type == "cuda" else need.states)
     if wanted == "resident" or (wanted == "auto" and resident <= memory * 0.9):
         return Mode("resident", False, resident, "asked for" if wanted != "auto" else "the model fits")
+    if whole:
+        raise MinitronError(
+            f"this model cannot be streamed: {whole}; whole it takes {bytes_text(resident)}",
+            "use --mode resident, with a smaller --batch-size or --dtype bfloat16 where it does not fit",
+        )
     if wanted == "auto" and streamed > memory:
         raise MinitronError(
             f"even one block at a time takes {bytes_text(streamed)} and {device} has {bytes_text(memory)} free",

@@ -36,7 +36,8 @@ def prepare(
         of_all, of_layer = second_moments.bytes_of(checkpoint)
         # Of a block there are two while the next is read ahead, of its moments never.
         need = replace(need, model=need.model + of_all, block=need.block + of_layer // 2)
-    mode = choose(options.mode if not options.device_map else "resident", need, device, options.memory)
+    wanted = options.mode if not options.device_map else "resident"
+    mode = choose(wanted, need, device, options.memory, checkpoint.family.whole)
     if mode.name == "stream" and options.wants_depth:
         raise MinitronError(
             f"depth curves need the whole model in memory, and the pass would stream ({mode.reason})",

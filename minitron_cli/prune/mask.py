@@ -26,14 +26,15 @@ def masked_source(model: Any, family: Family, plan: Plan) -> Callable[[torch.Ten
     saved = model.state_dict().keys()  # buffers too, where they are on disk
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     parameters = {**dict(model.named_parameters()), **buffers}
-    matches, unknown = match(family, parameters)
+    matches, unknown = match(family, parameters, plan.source.kinds)
     assert not unknown, f"the table does not know {unknown}"
     routers: dict[int, np.ndarray] = {}
     with torch.no_grad():
         for name, found in matches.items():
             layer = None if found.layer is None else plan.target_layer(found.layer)
             if found.layer is not None and layer is None:
-                parameters[name].zero_()
+                # A dropped layer adds nothing; what multiplies the whole stream lets it pass.
+                parameters[name].fill_(1.0 if found.weight.dims == (((1,),),) else 0.0)
                 continue
             if not found.weight.dims:
                 continue

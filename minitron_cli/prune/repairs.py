@@ -1,8 +1,8 @@
 """Corrections of values that trimming needs to keep the function, applied while the tensors stream by.
 
 Gemma multiplies its embeddings by sqrt(hidden), which changes with the width. With s = sqrt(d / d') the rows of the
-embedding times s give the same residual stream; where the output head is the same tensor, the final norm, which scales
-by (1 + w), takes the factor out again: w' = (1 + w) / s - 1.
+embedding times s give the same residual stream; where the output head is the same tensor, the final norm takes the
+factor out again: w' = w / s, or w' = (1 + w) / s - 1 where it scales by (1 + w).
 """
 
 from collections.abc import Mapping
@@ -45,4 +45,4 @@ def repair_of(family: Family, config: Mapping[str, Any], plan: Plan, weight: Wei
         return Repair(scale)
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
     final_norm = [axes_of(dim) for dim in weight.dims] == [("hidden",)] and not weight.name_axes
-    return Repair(1 / scale, offset=1.0) if final_norm and tied else None
+    return Repair(1 / scale, offset=family.norm_offset) if final_norm and tied else None

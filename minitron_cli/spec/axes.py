@@ -18,6 +18,7 @@ alternatives: a checkpoint holds the lines of one layout only, the first one nam
 that is not written out.
 
 Where layers are of several kinds, `[kind]` begins the lines of those of one kind; lines above the first hold for all.
+A name may have a line in each of several kinds: the same weight, of other sizes.
 """
 
 import re
@@ -84,6 +85,9 @@ AXES: tuple[Axis, ...] = (
     Axis("qk_dim", "channels of a query or key", "qd"),
     Axis("kv_dim", "channels of a head's key and value", "kvd"),
     Axis("v_dim", "channels of a value", "d"),
+    Axis("global_head", "query heads of full-attention layers", "gq"),
+    Axis("global_kv", "key/value heads of full-attention layers", "gkv"),
+    Axis("global_dim", "channels a head of full-attention layers", "gd"),
     Axis("mamba_group", "groups of Mamba heads", "mg"),
     Axis("mamba_state", "states of a Mamba channel", "ms"),
 )
@@ -165,10 +169,12 @@ def parse_table(text: str) -> tuple[Weight, ...]:
             kind = section[1]
         else:
             found.append(replace(parse_line(line), kind=kind))
-    weights, names = tuple(found), [w.name for w in found]
-    if len(set(names)) != len(names):
-        raise ValueError(f"a name is twice in the table: {sorted({n for n in names if names.count(n) > 1})}")
-    return weights
+    of_name: dict[str, list[str | None]] = {}
+    for weight in found:
+        of_name.setdefault(weight.name, []).append(weight.kind)
+    if twice := sorted(n for n, kinds in of_name.items() if len(kinds) > 1 and len({None, *kinds}) <= len(kinds)):
+        raise ValueError(f"a name is twice in the table: {twice}")
+    return tuple(found)
 
 
 def _tokens(line: str) -> list[str]:

@@ -1,7 +1,7 @@
 """A model family: the config key of each axis' size, and one line per weight."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -36,6 +36,7 @@ class Family:
     `predictors` are the config keys that count layers which predict tokens beyond the next. On disk they are numbered
     on from the last layer, or stand under `mtp.`; transformers does not load them, and pruned models have none.
     `computed` maps a config key to what its value is in sizes of axes, `a*b/c`: a whole number in every model.
+    `whole` says why a layer is no model by itself, where it is none: importance cannot be measured layer by layer.
     `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
     """
 
@@ -57,12 +58,14 @@ class Family:
     follows: tuple[tuple[str, str], ...] = ()
     predictors: tuple[str, ...] = ()
     computed: Mapping[str, str] = field(default_factory=dict)
+    whole: str = ""
     normal: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def with_(self, lines: str, **changes: Any) -> "Family":
         """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""
-        table = {w.name: w for w in self.weights}
-        table.update({w.name: w for w in parse_table(lines)})
+        table = {(w.name, w.kind): w for w in self.weights}
+        alone = {w.name: (w.name, w.kind) for w in self.weights}
+        table.update({alone.get(w.name, (w.name, w.kind)): w for w in parse_table(lines)})
         return replace(self, weights=tuple(table.values()), **changes)
 
     def axes(self) -> frozenset[str]:
@@ -163,12 +166,19 @@ class Match:
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def match(family: Family, names: Iterable[str]) -> tuple[dict[str, Match], list[str]]:
-    """Find each name's line: (matches by name, names that no line describes)."""
-    lines = {w.name: w for w in family.weights}
+def match(
+    family: Family, names: Iterable[str], kinds: Sequence[tuple[str, ...]] = ()
+) -> tuple[dict[str, Match], list[str]]:
+    """Find each name's line: (matches by name, names that no line describes).
+
+    `kinds` are those of each layer (see Shape): of several lines with one name that of the layer's kind is taken.
+    """
+    lines: dict[str, list[Weight]] = {}
+    for weight in family.weights:
+        lines.setdefault(weight.name, []).append(weight)
     matches, unknown = {}, []
     for name in names:
-        found = _match_one(lines, name)
+        found = _match_one(lines, name, kinds)
         if found is None:
             unknown.append(name)
         else:
@@ -176,14 +186,15 @@ def match(family: Family, names: Iterable[str]) -> tuple[dict[str, Match], list[
     return matches, unknown
 
 
-def _match_one(lines: Mapping[str, Weight], name: str) -> Match | None:
-    if name in lines and not lines[name].name_axes:
-        return Match(name, lines[name])
+def _match_one(lines: Mapping[str, list[Weight]], name: str, kinds: Sequence[tuple[str, ...]]) -> Match | None:
+    if name in lines and not lines[name][0].name_axes:
+        return Match(name, lines[name][0])
     numbers = [int(n) for n in _INDEX.findall(name)]
     slots = iter(("{layer}", "{expert}"))
     template = _INDEX.sub(lambda m: next(slots, m.group()), name)
-    weight = lines.get(template)
-    if weight is None or len(numbers) != len(weight.name_axes):
+    if template not in lines or len(numbers) != len(lines[template][0].name_axes):
         return None
-    found = dict(zip(weight.name_axes, numbers))
+    found = dict(zip(lines[template][0].name_axes, numbers))
+    own = kinds[found["layer"]] if found.get("layer", len(kinds)) < len(kinds) else ()
+    weight = next((w for w in lines[template] if w.kind in own), lines[template][0])
     return Match(name, weight, **found) if weight.format(**found) == name else None

@@ -207,7 +207,9 @@ def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
     heads = "kv" if "kv" in shape else "head"
     if "kv_rank" in shape:  # latent attention keeps what keys and values are made of
         return len(shape.layers_of("kv_rank")) * (shape["kv_rank"] + shape["rope_dim"]) * bytes_per_element
-    return 2 * len(shape.layers_of(heads)) * shape[heads] * shape["head_dim"] * bytes_per_element
+    channels = len(shape.layers_of(heads)) * shape.get(heads) * shape.get("head_dim")
+    channels += len(shape.layers_of("global_kv")) * shape.get("global_kv") * shape.get("global_dim")
+    return 2 * channels * bytes_per_element
 
 
 def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -> int:
@@ -223,8 +225,9 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
         share = shape.get("expert_active", 1) / shape.get("expert", 1) if is_routed(weight) else 1
         linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
     head = 2 * shape["vocab"] * shape["hidden"]
-    channels = shape["qk_dim"] + shape["v_dim"] if "qk_dim" in shape else 2 * shape["head_dim"]
-    attention = context * len(shape.layers_of("head")) * shape["head"] * channels
+    channels = shape["qk_dim"] + shape["v_dim"] if "qk_dim" in shape else 2 * shape.get("head_dim")
+    attention = context * len(shape.layers_of("head")) * shape.get("head") * channels
+    attention += context * len(shape.layers_of("global_head")) * shape.get("global_head") * 2 * shape.get("global_dim")
     return linear + head + attention
 
 

@@ -17,7 +17,15 @@ from tests.prune.cutting import CUTS, sizes_for
 from tests.toys import TOY_CONFIGS, toy_config, toy_values
 
 Toy = Callable[..., Path]
-SPLIT_AXES = {"head", "kv", "ffn", "shared_ffn", "expert_ffn"}  # what tensor parallelism divides
+SPLIT_AXES = {
+    "head",
+    "kv",
+    "global_head",
+    "global_kv",
+    "ffn",
+    "shared_ffn",
+    "expert_ffn",
+}  # what tensor parallelism divides
 
 
 def meta_model(config: Any) -> torch.nn.Module:
@@ -43,15 +51,15 @@ def test_names_and_shapes_in_memory(model_type: str) -> None:
     """Every parameter of a meta-device model is on the table with its shape, and every line is there."""
     family, values = family_of(model_type), toy_values(model_type)
     parameters = on_disk(meta_model(toy_config(model_type)))
-    matches, unknown = match(family, parameters)
-    assert not unknown
     shape = shape_of(family, values)
+    matches, unknown = match(family, parameters, shape.kinds)
+    assert not unknown
     layout = next((m.weight.layout for m in matches.values() if m.weight.layout), None)
-    expected = {w.name: copies(w, shape) for w in family.expected(values, layout)}
+    expected = {w: copies(w, shape) for w in family.expected(values, layout)}
     for name, found in matches.items():
         assert tuple(parameters[name].shape) == tuple(size(d, shape.sizes) for d in found.weight.dims), name
-        expected[found.weight.name] -= 1
-    assert not {name: left for name, left in expected.items() if left}
+        expected[found.weight] -= 1
+    assert not {weight.name: left for weight, left in expected.items() if left}
 
 
 @pytest.mark.parametrize("model_type", TOY_CONFIGS)

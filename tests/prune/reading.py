@@ -73,7 +73,7 @@ def matrices(model: Any, cut: Any, plan: Plan) -> Iterator[tuple[tuple[str, int 
     """
     old, new = model.state_dict(), cut.state_dict()
     tied = model.config.tie_word_embeddings
-    for name, one in match(family_of(model.config.model_type), old)[0].items():
+    for name, one in match(family_of(model.config.model_type), old, plan.source.kinds)[0].items():
         dim, layer = reading_dim(one.weight), None if one.layer is None else plan.target_layer(one.layer)
         gone = one.layer is not None and layer is None
         if dim is None or gone or is_embedding(one.weight) or (tied and one.layer is None):

@@ -101,7 +101,7 @@ def test_a_wrong_table_is_found_out(model_type: str, toy: Toy, tmp_path: Path) -
     right = open_checkpoint(source)
     plan = plan_for(right, sizes_for(model_type, cut))
     family = right.family.with_(line)
-    matches, unknown = match(family, right.tensors)
+    matches, unknown = match(family, right.tensors, right.shape.kinds)
     assert not unknown
     write_pruned(replace(right, family=family, matches=matches), plan, tmp_path / "wrong")
     wrong = logits_of(tmp_path / "wrong")

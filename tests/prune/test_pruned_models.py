@@ -73,7 +73,7 @@ def test_planted_dead_units_are_cut_without_a_trace(model_type: str, tmp_path: P
     scores = random_scores(checkpoint.shape).values[axis]
     dead = np.argsort(np.argsort(scores, axis=-1), axis=-1) < scores.shape[-1] - target
     tensors = load_file(source / "model.safetensors")
-    for name, found in match(checkpoint.family, tensors)[0].items():
+    for name, found in match(checkpoint.family, tensors, checkpoint.shape.kinds)[0].items():
         fused = found.expert is None and list(map(axes_of, found.weight.dims[:1])) == [("expert",)]
         for expert in range(checkpoint.shape["expert"]) if fused else [found.expert]:
             part = tensors[name][expert] if fused else tensors[name]

@@ -107,7 +107,7 @@ def wire(model: Any, family: Family, source: Shape, axes: Sequence[str]) -> Wiri
     How the residual stream is read and written is seen in the data: a norm whose output a matrix reads stands before a
     half of a block (as the last one stands before the head), one that reads what a matrix has written stands behind it.
     """
-    matches, unknown = match(family, [name for name, _ in model.named_parameters()])
+    matches, unknown = match(family, [name for name, _ in model.named_parameters()], source.kinds)
     assert not unknown, f"the {family.name} table does not know {unknown}"
     flow = _Flow(model, family, matches)
     masked = {*axes, *(axis for axis, group in source.groups_of() if {axis, group} & set(axes))}
