@@ -126,6 +126,17 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "gemma": {**BASE, "tie_word_embeddings": True},
     "gemma2": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
     "gemma3_text": {**BASE, **ALTERNATING, "tie_word_embeddings": True},
+    # Layers of full attention have heads of another size; the last is of full attention.
+    "gemma4_text": {
+        **BASE,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": 4,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 3,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "tie_word_embeddings": True,
+    },
     "olmo2": BASE,
     "olmo3": {**BASE, **ALTERNATING},
     "olmoe": {**DERIVED_HEAD_DIM, **EXPERTS, "num_experts": 5, "intermediate_size": 24, "norm_topk_prob": True},
@@ -253,7 +264,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 # Much wider than the usual 0.02: a toy's blocks must matter as much as its residual stream.
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7 / parameter.shape[-1] ** 0.5)
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "layer_scalar")):
                 buffer += 0.3 * torch.randn(buffer.shape, generator=generator)
 
 

@@ -8,6 +8,7 @@ from minitron_cli.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LI
 from minitron_cli.families.ernie4_5_moe import ERNIE4_5_MOE
 from minitron_cli.families.exaone import EXAONE4
 from minitron_cli.families.gemma import GEMMA, GEMMA2, GEMMA3
+from minitron_cli.families.gemma4 import GEMMA4
 from minitron_cli.families.glm import GLM, GLM4
 from minitron_cli.families.glm4_moe import DOTS1, GLM4_MOE
 from minitron_cli.families.gpt_neox import GPT_NEOX
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     OLMO2,
     OLMOE,
     EXAONE4,
@@ -84,6 +86,7 @@ UNSUPPORTED: dict[str, str] = {
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
     "llama4": "its text model cannot: experts and shared expert take their width from one config key",
     "gemma3n_text": "its layers share key/value caches and carry per-layer embeddings",
+    "gemma4": "what stands around its text model is not known; saved by itself (gemma4_text) that can be, where dense",
     "mamba": "it has no attention and no MLP to prune",
     "mamba2": "it has no attention and no MLP to prune",
 }

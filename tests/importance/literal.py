@@ -28,6 +28,8 @@ MIXERS = {"lfm2": ("conv", "in_proj", "out_proj"), **LINEAR, **MAMBA}
 # What such a layer's output matrix reads: more hidden channels, value heads, or Mamba heads.
 INNER = {"lfm2": "inner", **dict.fromkeys(LINEAR, "values"), **dict.fromkeys(MAMBA, "mamba")}
 MLPS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "mixer")
+# Heads of full attention are of another size and stay.
+TWO_SIZES = ("gemma4_text",)
 # One norm, which attention and MLP both read: it counts once.
 ONE_NORM = ("cohere2",)
 
@@ -72,6 +74,8 @@ def _catch_one(model, row, begin, end):
         mixers = [(attention, reads, writes, "qkv", "o")]
         if kind_of_model in MIXERS:
             mixers.append((*MIXERS[kind_of_model], "mixer", INNER[kind_of_model]))
+        if not getattr(getattr(block, attention, None), "is_sliding", True) and kind_of_model in TWO_SIZES:
+            mixers = [(attention, reads, writes, "qkv", "unscored")]
         for mixer, enters, leaves, into, out_of in mixers:
             if hasattr(getattr(block, mixer, None), enters):
                 handles.append(getattr(getattr(block, mixer), enters).register_forward_pre_hook(keep(n, into)))
