@@ -18,6 +18,7 @@ BENCHMARKS = {
     "paired": "distillation against plain training, on the real checkpoint and in one data order",
     "family": "iterating against one cut, rankings of shapes against the ranking that lasts (50 minutes of a core)",
     "mix": "a mix that follows the losses against a fixed one, on the toy world (20 minutes of a core)",
+    "cached": "students of a recorded teacher, top k and draws, against the live one's, on the toy world",
     "experts": "half of the experts of a mixture, by every score, dropped or merged (20 minutes of a core)",
     "compensation": "compensated against plain trimming on the real checkpoint",
     "masks": "learned masks against one-shot cuts at equal tokens, on the real checkpoint (an hour of a core)",
