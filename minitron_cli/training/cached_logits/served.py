@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -30,9 +30,18 @@ from minitron_cli.training.cached_logits.layout import TopKLayout
 from minitron_cli.training.cached_logits.topk import TopK
 
 IN_FLIGHT = 16  # requests that a process has at the server at a time
-TRIES = 7  # of a request that fails in a way that may pass; with the waits between them about half a minute
 FIRST_WAIT = 0.5  # seconds before the second try, doubled before each further one
-_TIMEOUT = 600.0
+
+
+class Patience(NamedTuple):
+    """How often a request is tried that fails in a way that may pass, and the seconds of silence that are a failure."""
+
+    tries: int
+    seconds: float
+
+
+AT_WORK = Patience(7, 600.0)  # with the waits between the tries, half a minute where the server is gone
+AT_START = Patience(3, 60.0)
 _PROBE = "The 7 quick_foxes jumped; größer als 3,14? 東京\n\tdef f(x): return x"
 _TINY = 1e-9  # the least probability of the rest: what is left of 1 after float32 sums is not less
 
@@ -86,14 +95,14 @@ class Served:
         return record
 
     def ask(
-        self, prompts: Sequence[list[int]], stopped: threading.Event | None = None, tries: int | None = None
+        self, prompts: Sequence[list[int]], stopped: threading.Event | None = None, patience: Patience = AT_WORK
     ) -> list[TopK]:
         """The top k of every token but the first of each prompt, in one request."""
         if not prompts:
             return []
         body = {"model": self.model, "prompt": list(prompts), "max_tokens": 1, "prompt_logprobs": self.top_k}
         try:
-            answer = _fetch(f"{self.url}/completions", body, stopped, tries)
+            answer = _fetch(f"{self.url}/completions", body, patience, stopped)
         except _Refused as error:
             raise self._explained(error) from error
         given = answer.get("choices") if isinstance(answer, dict) else None
@@ -168,7 +177,7 @@ def connect(spec: str, tokenizer: Path, vocab: int, top_k: int) -> Served:
     if not top_k < vocab:
         raise MinitronError(f"--top-k {top_k} does not fit {vocab} ids", f"give 1 to {vocab - 1}")
     try:
-        answer = _fetch(f"{url}/models", None, None, 3)
+        answer = _fetch(f"{url}/models", None, AT_START)
         models = {model["id"]: model.get("max_model_len") for model in answer["data"]}
     except (_Refused, KeyError, TypeError) as error:
         raise MinitronError(
@@ -200,26 +209,25 @@ def _check_ids(served: Served, tokenizer: TextTokenizer) -> None:
     ids = tokenizer.backend.encode(_PROBE, add_special_tokens=False).ids
     body = {"model": served.model, "prompt": _PROBE, "add_special_tokens": False}
     try:
-        answer = _fetch(f"{served.url.removesuffix('/v1')}/tokenize", body, None, 3)
+        answer = _fetch(f"{served.url.removesuffix('/v1')}/tokenize", body, AT_START)
     except _Refused:
         answer = {}  # not every server has it
     theirs = answer.get("tokens") if isinstance(answer, dict) else None
     if theirs is not None and theirs != ids:
         raise served.other_vocabulary("a text has other ids there")
     largest = min(tokenizer.vocab_size, served.vocab) - 1
-    served.ask([[*ids[: (served.max_len or len(ids) + 3) - 3], largest, largest]], None, 3)
+    served.ask([[*ids[: (served.max_len or len(ids) + 3) - 3], largest, largest]], patience=AT_START)
 
 
-def _fetch(url: str, body: Any, stopped: threading.Event | None, tries: int | None) -> Any:
+def _fetch(url: str, body: Any, patience: Patience, stopped: threading.Event | None = None) -> Any:
     """The JSON that a server answers with. What may pass is tried again; a refusal raises _Refused."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    tries = tries or TRIES
-    for number in range(tries):
+    for number in range(patience.tries):
         if number and (stopped or threading.Event()).wait(FIRST_WAIT * 2 ** (number - 1)):
             break
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            with urllib.request.urlopen(request, timeout=patience.seconds) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             problem = _message(error)
@@ -231,7 +239,7 @@ def _fetch(url: str, body: Any, stopped: threading.Event | None, tries: int | No
         except (OSError, http.client.HTTPException) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
     raise MinitronError(
-        f"{url} does not answer after {tries} tries: {problem}",
+        f"{url} does not answer after {patience.tries} tries: {problem}",
         "is the server up, and this its address? e.g. `vllm serve MODEL --max-logprobs 128`",
     )
 
