@@ -3,11 +3,23 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from minitron_cli.checkpoint.architecture import beside_bytes
 from minitron_cli.checkpoint.headers import TensorInfo
-from minitron_cli.checkpoint.reader import list_tensors, open_checkpoint
+from minitron_cli.checkpoint.reader import list_tensors, open_checkpoint, wrapper_around
 from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 
 _BLOCK = 16 << 20
+
+
+def room(origin: Path, text_bytes: int) -> int:
+    """Bytes that `rewrap` takes on disk beside the text model's own: a second copy of it, and what stands around it.
+
+    0 where nothing does.
+    """
+    if wrapper_around(origin) is None:
+        return 0
+    checkpoint = open_checkpoint(origin)
+    return text_bytes + beside_bytes(checkpoint, checkpoint.shape)
 
 
 def rewrap(text: Path, origin: Path, directory: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.disk import need_space
+from minitron_cli.checkpoint.rewrap import room
 from minitron_cli.data.order import Order
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_dtype, dtype_name
@@ -141,7 +142,8 @@ def memory(ready: Prepared, world: World) -> preflight.Need:
 
 
 def _disk(ready: Prepared) -> int:
-    return preflight.disk(ready.sizes[0], ready.options.keep, 4)
+    student = ready.sizes[0]
+    return preflight.disk(student, ready.options.keep, 4) + room(ready.models.student, 4 * student.parameters)
 
 
 def _tokens(ready: Prepared) -> int:

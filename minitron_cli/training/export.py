@@ -16,8 +16,8 @@ from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import write_manifest
-from minitron_cli.checkpoint.reader import list_tensors, load_whole_config, text_tensors, wrapper_around
-from minitron_cli.checkpoint.rewrap import rewrap
+from minitron_cli.checkpoint.reader import load_whole_config, text_tensors, wrapper_around
+from minitron_cli.checkpoint.rewrap import rewrap, room
 from minitron_cli.checkpoint.wrapping import TEXT
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.load import load_config as hf_config
@@ -82,9 +82,8 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
     A text model goes back into what its origin has around it, whose weights stay as they are.
     """
     wrapped = wrapper_around(origin.model) is not None
-    beside = sum(info.num_bytes for info in list_tensors(origin.model).values()) if wrapped else 0
     written = sum(t.numel() * t.element_size() for t in tensors.values())
-    need_space(directory / "model.safetensors", written * (1 + wrapped) + beside)
+    need_space(directory / "model.safetensors", written + room(origin.model, written))
     shell = _shell(origin, dtype)
     first = {id(p): name for name, p in shell.named_parameters()}
     tied = {name: first[id(p)] for name, p in shell.named_parameters(remove_duplicate=False)}
@@ -102,7 +101,7 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
         (directory / "generation_config.json").unlink(missing_ok=True)
         (directory / "config.json").write_text(json.dumps(_config(origin.model, dtype), indent=2) + "\n")
         for place in (origin.tokenizer, origin.model):
-            carry(place, directory)
+            carry(place, directory, text_only=not wrapped and wrapper_around(place) is not None)
 
 
 def publish(finished: Path, output: Path) -> None:

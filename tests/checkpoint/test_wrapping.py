@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from minitron_cli.checkpoint.architecture import architecture_of
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.load import load_model
@@ -67,6 +68,67 @@ def test_a_head_of_its_own_in_the_files_counts_and_not_the_default(gemma3: Path,
     prune_to(source, tmp_path / "small", {"hidden": 36})
     assert json.loads((tmp_path / "small" / "config.json").read_text())["tie_word_embeddings"] is False
     load_whole(tmp_path / "small")
+
+
+# Sizes that published configs name, and parameters of the text model: Gemma 3 4B and Vicuna 7B (64 more tokens each),
+# Qwen3 1.7B, LFM2 350M. All else is left to transformers' defaults, as it is there.
+PUBLISHED: list[tuple[dict[str, Any], int]] = [
+    (
+        {
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 2560,
+                "intermediate_size": 10240,
+                "num_hidden_layers": 34,
+                "sliding_window": 1024,
+            },
+        },
+        3_880_099_328 + 64 * 2560,
+    ),
+    ({"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064}}, 6_738_939_904),
+    (
+        {
+            "model_type": "qwen3_vl",
+            "tie_word_embeddings": True,
+            "text_config": {
+                "model_type": "qwen3_vl_text",
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+                "rope_theta": 5000000,
+                "tie_word_embeddings": True,
+                "vocab_size": 151936,
+            },
+        },
+        1_720_574_976,
+    ),
+    (
+        {
+            "model_type": "lfm2_vl",
+            "text_config": {
+                "model_type": "lfm2",
+                "block_dim": 1024,
+                "block_ff_dim": 6656,
+                "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+                "hidden_size": 1024,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 16,
+                "num_key_value_heads": 8,
+            },
+        },
+        354_483_968,
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "parameters"), PUBLISHED, ids=lambda value: str(value)[:24])
+def test_parameters_of_published_text_models(config: dict[str, Any], parameters: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert architecture_of(load_config(tmp_path)).parameters == parameters
 
 
 @pytest.mark.parametrize(

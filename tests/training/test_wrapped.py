@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitron_cli.checkpoint.rewrap import room
 from minitron_cli.errors import MinitronError
 from minitron_cli.training.export import Origin, export_dtype, gather, write_model
 from minitron_cli.training.load import load_student
 from minitron_cli.training.run import train
 from minitron_cli.training.step import kd_step
 from tests.importance.test_modes import assert_same, execution_of, resident_sums, stream
-from tests.toys import toy_ids
+from tests.toys import make_toy, toy_ids
 from tests.training.runs import options, write_text
 from tests.wrapped import WRAPPED, image_batch, load_whole, make_wrapped, stored
 
@@ -50,6 +51,14 @@ def test_distillation_trains_the_text_model_alone(tmp_path: Path) -> None:
         )
     assert (one - two).norm() < (three - two).norm()
     load_whole(tmp_path / "out")(**image_batch("gemma3"))
+
+
+def test_the_forecast_of_the_disk_counts_what_stands_around(tmp_path: Path) -> None:
+    source = make_wrapped("gemma3", tmp_path / "source")
+    sizes = {name: t.nbytes for name, t in stored(source).items()}
+    text = sum(n for name, n in sizes.items() if name.startswith("language_model."))
+    assert room(source, text) == sum(sizes.values())
+    assert room(make_toy("llama", tmp_path / "plain"), text) == 0
 
 
 def test_from_scratch_is_refused(tmp_path: Path) -> None:
