@@ -58,6 +58,7 @@ def unmasked(family: Family) -> dict[str, str]:
         found["expert"] = "a bias corrects the choice of experts, which masks do not reach"
     if "mamba_head" in family.axes():
         found |= dict.fromkeys(("mamba_head", "mamba_dim"), "the gated norms of Mamba layers have no masks yet")
+        found["layer"] = "where its kernels are installed, a Mamba layer reads its output matrix past the mask"
     return found
 
 
@@ -71,7 +72,7 @@ def limits(family: Family, layers_differ: bool) -> list[str]:
     for key in family.computed:
         over, under = (" x ".join(WORDS[axis] for axis in axes) for axes in family.factors(key))
         found += [f"prune: {over} must stay a multiple of {under} ({key} of the config)"] if under else []
-    if layers_differ and "" not in unmasked(family):
+    if layers_differ and not {"", "layer"} & unmasked(family).keys():
         found.append("shear --layers: the layers are of several kinds")
     return found
 
@@ -98,7 +99,7 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def _masks(family: Family) -> str:
-    without = [*(["layer"] if family.kinds else []), *unmasked(family)]
+    without = dict.fromkeys([*(["layer"] if family.kinds else []), *unmasked(family)])
     if "" in without:
         return "no"
     return f"but not {_codes(_flag(axis).strip() for axis in without)}" if without else "yes"

@@ -145,7 +145,8 @@ _NORM = {4: 3, 2: 4}
 
 def _layer(shape: Shape, tokens: int, item: int) -> int:
     """Bytes that one block keeps, counted on Llama's: two norms; q, k, v and the mix; gate, up, activation, product."""
-    attention = 2 * (shape["head"] + shape.get("kv", shape["head"])) * shape.get("head_dim", shape.get("qk_dim"))
+    heads = shape.get("head")
+    attention = 2 * (heads + shape.get("kv", heads)) * shape.get("head_dim", shape.get("qk_dim"))
     return tokens * item * (2 * _NORM[item] * shape["hidden"] + attention + 4 * _width(shape))
 
 

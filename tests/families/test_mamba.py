@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minitron_cli.checkpoint.describe import describe
 from minitron_cli.checkpoint.hfconfig import pruned_config
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.errors import MinitronError
@@ -15,6 +16,7 @@ from minitron_cli.families import family_of
 from minitron_cli.spec.plan import from_scores
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import shape_of
+from minitron_cli.training.preflight import _layer
 from tests.prune.cutting import load, logits_of, prune_to
 from tests.toys import make_toy, toy_values
 
@@ -78,6 +80,15 @@ def test_granite_without_experts_and_without_mamba_layers(tmp_path: Path) -> Non
     assert not {"expert", "expert_ffn", "mamba_head", "conv"} & set(shape)
     prune_to(source, tmp_path / "small", {"hidden": 42, "ffn": 56, "layer": 2})
     assert load(tmp_path / "small").config.hidden_size == 42
+
+
+def test_a_model_of_mamba_layers_alone(tmp_path: Path) -> None:
+    source = make_toy("bamba", tmp_path / "source", attn_layer_indices=None)
+    facts = describe(open_checkpoint(source), 64)
+    assert (facts["kv_bytes_per_token"], facts["layers"]) == (0, {"mamba": 3})
+    prune_to(source, tmp_path / "small", {"hidden": 36, "ffn": 56, "mamba_head": 12, "layer": 2})
+    assert logits_of(tmp_path / "small").isfinite().all()
+    assert _layer(open_checkpoint(source).shape, 1, 4) > 0
 
 
 def test_granite_with_its_older_names_of_layers(toy: Toy, tmp_path: Path) -> None:
