@@ -183,4 +183,6 @@ def _show_done(result: "PruneResult", source: str) -> None:
     line = command_line(
         "distill", facts.output, "--teacher", source, "--data", "DATA", "-o", f"{facts.output}-distilled"
     )
+    if all(left == had for had, left in facts.shape.values()):  # a teacher would have nothing to teach
+        line = command_line("importance", facts.output, "--data", "DATA")
     print(f"next: {line}")

@@ -89,7 +89,9 @@ def resolve(
     check_strides(source, shape)
     if request.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
-    output = request.output or Path(default_name(name, source.shape, shape, text_only=request.text_only))
+    output = request.output or Path(
+        default_name(name, source.shape, shape, text_only=request.text_only, dtype=request.dequantized_to)
+    )
     if isinstance(source, Checkpoint):
         inputs = [
             source.path,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minitron_cli.__main__ import run as main
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.tensor_digests import source_digest
@@ -126,6 +127,42 @@ def test_other_types(dtype: str, pair: Pair, tmp_path: Path) -> None:
         assert torch.equal(tensor, expected)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
     assert not verify(tmp_path / "out", source=str(pair("blocks") / "quantised")).problems
+
+
+def test_the_command_writes_the_plain_model(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without sizes and a name the output is named after its type, and what comes next is to measure it."""
+    source = pair("mxfp4") / "quantised"
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["prune", str(source), "--dequantize"]) == 0
+    same_weights(tmp_path / "quantised-bfloat16", pair("mxfp4") / "plain")
+    assert "next: minitron importance quantised-bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("plain", ["--layers", "2", "--dequantize"], "is not quantised"),
+        ("plain", ["--layers", "2", "--dtype", "float16"], "there are none"),
+        ("quantised", ["--dequantize", "--dtype", "int8"], "'int8' is unknown"),
+        ("quantised", ["--dequantize", "--hidden", "48"], "nothing is cut"),
+        ("quantised", ["--layers", "2"], "is quantised with fp8"),
+    ],
+)
+def test_what_the_command_refuses(
+    name: str, options: list[str], words: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dry or not, in one line and a hint."""
+    model = str(pair("blocks") / name)
+    for dry in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert main(["prune", model, *options, "-o", str(tmp_path / "out"), *dry]) == 1
+        error, hint = capsys.readouterr().err.splitlines()
+        assert words in error
+        assert hint.startswith("hint: ")
+        assert not any(tmp_path.iterdir())
 
 
 def test_verify_sees_another_source(pair: Pair, tmp_path: Path) -> None:
