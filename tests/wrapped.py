@@ -43,6 +43,22 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "boi_token_index": 91,
         "eoi_token_index": 92,
     },
+    "gemma4": {
+        "text_config": {**TOY_CONFIGS["gemma4_text"], "model_type": "gemma4_text"},
+        "vision_config": {
+            **{key: value for key, value in _TOWER.items() if key != "image_size"},
+            "model_type": "gemma4_vision",
+            "hidden_size": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 16,
+        },
+        "audio_config": None,
+        "image_token_id": IMAGE,
+        "boi_token_id": 91,
+        "eoi_token_id": 92,
+    },
     "mistral3": {
         "text_config": {**TOY_CONFIGS["ministral3"], "model_type": "ministral3"},
         "vision_config": {**_TOWER, "model_type": "pixtral", "head_dim": 8, "hidden_size": 16},
@@ -155,6 +171,15 @@ def image_batch(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
         patches = torch.randn(2 * 16, 3 * 2 * 2 * 2, generator=generator)  # of two frames each
         grid = torch.tensor([[1, 4, 4]] * 2)
         return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": images}
+    if model_type == "gemma4":
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1).repeat(2, 1, 1)
+        patches = torch.rand(2, 16, 3 * 2 * 2, generator=generator)
+        return {
+            "input_ids": ids,
+            "pixel_values": patches,
+            "image_position_ids": places,
+            "mm_token_type_ids": images,
+        }
     if model_type == "lfm2_vl":
         patches, sizes = torch.randn(2, 16, 3 * 2 * 2, generator=generator), torch.tensor([[4, 4]] * 2)
         mask = torch.ones(2, 16, dtype=torch.long)

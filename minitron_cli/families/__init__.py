@@ -86,7 +86,6 @@ UNSUPPORTED: dict[str, str] = {
     "llama4_text": "experts and shared expert take their width from one config key, and dense layers may interleave",
     "llama4": "its text model cannot: experts and shared expert take their width from one config key",
     "gemma3n_text": "its layers share key/value caches and carry per-layer embeddings",
-    "gemma4": "what stands around its text model is not known; saved by itself (gemma4_text) that can be, where dense",
     "mamba": "it has no attention and no MLP to prune",
     "mamba2": "it has no attention and no MLP to prune",
 }

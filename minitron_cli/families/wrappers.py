@@ -23,6 +23,15 @@ WRAPPERS: tuple[Wrapper, ...] = (
         multi_modal_projector.mm_input_projection_weight   * hidden
         """,
     ),
+    wrapper(
+        "gemma4",
+        "vision_tower embed_vision audio_tower embed_audio",
+        """
+        embed_vision.embedding_projection.weight           hidden * ?
+        embed_audio.embedding_projection.weight            hidden * ?
+        """,
+        prefixes=(SINCE_5,),
+    ),
     *(
         wrapper(model_type, "vision_tower multi_modal_projector", _TWO_LAYERS)
         for model_type in ("mistral3", "internvl", "llava")
