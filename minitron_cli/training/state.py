@@ -119,14 +119,24 @@ def save(
         shapes = {name: tuple(t.shape) for name, t in contents.items()}
         write_state(temporary, asdict(progress), shapes, files, identity(run))
         sync_directory(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        _discard(final)
         os.rename(temporary, final)
         sync_directory(run)
         remaining = [p for p in checkpoints(run) if p.name <= final.name][-keep:]
         for old in set(checkpoints(run)) - set(remaining):
-            shutil.rmtree(old)
+            _discard(old)
     world.barrier()
     return final
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint, which loses its name first: a process killed meanwhile leaves none that is half there."""
+    for left in checkpoint.parent.glob(".step-*.old"):
+        shutil.rmtree(left, ignore_errors=True)
+    if checkpoint.exists():
+        nameless = checkpoint.with_name(f".{checkpoint.name}.old")
+        os.rename(checkpoint, nameless)
+        shutil.rmtree(nameless)
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:

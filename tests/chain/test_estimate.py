@@ -28,9 +28,15 @@ Toy = Callable[..., Path]
 CUTS: dict[str, Any] = {
     "hidden": 36, "ffn": 56, "heads": 4, "kv-heads": 1, "layers": 2, "drop-layers": "0,2", "experts": 3,
     "expert-ffn": 16, "shared-ffn": 32, "experts-per-token": 1, "params": "85.7K",
-    "key-heads": 1, "value-heads": 2,
+    "key-heads": 1, "value-heads": 2, "mamba-heads": 8, "mamba-head-dim": 6,
 }  # fmt: skip
-MODELS = {"ffn": "llama", "key-heads": "qwen3_5_text", "value-heads": "qwen3_5_text"}  # the others: qwen2_moe
+MODELS = {
+    "ffn": "llama",
+    "key-heads": "qwen3_5_text",
+    "value-heads": "qwen3_5_text",
+    "mamba-heads": "falcon_h1",
+    "mamba-head-dim": "falcon_h1",
+}  # fmt: skip; the others: qwen2_moe
 WITH: dict[str, dict[str, Any]] = {
     "key-heads": {"value-heads": 2},
     "kv-heads": {"heads": 3},
@@ -45,9 +51,10 @@ OTHERS: dict[str, Any] = {
     "compensate": "least-squares", "moments": "scores", "ridge": "auto", "select": "residual", "rotate": True,
     "output": "elsewhere", "max-shard-size": "1K", "check": True, "force": True, "overwrite": True,
 }  # fmt: skip
-# What needs text or an expert pass to be settled: `test_a_cut_of_the_vocabulary_is_estimated_by_its_size`, and
-# tests/cli/test_vocabulary and tests/prune/test_merge for the rest.
-SETTLED_ELSEWHERE = ("vocab", "vocab-coverage", "keep-tokens", "expert-merge")
+# What needs text, an expert pass or another kind of source to be settled:
+# `test_a_cut_of_the_vocabulary_is_estimated_by_its_size`, and tests/cli/test_vocabulary, tests/prune/test_merge,
+# test_wrapped and test_dequantise for the rest.
+SETTLED_ELSEWHERE = ("vocab", "vocab-coverage", "keep-tokens", "expert-merge", "text-only", "dequantize", "dtype")
 FLAGS = [field.name.replace("_", "-") for field in fields(PruneRequest) if field.name != "model"]
 
 
