@@ -17,11 +17,20 @@ EXAMPLES = examples(
 
 
 def _act(given: Mapping[str, Any]) -> int:
+    from minitron_cli.training.defaults import is_address, split_share
+
     plain = {name: value for name, value in given.items() if name not in RECORDING}
     if given["record_teacher"] is not None:
         return record(plain, given["record_teacher"], *(() if given["record"] is None else (given["record"],)))
     if given["record"] is not None:
         raise MinitronError("--record says what --record-teacher DIR writes", "give --record-teacher DIR too")
+    if given["top_k"] is not None and not any(
+        is_address(split_share(teacher)[0]) for teacher in given["teacher"] or ()
+    ):
+        raise MinitronError(
+            "--top-k says how much of a teacher is recorded, or asked of a server",
+            "leave it out, or give --record-teacher DIR too",
+        )
     return launch(NAME, plain)
 
 

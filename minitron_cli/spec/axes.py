@@ -41,6 +41,7 @@ class Axis:
     weights are ("weights"). `group` is the axis whose units each hold an equal number of this axis' units. `multiple`
     is what sizes should be a multiple of for fast matrix products; 0 where the size is not rounded. Without `units`
     it is a number of the config and no direction of a weight. `masks` says whether its units can have learned masks.
+    `searched` is the least share of the source's size that a search looks at by itself; 0 where the size stays.
     """
 
     name: str
@@ -54,20 +55,21 @@ class Axis:
     multiple: int = 0
     units: bool = True
     masks: bool = True
+    searched: float = 0.0
 
 
 _L, _E = ("layer",), ("layer", "expert")
 AXES: tuple[Axis, ...] = (
     Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64, masks=False),
-    Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64),
-    Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block"),
+    Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64, searched=0.5),
+    Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block", searched=2 / 3),
     Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv"),
     Axis("kv", "key/value heads", "kv", "kv-heads", "num_key_value_heads", _L),
     Axis("head_dim", "channels a head", "d", key="head_dim"),
-    Axis("ffn", "MLP neurons", "f", "ffn", "intermediate_size", _L, "input", multiple=64),
+    Axis("ffn", "MLP neurons", "f", "ffn", "intermediate_size", _L, "input", multiple=64, searched=0.5),
     Axis("shared_ffn", "shared-expert neurons", "sf", "shared-ffn", scope=_L, scored="input", multiple=64),
     Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
-    Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8),
+    Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8, searched=0.5),
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
     Axis("value_head", "linear-attention value heads", "vh", "value-heads", "", _L, "input", "key_head", masks=False),
     Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False),
@@ -99,6 +101,7 @@ CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}
 MASKED_AXES = tuple(axis for axis in AXES if axis.flag and axis.units and axis.masks)
 SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored and axis.flag)
 FOLLOWING_AXES = tuple(axis.name for axis in AXES if axis.scored and not axis.flag)  # cut with another, ranked apart
+SEARCHED = {axis.name: axis.searched for axis in AXES if axis.searched}
 GROUPS = tuple((axis.name, axis.group) for axis in AXES if axis.group)
 
 Product = tuple[str | int, ...]

@@ -7,7 +7,7 @@ from math import lcm, prod
 from typing import Any
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import FLAG_OF_AXIS
+from minitron_cli.spec.axes import FLAG_OF_AXIS, SEARCHED
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters
 
@@ -51,7 +51,7 @@ def default_grid(source: Shape, steps: int = 8, multiple: int = 1) -> dict[str, 
     the source's and gives enough values.
     """
     grid = {}
-    for axis, share in (("hidden", 0.5), ("ffn", 0.5), ("expert_ffn", 0.5), ("layer", 2 / 3)):
+    for axis, share in SEARCHED.items():
         if axis in source:
             heads = source.get("head", 1) if axis == "hidden" else 1
             aligned = EXPERT_MULTIPLE if "expert" in source and axis in ("hidden", "expert_ffn") else 1

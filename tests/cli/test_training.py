@@ -66,6 +66,8 @@ def test_record_and_learn_from_the_record(
     assert run(typed("distill", toy("llama"), text, tmp_path / "out", "--teacher", str(tmp_path / "top"))) == 0
     assert run([*first, "--record", "sampled:16"]) == 1
     assert "error: --record says what --record-teacher DIR writes" in capfd.readouterr().err
+    assert run([*first, "--top-k", "16", "--dry-run"]) == 1
+    assert "error: --top-k says how much of a teacher is recorded" in capfd.readouterr().err
     assert run([*first, "--record-teacher", str(tmp_path / "drawn"), "--record", "sampled:16"]) == 0
     assert re.search(r"\d+ bytes a token", capfd.readouterr().out)
     assert not (tmp_path / "x").exists()

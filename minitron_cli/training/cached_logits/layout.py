@@ -65,7 +65,8 @@ class TopKLayout:
         rows = np.frombuffer(b"".join(records), self.record)
         # Rounding to float16 leaves sums a little off 1.
         log_probs, tail = (_repeat_last(rows[name]).astype(np.float32) for name in ("log_probs", "tail"))
-        total = np.logaddexp(np.logaddexp.reduce(log_probs, axis=-1), tail)
+        with np.errstate(invalid="ignore"):  # what damaged bytes hold is refused by its ids
+            total = np.logaddexp(np.logaddexp.reduce(log_probs, axis=-1), tail)
         ids = _repeat_last(rows["ids"]).astype(np.int64)
         return TopK(*(_flat(a) for a in (ids, log_probs - total[..., None], tail - total)))
 
