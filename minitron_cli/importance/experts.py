@@ -35,7 +35,7 @@ def routed(
     hidden: Tensor,
     index: Tensor,
     weights: Tensor,
-    listen: Callable[[Part], None],
+    record: Callable[[Part], None],
     outputs: Tensor | None = None,
 ) -> Tensor:
     """The experts' output, each recorded in turn: hidden (token, hidden), index and weights (token, active).
@@ -60,7 +60,7 @@ def routed(
         if outputs is not None:
             outputs.flatten(0, 1)[places] = out
         norms = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32) for x in (out, weighted))
-        listen(Part(tokens, inner, gates[expert].float(), *norms))
+        record(Part(tokens, inner, gates[expert].float(), *norms))
     return output.to(hidden.dtype)
 
 

@@ -65,7 +65,7 @@ class Recorder:
         if first:
             self.count += [batch.count(half) for half in range(HALVES)]
 
-    def hear(self, site: Site, x: Tensor) -> None:
+    def add_inputs(self, site: Site, x: Tensor) -> None:
         """Take in one site's input: x (batch, token, channel), or with batch and token flattened."""
         assert self.batch is not None
         x = x.reshape(*self.batch.ids.shape, x.shape[-1])
@@ -73,18 +73,18 @@ class Recorder:
         if self.moments is not None:
             self.moments.take(site, x, self.batch)
 
-    def hear_head(self, output: Any) -> None:
+    def add_head_inputs(self, output: Any) -> None:
         """Take in what the decoder hands to the head."""
         assert self.batch is not None
         assert self.moments is not None
         self.moments.take_head(output.last_hidden_state, self.batch)
 
-    def hear_experts(self, site: Site, statistics: Mapping[str, Tensor]) -> None:
+    def add_expert_statistics(self, site: Site, statistics: Mapping[str, Tensor]) -> None:
         """Take in what one layer's experts did: axis -> (batch, seq, channel)."""
         for axis, values in statistics.items():
             self._add((axis, self._row_of[site]), values)
 
-    def hear_router(self, site: Site, router: Any, hidden: Tensor) -> None:
+    def add_router_logits(self, site: Site, router: Any, hidden: Tensor) -> None:
         """Take in the logits of one layer's router: hidden (batch x token, hidden)."""
         assert self.batch is not None
         key, size = (EXPERT_LOGITS, self._row_of[site]), len(router.weight)
@@ -94,7 +94,7 @@ class Recorder:
         for half in range(HALVES):
             self.sums[key][half] += logit_gram(router, hidden, self.batch.half(half), self.batch)
 
-    def hear_block(self, layer: int, before: Tensor, after: Tensor) -> None:
+    def add_block(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Take in the hidden states around one block: (batch, token, hidden) each."""
         assert self.batch is not None
         for name, values in zip(PER_BLOCK, block_change(before, after.to(before.device), self.batch.spans)):
@@ -149,10 +149,10 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
     """Attach the recorder to every site and decoder block of `model` while the block runs."""
 
     def at_site(site: Site) -> Any:
-        return lambda module, args: recorder.hear(site, args[0])
+        return lambda module, args: recorder.add_inputs(site, args[0])
 
     def at_block(layer: int) -> Any:
-        return lambda module, args, kwargs, output: recorder.hear_block(
+        return lambda module, args, kwargs, output: recorder.add_block(
             layer, block_input(args, kwargs), block_output(output)
         )
 
@@ -160,7 +160,7 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
         for site in sites:
             module = model.get_submodule(site.module)
             if site.axis == EXPERT_FFN:
-                stack.enter_context(replaced({module: listening_forward(model, recorder, site)}))
+                stack.enter_context(replaced({module: recording_forward(model, recorder, site)}))
                 continue
             handle = module.register_forward_pre_hook(at_site(site))
             stack.callback(handle.remove)
@@ -168,12 +168,14 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
             handle = model.get_submodule(name).register_forward_hook(at_block(layer), with_kwargs=True)
             stack.callback(handle.remove)
         if recorder.moments is not None and recorder.moments.wants_head(blocks):
-            handle = decoder_of(model).register_forward_hook(lambda module, args, output: recorder.hear_head(output))
+            handle = decoder_of(model).register_forward_hook(
+                lambda module, args, output: recorder.add_head_inputs(output)
+            )
             stack.callback(handle.remove)
         yield
 
 
-def listening_forward(model: nn.Module, recorder: Recorder, site: Site) -> Any:
+def recording_forward(model: nn.Module, recorder: Recorder, site: Site) -> Any:
     """A forward for a layer's experts that tells the recorder what each of them did."""
     module, router = model.get_submodule(site.module), router_of(model, site.module)
 
@@ -182,7 +184,7 @@ def listening_forward(model: nn.Module, recorder: Recorder, site: Site) -> Any:
         parts: list[dict[str, Tensor]] = []
         assert batch is not None
 
-        def listen(part: Part) -> None:
+        def record(part: Part) -> None:
             if recorder.moments is not None:
                 recorder.moments.take_expert(site, len(parts), part.tokens, part.inner, batch)
             parts.append(part_statistics(part, batch))
@@ -190,12 +192,12 @@ def listening_forward(model: nn.Module, recorder: Recorder, site: Site) -> Any:
         outputs = None
         if recorder.damage:
             outputs = hidden_states.new_empty((*top_k_index.shape, hidden_states.shape[-1]))
-        output = routed(module, hidden_states, top_k_index, top_k_weights, listen, outputs)
-        recorder.hear_experts(site, join_parts(parts))
-        recorder.hear_router(site, router, hidden_states)
+        output = routed(module, hidden_states, top_k_index, top_k_weights, record, outputs)
+        recorder.add_expert_statistics(site, join_parts(parts))
+        recorder.add_router_logits(site, router, hidden_states)
         if outputs is not None:
             changed = damage(module, router, hidden_states, top_k_index, outputs, output, batch)
-            recorder.hear_experts(site, {EXPERT_DAMAGE: changed})
+            recorder.add_expert_statistics(site, {EXPERT_DAMAGE: changed})
         return output
 
     return forward

@@ -6,7 +6,7 @@ slope in place of the student's logits, then dH (c, H) and a float32 dW (V, H) a
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -55,25 +55,23 @@ TeacherLogits = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Everything about one call but the student's tensors: weights (N,), the first `vocab` ids are compared."""
+class LossCall:
+    """Everything about one call but the student's states and head: weights (N,), the first `vocab` ids are compared."""
 
-    scale: float
-    softcap: float | None
     weights: Tensor
     vocab: int
     pointwise: Pointwise
-    teacher: TeacherLogits | None
     kd_weight: float
     ce_weight: float
-    chunk_tokens: int | None
-    retain_graph: bool
+    teacher: TeacherLogits | None = None
+    chunk_tokens: int | None = None
+    retain_graph: bool = False
 
 
-def run(hidden: Tensor, head: Head, job: Job) -> LossSums:
+def run(hidden: Tensor, head: Head, call: LossCall) -> LossSums:
     """The loss of student states (N, H) under `head`; differentiable by what of hidden, weight, bias asks for it."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return LossSums(*_Fused.apply(hidden, head.weight, head.bias, job, torch.is_grad_enabled()))
+        return LossSums(*_Fused.apply(hidden, head.weight, head.bias, head, call, torch.is_grad_enabled()))
 
 
 class _Fused(torch.autograd.Function):
@@ -81,13 +79,13 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, grad_enabled: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, call: LossCall, grad_enabled: bool
     ) -> tuple[Tensor, ...]:
-        head = Head(weight, bias, job.scale, job.softcap)
+        head = replace(head, weight=weight, bias=bias)
         wanted = [bool(grad_enabled and needed) for needed in ctx.needs_input_grad[:3]]
-        grads = _Gradients(hidden, head, job.vocab, wanted)
-        sums = _accumulate(hidden, head, job, grads)
-        ctx.grads, ctx.retain = grads.finished(weight.dtype), job.retain_graph
+        grads = _Gradients(hidden, head, call.vocab, wanted)
+        sums = _accumulate(hidden, head, call, grads)
+        ctx.grads, ctx.retain = grads.finished(weight.dtype), call.retain_graph
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
@@ -100,10 +98,10 @@ class _Fused(torch.autograd.Function):
             )
         grads = ctx.grads
         if ctx.retain:
-            return (*(None if g is None else g * upstream.to(g.dtype) for g in grads), None, None)
+            return (*(None if g is None else g * upstream.to(g.dtype) for g in grads), None, None, None)
         # Scaled in place and let go, so that .grad can take the very tensor: no second (V, H) buffer.
         ctx.grads = None
-        return (*(None if g is None else g.mul_(upstream) for g in grads), None, None)
+        return (*(None if g is None else g.mul_(upstream) for g in grads), None, None, None)
 
 
 class _Gradients:
@@ -160,47 +158,39 @@ def _add_outer(total: Tensor, slope: Tensor, states: Tensor) -> None:
         torch.addmm(total, slope.t(), states.to(slope.dtype), out_dtype=total.dtype, out=total)
 
 
-def _accumulate(hidden: Tensor, head: Head, job: Job, grads: _Gradients) -> tuple[Tensor, ...]:
+def _accumulate(hidden: Tensor, head: Head, call: LossCall, grads: _Gradients) -> tuple[Tensor, ...]:
     """Run every chunk; returns the fields of LossSums and fills `grads`."""
     dtype = compute_dtype(hidden)
     # Masked tokens are dropped before the GEMMs: neither computed nor able to put a NaN into the sums.
-    tokens = job.weights.nonzero()[:, 0]
-    all_kept = len(tokens) == len(job.weights)
-    size = chunk_size(len(tokens), job.vocab, hidden.device.type, job.chunk_tokens)
-    student = torch.empty(size, job.vocab, dtype=dtype, device=hidden.device)
-    teacher = torch.empty_like(student) if job.teacher else None
+    tokens = call.weights.nonzero()[:, 0]
+    all_kept = len(tokens) == len(call.weights)
+    size = chunk_size(len(tokens), call.vocab, hidden.device.type, call.chunk_tokens)
+    student = torch.empty(size, call.vocab, dtype=dtype, device=hidden.device)
+    teacher = torch.empty_like(student) if call.teacher else None
     sums = torch.zeros(4, dtype=dtype, device=hidden.device)
     for start in range(0, len(tokens), max(size, 1)):
         chunk = tokens[start : start + size]
         rows = slice(start, start + len(chunk)) if all_kept else chunk
-        states, weights = hidden[rows], job.weights[rows].to(dtype)
+        states, weights = hidden[rows], call.weights[rows].to(dtype)
         z_s = logits_into(states, head, student[: len(chunk)])
         z_t = None
-        if job.teacher is not None and teacher is not None:
-            job.teacher(chunk, z_t := teacher[: len(chunk)])
-        for part in _blocks(len(chunk), job.vocab, dtype, hidden.device.type):
-            _one_block(
-                z_s[part], None if z_t is None else z_t[part], chunk[part], weights[part], job, grads.wanted, sums
-            )
+        if call.teacher is not None and teacher is not None:
+            call.teacher(chunk, z_t := teacher[: len(chunk)])
+        for part in _blocks(len(chunk), call.vocab, dtype, hidden.device.type):
+            z = z_s[part]
+            slope = None if not grads.wanted else z if head.softcap is None else torch.empty_like(z)
+            block = call.pointwise(z, None if z_t is None else z_t[part], chunk[part], slope)
+            for position, values in enumerate(block):
+                if values is not None:
+                    sums[position] += torch.dot(values, weights[part])
+            if slope is not None and head.softcap is not None:
+                # By the scaled logits s: d cap tanh(s / cap) / ds = 1 - (z / cap)^2
+                z.div_(head.softcap).square_().neg_().add_(1.0).mul_(slope)
         if grads.wanted:
             grads.add(rows, states, z_s, weights)
     kd, ce, agreement, unmatched = sums.unbind()
-    loss = job.kd_weight * (kd + unmatched) + job.ce_weight * ce
+    loss = call.kd_weight * (kd + unmatched) + call.ce_weight * ce
     return loss, kd.clone(), ce.clone(), agreement.clone(), unmatched.clone()
-
-
-def _one_block(
-    z_s: Tensor, z_t: Tensor | None, tokens: Tensor, weights: Tensor, job: Job, with_slope: bool, sums: Tensor
-) -> None:
-    """Add one block's losses to `sums` and put the slope by the raw scaled logits where its logits were."""
-    slope = None if not with_slope else z_s if job.softcap is None else torch.empty_like(z_s)
-    block = job.pointwise(z_s, z_t, tokens, slope)
-    for position, values in enumerate(block):
-        if values is not None:
-            sums[position] += torch.dot(values, weights)
-    if slope is not None and job.softcap is not None:
-        # d cap tanh(s / cap) / ds = 1 - (z / cap)^2
-        z_s.div_(job.softcap).square_().neg_().add_(1.0).mul_(slope)
 
 
 def chunk_size(num_tokens: int, vocab: int, device_type: str, chunk_tokens: int | None) -> int:

@@ -15,7 +15,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.training import fused
 from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.divergences import Softmax, divergence, softmax
-from minitron_cli.training.fused import Block, Job, LossSums
+from minitron_cli.training.fused import Block, LossCall, LossSums
 from minitron_cli.training.head import Head, logits_into
 from minitron_cli.training.objectives import FORWARD_KL, Divergence
 
@@ -73,19 +73,17 @@ def fused_distillation(
         ce = mix_labels(slope, kd_weight * div.temperature, labels, ce_weight + kd_weight * (1 - known))
         return Block(kd * known, ce, None if agree is None else agree * known, labels.loss * (1 - known))
 
-    job = Job(
-        head.scale,
-        head.softcap,
+    call = LossCall(
         weights,
         vocab,
         pointwise,
-        teacher_logits,
         kd_weight,
         ce_weight,
-        chunk_tokens,
-        retain_graph,
+        teacher=teacher_logits,
+        chunk_tokens=chunk_tokens,
+        retain_graph=retain_graph,
     )
-    return fused.run(hidden, head, job)
+    return fused.run(hidden, head, call)
 
 
 def fused_cross_entropy(
@@ -105,8 +103,8 @@ def fused_cross_entropy(
         return Block(None, mix_labels(slope, 0.0, labels, 1.0))
 
     vocab = shared_vocab([head], vocab)
-    job = Job(head.scale, head.softcap, weights, vocab, pointwise, None, 0.0, 1.0, chunk_tokens, retain_graph)
-    return fused.run(hidden, head, job)
+    call = LossCall(weights, vocab, pointwise, 0.0, 1.0, chunk_tokens=chunk_tokens, retain_graph=retain_graph)
+    return fused.run(hidden, head, call)
 
 
 def fused_cached_distillation(
@@ -138,10 +136,10 @@ def fused_cached_distillation(
         return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight))
 
     vocab = shared_vocab([head], vocab)
-    job = Job(
-        head.scale, head.softcap, weights, vocab, pointwise, None, kd_weight, ce_weight, chunk_tokens, retain_graph
+    call = LossCall(
+        weights, vocab, pointwise, kd_weight, ce_weight, chunk_tokens=chunk_tokens, retain_graph=retain_graph
     )
-    return fused.run(hidden, head, job)
+    return fused.run(hidden, head, call)
 
 
 class Labels(NamedTuple):
