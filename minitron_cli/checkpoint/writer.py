@@ -5,11 +5,10 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 
@@ -27,12 +26,6 @@ class TensorOut:
     @property
     def num_bytes(self) -> int:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
-
-
-class Blocks(Protocol):
-    """Gives a tensor's bytes in order, a block at a time."""
-
-    def __call__(self, tensor: TensorOut) -> Iterator[memoryview]: ...
 
 
 def shards(tensors: Sequence[TensorOut], max_bytes: int = MAX_SHARD_BYTES) -> list[list[TensorOut]]:

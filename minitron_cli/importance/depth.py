@@ -40,11 +40,6 @@ class Sweep:
     tokens: int
 
     @property
-    def increase(self) -> np.ndarray:
-        """How much worse than the full model each candidate is: (candidate,)."""
-        return self.values - self.full
-
-    @property
     def best(self) -> int:
         """The candidate that hurts least; the earlier one of equals."""
         return int(np.argmin(self.values))

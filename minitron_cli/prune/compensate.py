@@ -210,17 +210,6 @@ def open_compensation(path: Path, ridge: float | None) -> Compensation:
     return Compensation(open_moments(path), ridge)
 
 
-def check_moments(moments: Moments, digest: str) -> None:
-    """Moments must have been measured on the very model that is pruned."""
-    measured = moments.identity.get("model", {})
-    if measured.get("digest") != digest:
-        raise MinitronError(
-            f"the input Gram matrices were measured on another model ({measured.get('name', 'unnamed')}, "
-            f"digest {str(measured.get('digest'))[:12]}; this one has {digest[:12]})",
-            "measure this model with `minitron importance --second-moments`",
-        )
-
-
 def record(by: Compensation | None) -> dict[str, Any] | None:
     """How minitron.json describes the compensation: method, ridge, and the Gram matrices by digest."""
     if by is None:

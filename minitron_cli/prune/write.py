@@ -17,7 +17,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import rejection
 from minitron_cli.prune.change import changes
 from minitron_cli.prune.check import check_compensated, check_pruned
-from minitron_cli.prune.compensate import Compensation, check_moments, record
+from minitron_cli.prune.compensate import Compensation, record
 from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
@@ -66,9 +66,11 @@ def write_pruned(
         validation.result()
         digest = combined(checkpoint.stored, streamed.source)
         if scores is not None and not force:
-            check_scores(scores, digest)
+            hint = "measure this model with `minitron importance`, or add --force to use them all the same"
+            _check_measured("scores", scores.provenance, digest, hint)
         if compensation is not None and not force:
-            check_moments(compensation.moments, digest)
+            hint = "measure this model with `minitron importance --second-moments`"
+            _check_measured("input Gram matrices", compensation.moments.identity, digest, hint)
         write_config(temporary, config)
         carry_files(checkpoint, temporary, plan)
         write_plan(temporary, plan)
@@ -110,14 +112,14 @@ def _validate(checkpoint: Checkpoint, plan: Plan, config: Mapping[str, Any]) -> 
         raise rejection(checkpoint, plan.target, f"transformers rejects the target's config: {why}")
 
 
-def check_scores(scores: Scores, digest: str) -> None:
-    """Scores must have been measured on the very model that is pruned."""
-    measured = scores.provenance.get("model", {})
+def _check_measured(what: str, identity: Mapping[str, Any], digest: str, hint: str) -> None:
+    """What pruning goes by must have been measured on the very model that is pruned."""
+    measured = identity.get("model", {})
     if measured.get("digest") != digest:
         raise MinitronError(
-            f"the scores were measured on another model ({measured.get('name', 'unnamed')}, "
+            f"the {what} were measured on another model ({measured.get('name', 'unnamed')}, "
             f"digest {str(measured.get('digest'))[:12]}; this one has {digest[:12]})",
-            "measure this model with `minitron importance`, or add --force to use them all the same",
+            hint,
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minitron_cli.checkpoint.reader import load_config
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.training.options import Options
 from minitron_cli.training.schedule import Schedule
 
@@ -34,23 +35,8 @@ def split_share(spec: str) -> tuple[str, float]:
 
 def fill_length(options: Options, models: Sequence[Path]) -> Options:
     """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most."""
-    limits = {model: limit for model in models if (limit := context_length(model)) is not None}
-    if options.seq_len is None:
-        return replace(options, seq_len=min([USUAL_LENGTH, *limits.values()]))
-    for model, limit in limits.items():
-        if options.seq_len > limit:
-            raise MinitronError(
-                f"--seq-len {options.seq_len} is longer than the context of {model} ({limit} positions)",
-                f"use --seq-len {min(limits.values())} or shorter",
-            )
-    return options
-
-
-def context_length(model: Path) -> int | None:
-    """`max_position_embeddings` (or GPT-2's `n_positions`) of a model directory, where its config states one."""
-    config = load_config(model)
-    value = config.get("max_position_embeddings") or config.get("n_positions")
-    return int(value) if value else None
+    contexts = {str(model): context_length(load_config(model)) for model in models}
+    return replace(options, seq_len=sequence_length(options.seq_len, USUAL_LENGTH, contexts))
 
 
 def fill_steps(options: Options, windows: int) -> Options:

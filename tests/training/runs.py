@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
+from minitron_cli.training.export import Origin, export_dtype, gather, write_model
+from minitron_cli.training.load import load_student
 from minitron_cli.training.options import Options
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.recorder import Recorder
+from minitron_cli.training.step import kd_step
+from tests.wrapped import stored
 
 
 def write_text(path: Path, documents: int = 120, seed: int = 0) -> Path:
@@ -42,6 +48,19 @@ def options(student: Path, data: Path, output: Path, teacher: Path | str | None 
         **changes,
     }
     return resolve(given, None)
+
+
+def check_export(source: Path, out: Path) -> None:
+    """An untrained student is exported as it was stored, in bfloat16: names, shapes, types and bits."""
+    step = kd_step(load_student(source, from_scratch=False, seed=0))
+    dtype = export_dtype(source, None)
+    assert dtype == torch.bfloat16
+    out.mkdir()
+    write_model(out, Origin(source, source), gather(step, dtype, rank=0), dtype)
+    before, after = stored(source), stored(out)
+    assert after.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
 
 
 @contextmanager

@@ -17,11 +17,6 @@ Toy = Callable[..., Path]
 WSD = {"schedule": "wsd", "warmup": 2, "weight_decay": 0.1}
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
-
-
 def test_a_branch_is_the_run_that_was_planned_that_long(toy: Toy, text: Path, tmp_path: Path) -> None:
     """12 steps with a decay over the last 4 = the stable part of a longer run, branched off at step 8."""
     train(options(toy("llama"), text, tmp_path / "planned", steps=12, decay_fraction=4 / 12, **WSD))

@@ -21,19 +21,9 @@ from minitron_cli.training.cached_logits.record import record_teacher
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.rows import positions_in
 from minitron_cli.training.run import prepare, rehearse, train
-from tests.training.runs import options, write_text
+from tests.training.runs import options
 
 Toy = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
-
-
-@pytest.fixture(scope="module")
-def teacher(toy: Toy) -> Path:
-    return toy("llama", hidden_size=66, seed=5)
 
 
 def losses(output: Path) -> np.ndarray:

@@ -14,14 +14,9 @@ from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.errors import MinitronError
 from minitron_cli.training import rundir, state
 from minitron_cli.training.run import train
-from tests.training.runs import options, signal_after, write_text
+from tests.training.runs import options, signal_after
 
 Toy = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ from tests.training.runs import options, signal_after, write_text
 Toy = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
-
-
 def weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "model.safetensors")
 

@@ -23,7 +23,7 @@ from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.objectives import Divergence
 from minitron_cli.training.prepare import prepare
 from minitron_cli.training.run import train
-from tests.training.runs import options, write_text
+from tests.training.runs import options
 
 Toy = Callable[..., Path]
 N, V, HT, HS = 5, 23, 7, 6
@@ -125,11 +125,6 @@ def test_offsets_depend_on_seed_and_place_alone() -> None:
     assert all((np.abs(other - whole[1]) > 1e-6).all() for other in others)
     assert 0 <= whole.min() < 0.1
     assert 0.9 < whole.max() < 1
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.mark.parametrize(("record", "power"), [("sampled:64", 1.0), ("sampled:300:0.8", 0.8)])

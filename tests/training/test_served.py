@@ -22,7 +22,7 @@ from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.options import Options
 from minitron_cli.training.run import train
 from minitron_cli.training.state import checkpoints, read_progress
-from tests.training.runs import options, signal_after, write_text
+from tests.training.runs import options, signal_after
 from tests.training.server import Behaviour, serving
 
 Toy = Callable[..., Path]
@@ -32,16 +32,6 @@ Toy = Callable[..., Path]
 def _no_proxy_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(served_module, "FIRST_WAIT", 0.001)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
-
-
-@pytest.fixture(scope="module")
-def teacher(toy: Toy) -> Path:
-    return toy("llama", hidden_size=66, seed=5)
 
 
 def losses(output: Path) -> np.ndarray:

@@ -23,15 +23,10 @@ from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.options import Options
 from minitron_cli.training.run import rehearse, train
 from tests.prune.cutting import random_scores
-from tests.training.runs import options, signal_after, write_text
+from tests.training.runs import options, signal_after
 
 Toy = Callable[..., Path]
 SIZES = ("ffn=56", "heads=4", "hidden=36", "layers=2")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 def line(student: Path, text: Path, output: Path, **changes: Any) -> Options:

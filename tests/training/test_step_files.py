@@ -19,15 +19,10 @@ from minitron_cli.training import state
 from minitron_cli.training.export_run import export_step
 from minitron_cli.training.run import train
 from minitron_cli.training.step_files import STATE, open_tensors, shard_name, write_shard, write_state
-from tests.training.runs import options, signal_after, write_text
+from tests.training.runs import options, signal_after
 
 Toy = Callable[..., Path]
 SHARD = shard_name(0, 1)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,10 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.training.announce import memory
 from minitron_cli.training.prepare import prepare
 from minitron_cli.training.run import train
-from tests.training.runs import options, signal_after, write_text
+from tests.training.runs import options, signal_after
 
 Toy = Callable[..., Path]
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 def changed(before: Path, after: Path) -> set[str]:

@@ -8,27 +8,17 @@ import torch
 from minitron_cli.checkpoint.rewrap import room
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
-from minitron_cli.training.export import Origin, export_dtype, gather, write_model
-from minitron_cli.training.load import load_student
 from minitron_cli.training.run import train
-from minitron_cli.training.step import kd_step
 from tests.importance.test_modes import assert_same, execution_of, resident_sums, stream
 from tests.toys import make_toy, toy_ids
-from tests.training.runs import options, write_text
+from tests.training.runs import check_export, options, write_text
 from tests.wrapped import WRAPPED, image_batch, load_whole, make_wrapped, stored, text_type
 
 
 @pytest.mark.parametrize("model_type", WRAPPED)
 def test_an_untrained_student_is_exported_as_it_was(model_type: str, tmp_path: Path) -> None:
     source, out = make_wrapped(model_type, tmp_path / "source", dtype=torch.bfloat16), tmp_path / "out"
-    step = kd_step(load_student(source, from_scratch=False, seed=0))
-    dtype = export_dtype(source, None)
-    out.mkdir()
-    write_model(out, Origin(source, source), gather(step, dtype, rank=0), dtype)
-    before, after = stored(source), stored(out)
-    assert after.keys() == before.keys()
-    assert [name for name in before if not torch.equal(before[name], after[name])] == []
-    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    check_export(source, out)
     assert {file.name for file in out.iterdir()} == {file.name for file in source.iterdir()}
 
 
