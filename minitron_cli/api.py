@@ -1,10 +1,11 @@
 """The verbs as Python functions, for scripts and notebooks. Importing this module costs no torch.
 
-    from minitron_cli.api import distill, evaluate, importance, prune, search, shear
+    from minitron_cli.api import bench, distill, evaluate, importance, prune, search, shear, train
 
 Options are keyword arguments named as the flags (`--kv-heads` is `kv_heads`), with the defaults and checks of the
-command line: the fields of `importance.options.Options`, `prune.request.PruneRequest`, `training.options.Options` and
-`evaluate.request.EvalRequest`, and the arguments of `search.flags.search_request`. Paths may be text or `Path`, counts
+command line: the fields of `importance.options.Options`, `prune.request.PruneRequest`, `training.options.Options`,
+`evaluate.request.EvalRequest` and `evaluate.bench_request.BenchRequest`, and the arguments of
+`search.flags.search_request`. Paths may be text or `Path`, counts
 numbers or text ("4B"), an option that can be repeated one value or a list. What is asked for and cannot be done raises
 `MinitronError`. `say` receives the lines that the command line prints to stderr.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from minitron_cli.search.execute import Searched
     from minitron_cli.training.run import Outcome as Trained
 
-__all__ = ["MinitronError", "distill", "evaluate", "importance", "prune", "search", "shear"]
+__all__ = ["MinitronError", "bench", "distill", "evaluate", "importance", "prune", "search", "shear", "train"]
 
 Place = str | PathLike[str]
 Say = Callable[[str], None]
@@ -77,16 +78,27 @@ def distill(
     overwrite: bool = False, preflight: bool = True, say: Say = _quiet, **options: Any,
 ) -> Trained:  # fmt: skip
     """Train `student` to predict as `teacher` does, in this process; called again, it continues where it stopped."""
+    given = {"teacher": teacher, "output": output, **options}
+    return _trained("distill", student, given, preset, overwrite=overwrite, preflight=preflight, say=say)
+
+
+def train(
+    model: Place, *, output: Place, preset: str | None = None, overwrite: bool = False, preflight: bool = True,
+    say: Say = _quiet, **options: Any,
+) -> Trained:  # fmt: skip
+    """Train `model` on text, as `distill` does without a teacher: teacher correction, continued or first training."""
+    given = {"output": output, **options}
+    return _trained("train", model, given, preset, overwrite=overwrite, preflight=preflight, say=say)
+
+
+def _trained(verb: str, student: Place, options: Mapping[str, Any], preset: str | None, **control: Any) -> Trained:
     from minitron_cli.chain.grading import grade_of
     from minitron_cli.training.options import Options
     from minitron_cli.training.presets import resolve
-    from minitron_cli.training.run import train
+    from minitron_cli.training.run import train as carry_out
 
-    given = _typed(Options, {"teacher": teacher, "output": output, **options})
-    asked = resolve({"verb": "distill", "student": str(student), **given}, preset)
-    return train(
-        asked, overwrite=overwrite, preflight=preflight, say=say, signals=False, grade=grade_of(asked),
-    )  # fmt: skip
+    asked = resolve({"verb": verb, "student": str(student), **_typed(Options, options)}, preset)
+    return carry_out(asked, signals=False, grade=grade_of(asked), **control)
 
 
 def evaluate(models: Place | Sequence[Place], *, say: Say = _quiet, **options: Any) -> Evaluation:
@@ -95,6 +107,14 @@ def evaluate(models: Place | Sequence[Place], *, say: Say = _quiet, **options: A
     from minitron_cli.evaluate.request import evaluate as carry_out
 
     return carry_out(EvalRequest(**_typed(EvalRequest, {"models": models, **options})), say)
+
+
+def bench(models: Place | Sequence[Place], *, say: Say = _quiet, **options: Any) -> dict[str, Any]:
+    """Time prefill and decoding of several models in the same rounds; the first is the reference."""
+    from minitron_cli.evaluate.bench_request import BenchRequest
+    from minitron_cli.evaluate.bench_request import bench as carry_out
+
+    return carry_out(BenchRequest(**_typed(BenchRequest, {"models": models, **options})), say)
 
 
 def search(model: Place, *, devices: str | None = None, say: Say = _quiet, **options: Any) -> Searched:

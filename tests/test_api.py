@@ -12,11 +12,13 @@ import typer.main
 from minitron_cli import api
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate.bench_request import BenchRequest
 from minitron_cli.evaluate.request import EvalRequest
 from minitron_cli.importance.options import Options as ImportanceOptions
 from minitron_cli.prune.request import PruneRequest
 from minitron_cli.search.flags import search_request
 from minitron_cli.training.interrupt import stop_on_signal
+from tests.training.runs import write_text
 
 # What the command line alone has, and flags that Python names otherwise.
 CONTROL = {"dry_run", "as_json", "form", "output", "model", "models"}
@@ -35,6 +37,7 @@ def test_the_import_costs_no_torch() -> None:
     [
         ("prune", PruneRequest, set()),
         ("eval", EvalRequest, set()),
+        ("bench", BenchRequest, set()),
         ("importance", ImportanceOptions, {"include", "task_limit"}),
         ("search", search_request, {"listing", "devices", "tflops", "mfu"}),
     ],
@@ -81,6 +84,14 @@ def test_what_cannot_be_done_is_an_error_with_a_hint(call, message: str) -> None
     with pytest.raises(MinitronError, match=message) as caught:
         call()
     assert caught.value.hint
+
+
+def test_training_without_a_teacher_and_timing(toy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = write_text(tmp_path / "text.jsonl")
+    run = api.train(toy("llama"), data=text, output=tmp_path / "out", steps=2, batch=2, seq_len=16, device="cpu")
+    assert (run.progress.step, run.options.verb, run.options.teacher) == (2, "train", ())
+    found = api.bench([tmp_path / "out", toy("llama")], grid="8x4", repeats=1, warmup_rounds=0, device="cpu")
+    assert [row["model"] for row in found["rows"]] == [model["name"] for model in found["models"]]
 
 
 def test_no_handler_is_installed_where_none_is_wanted() -> None:

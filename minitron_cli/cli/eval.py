@@ -55,7 +55,7 @@ _MORE = {
 
 def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.evaluate.cache import default_cache
-    from minitron_cli.evaluate.request import EvalRequest, evaluate, options_of
+    from minitron_cli.evaluate.request import EvalRequest, evaluate, options_of, rehearse
 
     form, as_json = given["form"], given["as_json"]
     if form not in _FORMS:
@@ -64,6 +64,7 @@ def _act(given: Mapping[str, Any]) -> None:
     request = EvalRequest(models=models, **typed(given, "models", "dry_run", "form", "as_json"))
     if given["dry_run"]:
         _plan(request, options_of(request), as_json)
+        rehearse(request, say)
         return
     left = f"finished rows are kept in {default_cache()}, and the same line continues from there"
     with interruptible(left if request.reuse else "nothing is kept (--no-reuse)"):

@@ -1,9 +1,12 @@
 """`minitron reference-loss`: the losses that a dynamic mix aims at."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.common import command_line, emit, examples, option, parse_count, say, table
+from minitron_cli.cli import training_options as o
+from minitron_cli.cli.common import command_line, emit, examples, say, table
+from minitron_cli.cli.parameters import AS_JSON, DRY_RUN, command_of, counted, flag, joined, names, typed
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -14,66 +17,59 @@ EXAMPLES = examples(
     "minitron reference-loss --source Llama-2-7b --eval-data c4.jsonl --eval-data wiki.jsonl --seq-len 4096 -o 7b.json",
     "minitron reference-loss --fit 6.74B:7b.json --fit 13.0B:13b.json --fit 69.0B:70b.json --params 1.3B -o 1.3b.json",
 )
-PANELS = {
-    "Text": ("separator", "text_field", "cross_doc"),
-    "Machine": ("micro_batch", "dtype", "device", "trust_remote_code"),
-}
 
 
-def command(
-    source: Annotated[str | None, option("--source", help="the model whose losses are the reference")] = None,
-    fit: Annotated[
-        list[str] | None, option("--fit", help="[SIZE:]FILE: losses of one size of a family; three or more")
-    ] = None,
-    params: Annotated[
-        int | None, option("--params", help="--fit: parameters of the student", parser=parse_count)
-    ] = None,
-    bounded: Annotated[
-        bool, option("--bounded/--unbounded", help="--fit: hold the loss of an endless model at 0 or more")
-    ] = True,
-    eval_data: Annotated[
-        list[str] | None, option("--eval-data", help="--source: held-out text, one of each domain; repeatable")
-    ] = None,
-    seq_len: Annotated[int | None, option("--seq-len", help="--source: tokens a window, as the run will have")] = None,
-    eval_windows: Annotated[int, option("--eval-windows", help="--source: windows of each --eval-data")] = 128,
-    micro_batch: Annotated[int | None, option("--micro-batch", help="--source: windows a forward pass")] = None,
-    separator: Annotated[str, option("--separator", help="between documents: auto, bos, eos, bos+eos, none")] = "auto",
-    text_field: Annotated[str | None, option("--text-field", help="the column that holds the text")] = None,
-    cross_doc: Annotated[bool, option("--cross-doc/--no-cross-doc", help="attend over the documents of a row")] = True,
-    dtype: Annotated[str, option("--dtype", help="float32 or bfloat16 [default: by device]")] = "auto",
-    device: Annotated[str, option("--device", help="cpu, cuda or cuda:N [default: a GPU if there is one]")] = "auto",
-    trust_remote_code: Annotated[bool, option("--trust-remote-code", help="let the model's own code run")] = False,
-    output: Annotated[Path | None, option("-o", "--output", help="the file to write")] = None,
-    dry_run: Annotated[bool, option("--dry-run", help="make every check, and only say what would be done")] = False,
-    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
-) -> None:
-    """Measure, or predict from a family's sizes, the loss on each domain that `--mix dynamic` aims at."""
+def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.training import reference
 
+    source, fit, output, dry_run = given["source"], given["fit"], given["output"], given["dry_run"]
     if (source is None) == (not fit) or output is None:
         raise MinitronError(
             "`minitron reference-loss` needs --source MODEL or --fit [SIZE:]FILE, and -o FILE",
             "the losses of a model, or those that a family's sizes predict for --params N",
         )
+    how = typed(given, *(p.name for p in _OWN))
     if source is not None:
-        if not eval_data or params is not None:
+        if not given["eval_data"] or given["params"] is not None:
             raise MinitronError("--source needs --eval-data, and takes no --params", "give one held-out set per domain")
-        found: Any = reference.measure_source(
-            source, eval_data, output, say, dry_run, seq_len=seq_len, eval_windows=eval_windows,
-            micro_batch=micro_batch, separator=separator, text_field=text_field, cross_doc=cross_doc, dtype=dtype,
-            device=device, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        found: Any = reference.measure_source(source, given["eval_data"], output, say, dry_run, **how)
         if dry_run:
-            emit(found, as_json, lambda: print(f"would measure {found['windows']} windows and write {output}"))
+            text = f"would measure {found['windows']} windows and write {output}"
+            emit(found, given["as_json"], lambda: print(text))
             return
     else:
-        if eval_data or params is None:
+        if given["eval_data"] or given["params"] is None:
             raise MinitronError("--fit needs --params, and takes no --eval-data", "the files name their held-out text")
         found = reference.predict(
-            [_sized(text) for text in fit or ()], params, output, say, bounded=bounded, dry_run=dry_run
+            [_sized(text) for text in fit], given["params"], output, say, bounded=given["bounded"], dry_run=dry_run
         )
     facts = {"output": str(output), "parameters": found.parameters, "losses": _losses(found)}
-    emit(facts, as_json, lambda: _show(found, output, dry_run))
+    emit(facts, given["as_json"], lambda: _show(found, output, dry_run))
+
+
+_OWN = (
+    flag("source", str, "the model whose losses are the reference"),
+    flag("fit", list[str], "[SIZE:]FILE: losses of one size of a family; three or more"),
+    counted("params", "--fit: parameters of the student"),
+    flag("bounded", bool, "--fit: hold the loss of an endless model at 0 or more", "--bounded/--unbounded",
+         negatable=True, default=True),
+    flag("eval_data", list[str], "--source: held-out text, one of each domain; repeatable"),
+    flag("output", Path, "the file to write", "-o", "--output"),
+    DRY_RUN,
+    AS_JSON,
+)  # fmt: skip
+# How a model's losses are measured: as a run measures its student's.
+_WINDOWS = o.only("seq_len", "eval_windows")
+_MORE = {
+    "Text": o.only("separator", "text_field", "cross_doc"),
+    "Machine": o.only("micro_batch", "dtype", "device", "trust_remote_code"),
+}
+PANELS, defaults = names(_MORE), o.defaults
+command = command_of(
+    joined((*_OWN, *_WINDOWS), _MORE),
+    "Measure, or predict from a family's sizes, the loss on each domain that `--mix dynamic` aims at.",
+    _act,
+)
 
 
 def _sized(text: str) -> tuple[int | None, Path]:

@@ -159,6 +159,12 @@ _GROUPS = {
 }
 
 
+def only(*names: str) -> tuple[Parameter, ...]:
+    """The options of these names, in this order."""
+    known = {p.name: p for group in _GROUPS.values() for p in group}
+    return tuple(known[name] for name in names)
+
+
 def panels_of(parameters: Sequence[Parameter], first: frozenset[str] = FIRST) -> dict[str, list[str]]:
     """The groups of a command with these parameters, but for those that its help shows `first`."""
     own = {parameter.name for parameter in parameters} - first

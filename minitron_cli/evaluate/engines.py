@@ -21,6 +21,14 @@ from minitron_cli.hf.parts import vocabulary_of, weight_bytes
 ENGINES = ("hf", "vllm")
 
 
+def check_engine(engine: str) -> None:
+    """Refuse an engine that is unknown or not installed."""
+    if engine not in ENGINES:
+        raise MinitronError(f"no engine {engine!r}", f"known: {', '.join(ENGINES)}")
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise MinitronError("engine vllm is not installed", "pip install vllm, or leave --engine out")
+
+
 def make_subjects(
     engine: str,
     paths: Sequence[Path],
@@ -31,11 +39,8 @@ def make_subjects(
     trust_remote_code: bool = False,
 ) -> list[Subject]:
     """Every model in memory at once, for they take turns."""
-    if engine not in ENGINES:
-        raise MinitronError(f"no engine {engine!r}", f"known: {', '.join(ENGINES)}")
+    check_engine(engine)
     if engine == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            raise MinitronError("engine vllm is not installed", "pip install vllm, or leave --engine out")
         device = "cpu"  # only its sizes are read here; vLLM loads the weights itself
     loaded = [
         load_model(path, device=device, dtype=dtype, name=name, trust_remote_code=trust_remote_code)

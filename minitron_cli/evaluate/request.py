@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.atomic import atomic_file, check_file
 from minitron_cli.checkpoint.disk import need_space
@@ -16,6 +16,9 @@ from minitron_cli.evaluate.cache import default_cache
 from minitron_cli.evaluate.gates import Gate, Verdict, check, parse_gate, refuse_models, refuse_unknown
 from minitron_cli.evaluate.options import LossOptions, Options, Request, distinct_names
 from minitron_cli.spec.plain import finite, json_text
+
+if TYPE_CHECKING:
+    from minitron_cli.evaluate.tasks import Tasks
 
 Say = Callable[[str], None]
 
@@ -70,6 +73,15 @@ class Evaluation:
         return [f"{model['name']}: {model['error']}" for model in self.results["models"] if model["error"]]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An evaluation that was checked: its options, the tasks that they name, the gates."""
+
+    options: Options
+    tasks: Tasks | None
+    gates: tuple[Gate, ...]
+
+
 def options_of(request: EvalRequest) -> Options:
     """The checked options: every task, text and place of the request; nothing is loaded."""
     refuse_models([parse_gate(gate) for gate in request.gates], distinct_names(request.models))
@@ -97,18 +109,51 @@ def options_of(request: EvalRequest) -> Options:
 
 def evaluate(request: EvalRequest, say: Say = lambda text: None) -> Evaluation:
     """Measure every model and judge the gates; the results are written to `output` where one is given."""
-    options = options_of(request)
-    gates = [parse_gate(gate) for gate in request.gates]
+    ready = prepare(request, say)
 
     from minitron_cli.evaluate.results import gate_values, results
+    from minitron_cli.evaluate.side_by_side import evaluate as side_by_side
 
-    found = results(_measure(request, options, gates, say), request.settings)
+    found = results(side_by_side(request.models, ready.options, ready.tasks, say), request.settings)
     values = gate_values(found)
-    verdicts = check(gates, values) if gates and found["reference"] in values else []
+    verdicts = check(ready.gates, values) if ready.gates and found["reference"] in values else []
     found["gates"] = [asdict(verdict) for verdict in verdicts]
     if request.output:
         write_results(found, request.output, say)
     return Evaluation(found, tuple(verdicts))
+
+
+def rehearse(request: EvalRequest, say: Say = lambda text: None) -> Prepared:
+    """All checks of an evaluation, and that every model is there: what a dry run does."""
+    from minitron_cli.checkpoint.reader import load_config, resolve_model
+
+    ready = prepare(request, say)
+    for model in request.models:
+        load_config(resolve_model(model))
+    return ready
+
+
+def prepare(request: EvalRequest, say: Say) -> Prepared:
+    """The checked options, tasks and gates. Where there are tasks, lm-eval is imported from here on."""
+    options, tasks = options_of(request), None
+    gates = tuple(parse_gate(gate) for gate in request.gates)
+    if options.requests:
+        from minitron_cli.evaluate.harness import without_unsafe
+        from minitron_cli.evaluate.tasks import find_tasks
+
+        tasks = find_tasks([each.task for each in options.requests], list(request.include))
+        if not options.unsafe_code:
+            safe = without_unsafe(options.requests, (request.tasks or "").split(","), tasks)
+            if left_out := [each.task for each in options.requests if each not in safe]:
+                tasks_left_out = ", ".join(left_out)
+                say(f"left out, for they run code that the model writes (--confirm-run-unsafe-code): {tasks_left_out}")
+            options = replace(options, requests=safe)
+    if gates:
+        from minitron_cli.checkpoint.reader import resolve_model
+        from minitron_cli.evaluate.side_by_side import measurable
+
+        refuse_unknown(gates, measurable(options, tasks, resolve_model(request.models[0])))
+    return Prepared(options, tasks, gates)
 
 
 def write_results(found: Mapping[str, Any], output: Path, say: Say) -> None:
@@ -119,26 +164,6 @@ def write_results(found: Mapping[str, Any], output: Path, say: Say) -> None:
         say(f"warning: {', '.join(places[:3])}{more} are NaN or infinite: null in {output}")
     with atomic_file(output) as temporary:
         temporary.write_text(json_text(sealed(plain), indent=2) + "\n", encoding="utf-8")
-
-
-def _measure(request: EvalRequest, options: Options, gates: Sequence[Gate], say: Say) -> Any:
-    """Torch, transformers and lm-eval are imported from here on."""
-    from minitron_cli.checkpoint.reader import resolve_model
-    from minitron_cli.evaluate.harness import without_unsafe
-    from minitron_cli.evaluate.side_by_side import evaluate as side_by_side
-    from minitron_cli.evaluate.side_by_side import measurable
-    from minitron_cli.evaluate.tasks import find_tasks
-
-    tasks = find_tasks([each.task for each in options.requests], list(request.include)) if options.requests else None
-    if tasks and not options.unsafe_code:
-        safe = without_unsafe(options.requests, (request.tasks or "").split(","), tasks)
-        left_out = [each.task for each in options.requests if each not in safe]
-        if left_out:
-            say(f"left out, for they run code that the model writes (--confirm-run-unsafe-code): {', '.join(left_out)}")
-        options = replace(options, requests=safe)
-    if gates:
-        refuse_unknown(gates, measurable(options, tasks, resolve_model(request.models[0])))
-    return side_by_side(request.models, options, tasks, say)
 
 
 def _requests(request: EvalRequest) -> tuple[Request, ...]:

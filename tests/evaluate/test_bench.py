@@ -95,13 +95,18 @@ def test_an_engine_that_is_not_there(toy) -> None:
         make_subjects("vllm", [toy("llama")], ["toy"], device="cpu", dtype="auto")
 
 
-def test_a_dry_run_loads_nothing(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(
-        app, ["bench", "big", "small", "--grid", "8x4,16x4", "--dry-run", "-o", str(tmp_path / "b")]
-    )
+def test_a_dry_run_checks_what_the_run_checks(toy, tmp_path: Path) -> None:
+    line = ["bench", str(toy("llama")), str(toy("llama", num_hidden_layers=2)), "--grid", "8x4,16x4", "--dry-run"]
+    shown = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "b")])
     assert shown.exception is None
     assert "2 models x 8x4 batch 1, 16x4 batch 1" in shown.stdout
     assert not (tmp_path / "b").exists()
+    for wrong, told in [
+        (["nowhere"], "nowhere is not a model directory"),
+        (["--grid", "9000x9000"], "longer than the context"),
+        (["--engine", "tgi"], "no engine 'tgi'"),
+    ]:
+        assert told in str(CliRunner().invoke(app, [*line, *wrong]).exception)
 
 
 def test_the_command_writes_what_it_shows(toy, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,18 +279,24 @@ def test_code_is_refused_by_name_and_left_out_of_a_suite(
     assert {row["task"] for row in json.loads(out)["rows"]} == {"letters_one", "coder"}
 
 
-def test_a_dry_run_needs_no_torch_and_writes_nothing(line: list[str], tmp_path: Path) -> None:
-    code = (
-        "import sys; from minitron_cli.__main__ import run; code = run(sys.argv[1:]);"
-        "assert 'torch' not in sys.modules and 'lm_eval' not in sys.modules; sys.exit(code)"
-    )
+def test_a_dry_run_shows_the_plan_and_checks_what_the_run_checks(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("minitron_cli.evaluate.tasks._check_data", lambda tasks, names: None)  # it asks the hub
     arguments = ["eval", *line, "--suite", "minitron", "--limit", "8", "--dry-run", "--json", "-o", str(tmp_path / "r")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    plan = json.loads(done.stdout)
+    assert command_line(arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "r").exists()
     rows = {row["task"]: row for row in plan["requests"]}
     assert (rows["arc_challenge"]["shots"], rows["arc_challenge"]["metrics"]) == (25, ["acc_norm"])
     assert (rows["mbpp_zero_shot"]["shots"], rows["winogrande"]["limit"]) == (0, 8)
+    for wrong, told in [
+        (["nowhere"], "nowhere is not a model directory"),
+        (["--tasks", "nosuch"], "no such task: nosuch"),
+        (["--assert", "nosuch.acc > 0"], "nosuch"),
+    ]:
+        assert command_line(["eval", *line, *wrong, "--dry-run"]) == 1
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", ["0", "-3"])
