@@ -9,6 +9,7 @@ from minitron_cli.checkpoint.reader import open_checkpoint, resolve_model
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_accepted, check_strides
 from minitron_cli.prune.target import Target, check_something_is_cut, target_shape
+from minitron_cli.prune.to_dense import why_sparse
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.axes import FOLLOWING_AXES
 from minitron_cli.spec.plan import Plan
@@ -36,8 +37,11 @@ def complete(options: Options) -> Options:
 
 def trim(whole: Path, output: Path, *, plan: Plan, facts: Mapping[str, Any]) -> None:
     """Cut what the masks keep, as any other cut: `minitron verify OUT --source OUT/run/masked` derives it again."""
+    source = open_checkpoint(whole)
     target = {axis: size for axis, size in plan.target.sizes.items() if size != plan.source[axis]}
-    write_pruned(open_checkpoint(whole), plan, output, options={"target": target, "method": "learned"}, facts=facts)
+    dense = plan.target.get("expert") == 1 and not why_sparse(source.family, plan.target)
+    options = {"target": target, "method": "learned"}
+    write_pruned(source, replace(plan, dense=dense), output, options=options, facts=facts)
 
 
 def shear(

@@ -69,6 +69,8 @@ def _axis(checkpoint: Checkpoint | Architecture, axis: str) -> Mapping[str, Any]
         note = f"yes, but {family.warns[axis]}" if axis in family.warns else "yes"
     if axis == "hidden" and family.rms_norms and note == "yes":
         note = "yes, along channels or directions (--rotate)"
+    if axis == "expert" and family.dense is not None and note == "yes":
+        note = f"yes; with one expert it becomes a dense {family.dense.model_type}"
     if axis == "vocab" and note == "yes":
         note = "yes, where its tokenizer is BPE or Unigram"
     flag = f"--{FLAG_OF_AXIS[axis]}" if axis in FLAG_OF_AXIS else ""

@@ -8,6 +8,7 @@ from minitron_cli.checkpoint.token_ids import renumbering, with_new_ids
 from minitron_cli.checkpoint.validation import Rejected, causal_lm_class, understood
 from minitron_cli.checkpoint.wrapping import with_text
 from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.shape import Shape, computed
@@ -34,8 +35,15 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
     if "vocab" in plan.kept:
         result = with_new_ids(result, renumbering(plan.kept["vocab"], plan.source["vocab"]))
     result.update({key: 0 for key in family.predictors if result.get(key)})
+    result |= _layers_kept(config, result, family, plan)
+    return dense_config(result, family) if plan.dense else result
+
+
+def _layers_kept(config: Mapping[str, Any], pruned: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
+    """What a pruned config says of the layers that stay."""
     if "layer" not in plan.kept:
-        return result
+        return {}
+    result: dict[str, Any] = {}
     layers = [int(i) for i in plan.kept["layer"]]
     derived = {} if all(config.get(key) for key in family.per_layer) else _derived(config)
     for key in family.per_layer:
@@ -46,7 +54,24 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
     for key in family.per_layer_index:
         if config.get(key):
             result[key] = [new for new, old in enumerate(layers) if old in config[key]]
-    return {**result, **layers_stated(result, family, plan.target)}
+    return {**result, **layers_stated({**pruned, **result}, family, plan.target)}
+
+
+def dense_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The config of the dense model that a mixture of one expert is.
+
+    Keys that only the mixture's class knows are left out. Where the two classes have different values for what the
+    config leaves unsaid, those of the mixture are written.
+    """
+    dense, width = family.dense, family.key("expert_ffn", config)
+    assert dense is not None
+    full, usual = _derived(config), _derived({"model_type": dense.model_type})
+    left = {key: value for key, value in config.items() if key in usual or key not in full}
+    left |= {key: full[key] for key in full if key in usual and key not in left and full[key] != usual[key]}
+    left |= {**dense.config, "model_type": dense.model_type}
+    if (name := causal_lm_class(dense.model_type)) is not None and "architectures" in config:
+        left["architectures"] = [name]
+    return {**left, family_of(dense.model_type).config_keys["ffn"]: config[str(width)]}
 
 
 def layers_stated(config: Mapping[str, Any], family: Family, shape: Shape) -> dict[str, Any]:

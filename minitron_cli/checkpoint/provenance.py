@@ -150,6 +150,7 @@ def write_plan(directory: Path, plan: Plan) -> None:
     # One metadata key: safetensors does not keep the order of several, and the same plan must give the same bytes.
     shapes = json.dumps(
         {"source": dict(plan.source.sizes), "target": dict(plan.target.sizes), **_structure(plan.source)}
+        | ({"dense": True} if plan.dense else {})
     )
     kept = {axis: np.ascontiguousarray(index) for axis, index in plan.kept.items()}
     if plan.basis is not None:
@@ -198,8 +199,9 @@ def read_plan(directory: Path) -> Plan | None:
             target = target.of_layers(kept["layer"].tolist(), source)
         basis = kept.pop(_BASIS, None)
         merge = Merge(*(kept.pop(name) for name in _MERGE)) if _MERGE[0] in kept else None
+        dense = bool(shapes.get("dense"))
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
         raise MinitronError(f"{file} does not hold kept indices: {error}", "prune the model again") from error
-    if problems := plan_problems(source, target, kept, basis, merge):
+    if problems := plan_problems(source, target, kept, basis, merge, dense):
         raise MinitronError(f"{file} does not hold a plan: {'; '.join(problems)}", "prune the model again")
-    return Plan(source, target, kept, basis, merge)
+    return Plan(source, target, kept, basis, merge, dense)

@@ -49,7 +49,7 @@ _FIRST = (
 )
 _MORE = {
     "Experts": (
-        flag("experts", int, "experts a layer keeps"),
+        flag("experts", int, "experts a layer keeps; 1 makes it dense, where such a model type exists"),
         flag("expert_ffn", int, "neurons an expert keeps"),
         flag("shared_ffn", int, "neurons a layer's shared expert keeps"),
         flag("experts_per_token", int, "experts a token is routed to"),
@@ -131,7 +131,8 @@ def _measure(wanted: "Measurement") -> None:
 
 def _show_plan(resolved: "ResolvedPrune") -> None:
     facts = resolved.facts
-    rows = [[axis, f"{a:,}", f"{b:,}"] for axis, (a, b) in facts.shape.items()]
+    rows = [["model type", *facts.model_type]] if len(set(facts.model_type)) > 1 else []
+    rows += [[axis, f"{a:,}", f"{b:,}"] for axis, (a, b) in facts.shape.items()]
     rows += [[name, show(a), show(b)] for name, show, (a, b) in (
         ("parameters", "{:,}".format, facts.parameters),
         ("non-embedding", "{:,}".format, facts.non_embedding_parameters),

@@ -87,7 +87,7 @@ def rows() -> list[tuple[str, ...]]:
         (
             ", ".join(f"`{name}`" for name in family.model_types),
             ", ".join(kinds(family)) or "one",
-            _codes(cuttable(family)),
+            _cuttable(family),
             ", ".join(fixed(family)),
             _codes(compensated(family)),
             "no" if rotates(family) else "yes",
@@ -96,6 +96,12 @@ def rows() -> list[tuple[str, ...]]:
         )
         for family in FAMILIES
     ]
+
+
+def _cuttable(family: Family) -> str:
+    """The options that cut, with the dense model type that one expert makes."""
+    dense = f" (1: `{family.dense.model_type}`)" if family.dense else ""
+    return _codes(cuttable(family)).replace("`--experts`", f"`--experts`{dense}")
 
 
 def _masks(family: Family) -> str:

@@ -1,8 +1,8 @@
 """Granite 3 with experts, all of a layer in one tensor on disk."""
 
-from minitron_cli.families.experts import EXPERT_KEYS
+from minitron_cli.families.experts import DOWN, EXPERT_KEYS, GATE, UP
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, PRE_NORMS
-from minitron_cli.spec.family import family
+from minitron_cli.spec.family import Dense, family
 
 STACKED_EXPERTS = """
     model.layers.{layer}.block_sparse_moe.router.layer.weight    expert hidden                            @linear
@@ -22,4 +22,13 @@ GRANITEMOE = family(
         **PRE_NORMS,
         "model.layers.{layer}.post_attention_layernorm.weight": ("model.layers.{layer}.block_sparse_moe.",),
     },
+    dense=Dense(
+        "granite",
+        {
+            "model.layers.{layer}.block_sparse_moe.input_linear.weight": (*GATE, *UP),
+            "model.layers.{layer}.block_sparse_moe.output_linear.weight": DOWN,
+            "model.layers.{layer}.block_sparse_moe.experts.gate_up_proj": (*GATE, *UP),
+            "model.layers.{layer}.block_sparse_moe.experts.down_proj": DOWN,
+        },
+    ),
 )

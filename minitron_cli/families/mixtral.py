@@ -1,8 +1,10 @@
 """Mixtral: Llama's attention without biases, and experts that have names of their own on disk."""
 
-from minitron_cli.families.experts import EXPERT_KEYS
+from minitron_cli.families.experts import DOWN, EXPERT_KEYS, GATE, TO_MLP, UP
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, PRE_NORMS
-from minitron_cli.spec.family import family
+from minitron_cli.spec.family import Dense, family
+
+_SPLIT = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
 
 MIXTRAL = family(
     "mixtral",
@@ -27,4 +29,7 @@ MIXTRAL = family(
             "model.layers.{layer}.block_sparse_moe.",
         ),
     },
+    dense=Dense(
+        "mistral", {**TO_MLP, f"{_SPLIT}w1.weight": GATE, f"{_SPLIT}w2.weight": DOWN, f"{_SPLIT}w3.weight": UP}
+    ),
 )

@@ -1,8 +1,8 @@
 """Qwen2 (biases on q, k and v), Qwen3 (a norm on each head's queries and keys), and their mixtures of experts."""
 
-from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER
+from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER, TO_MLP
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
-from minitron_cli.spec.family import family
+from minitron_cli.spec.family import Dense, family
 from minitron_cli.spec.kinds import SPARSE_STEPS
 
 QK_NORM = """
@@ -31,6 +31,8 @@ QWEN3_MOE = family(
     config_keys=_KEYS,
     kinds=(SPARSE_STEPS,),
     rms_norms=PRE_NORMS,
+    # With use_sliding_window every layer has the window; a dense model's begin at this one.
+    dense=Dense("qwen3", TO_MLP, {"max_window_layers": 0}),
 )
 
 QWEN2_MOE = family(

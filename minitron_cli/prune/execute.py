@@ -95,6 +95,8 @@ def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensatio
         assert resolved.vocabulary is not None, "a cut of the vocabulary was counted"
         vocab = resolved.vocabulary.kept(shape["vocab"])
     plan = make_plan(source.shape, channels, resolved.target, resolved.scores, vocab)
+    if resolved.dense:
+        plan = replace(plan, dense=True)
     if resolved.routing is not None:
         assert resolved.scores is not None
         plan = merged(plan, resolved.routing, resolved.scores, request.expert_merge)
@@ -116,6 +118,8 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
     }
     if request.merges:
         options |= {"expert-merge": request.expert_merge}
+    if resolved.dense:
+        options |= {"dense": resolved.facts.model_type[1]}
     if request.compensates:
         options |= {"compensate": request.compensate, "ridge": request.ridge}
         options |= {"select": request.select} if request.select != "scores" else {}

@@ -12,6 +12,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
 from minitron_cli.prune.change import Change, ChangeOf
 from minitron_cli.prune.repairs import Repair, repair_of
+from minitron_cli.prune.to_dense import dense_tensors
 from minitron_cli.spec.axes import positions, size
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -40,11 +41,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One output tensor: the pieces of the source tensor it is gathered from, in their order on disk."""
+    """One output tensor: the pieces of the source tensor it is gathered from, in their order on disk.
+
+    `written` are the tensors that its bytes are written as, in order: itself, or those of a dense model.
+    """
 
     out: TensorOut
     source: TensorInfo
     pieces: tuple[Piece, ...]
+    written: tuple[TensorOut, ...]
     repair: Repair | None = None
 
 
@@ -82,10 +87,12 @@ class Read:
 
 def cuts(checkpoint: Checkpoint, plan: Plan, change_of: ChangeOf) -> list[Cut]:
     """Every tensor of the target in the source's order on disk, layers and experts renumbered."""
-    found = []
+    found, dense = [], checkpoint.family.dense if plan.dense else None
     for match in (*checkpoint.matches.values(), *checkpoint.beside.values()):
         layer = None if match.layer is None else plan.target_layer(match.layer)
         if match.weight.junk or (match.layer is not None and layer is None):
+            continue
+        if dense is not None and not dense.keeps(match.weight):
             continue
         expert = None if match.expert is None or layer is None else plan.target_expert(layer, match.expert)
         if match.expert is None or expert is not None:
@@ -106,9 +113,12 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
         keep = tuple(positions(dim, plan.source.sizes, kept) for dim in weight.dims)
         pieces = (Piece(0, info.shape or (1,), keep or (None,), match.expert),)
     if match.name in checkpoint.beside:  # the scale of embeddings, which repairs keep, is not that of images
-        return Cut(TensorOut(match.name, info.dtype, shape), info, pieces)
-    repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
-    return Cut(TensorOut(checkpoint.on_disk(weight.format(**place)), info.dtype, shape), info, pieces, repair)
+        beside = TensorOut(match.name, info.dtype, shape)
+        return Cut(beside, info, pieces, (beside,))
+    out, dense = TensorOut(weight.format(**place), info.dtype, shape), checkpoint.family.dense if plan.dense else None
+    tensors = (out, *((out,) if dense is None else dense_tensors(dense, weight, layer, out)))
+    out, *written = (replace(tensor, name=checkpoint.on_disk(tensor.name)) for tensor in tensors)
+    return Cut(out, info, pieces, tuple(written), repair_of(checkpoint.family, checkpoint.config, plan, weight))
 
 
 def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:

@@ -8,7 +8,7 @@ from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, sto
 from minitron_cli.checkpoint.reader import PREDICTOR, Checkpoint
 from minitron_cli.prune.compensation_cost import FLOPS_PER_SECOND, compensation_cost
 from minitron_cli.prune.trim import PEAK_BYTES, dequantising_bytes
-from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, Weight
 from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.search import CLOSE
 from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements, num_parameters
@@ -27,6 +27,7 @@ class PruneFacts:
     """
 
     source: str
+    model_type: tuple[str, str]
     shape: Mapping[str, tuple[int, int]]
     change: str
     parameters: tuple[int, int]
@@ -48,23 +49,28 @@ def prune_facts(
     output: Path,
     compensation: Mapping[str, bool] | None = None,
     budget: int | None = None,
+    dense: bool = False,
 ) -> PruneFacts:
     """Source and target side by side, warnings, and what the streaming takes.
 
     With `compensation`, the options of `compensation_cost`, that is included; `budget` are the parameters asked for.
+    With `dense` the target becomes a dense model, of the axes of the mixture still.
     """
-    items = stored_weights(source)
+    items, model_type = stored_weights(source), str(source.config["model_type"])
+    becomes = source.family.dense if dense else None
+    left = items if becomes is None else {weight: item for weight, item in items.items() if becomes.keeps(weight)}
 
-    def pair(of: Callable[[Shape], int]) -> tuple[int, int]:
-        return of(source.shape), of(target)
+    def pair(of: Callable[[Mapping[Weight, int], Shape], int]) -> tuple[int, int]:
+        return of(items, source.shape), of(left, target)
 
     flops, held = compensation_cost(items, source.shape, target, **compensation) if compensation else (0.0, 0)
     axes = [a for a in source.shape if source.shape[a] != target[a] and a in FLAG_OF_AXIS]
     changed = [f"{FLAG_OF_AXIS[a]} {source.shape[a]} -> {target[a]}" for a in axes]
+    changed += [f"{model_type} -> {becomes.model_type}"] if becomes else []
     num_bytes = pair(
-        lambda s: sum(num_elements(w, s) * copies(w, s) * n for w, n in items.items()) + beside_bytes(source, s)
+        lambda lines, s: sum(num_elements(w, s) * copies(w, s) * n for w, n in lines.items()) + beside_bytes(source, s)
     )
-    parameters = pair(lambda s: num_parameters(items, s))
+    parameters = pair(num_parameters)
     held, seconds = held + PEAK_BYTES + START_BYTES, flops / FLOPS_PER_SECOND
     if isinstance(source, Checkpoint) and source.dequantised:
         changed.insert(0, "{method} -> {dtype}".format(**source.dequantised))
@@ -72,13 +78,14 @@ def prune_facts(
         held, seconds = held + dequantising_bytes(source), seconds + parameters[0] / VALUES_PER_SECOND
     return PruneFacts(
         source=str(source.path) if isinstance(source, Checkpoint) else source.family.name,
+        model_type=(model_type, becomes.model_type if becomes else model_type),
         shape={axis: (source.shape[axis], target[axis]) for axis in source.shape},
         change=", ".join(changed),
         parameters=parameters,
-        non_embedding_parameters=pair(lambda s: num_parameters(items, s, embedding=False)),
+        non_embedding_parameters=pair(lambda lines, s: num_parameters(lines, s, embedding=False)),
         bytes=num_bytes,
-        kv_bytes_per_token=pair(kv_bytes_per_token),
-        flops_per_token=pair(lambda s: flops_per_token(items, s, 4096)),
+        kv_bytes_per_token=pair(lambda lines, s: kv_bytes_per_token(s)),
+        flops_per_token=pair(lambda lines, s: flops_per_token(lines, s, 4096)),
         peak_memory=held,
         seconds=round(sum(num_bytes) / BYTES_PER_SECOND + seconds, 1),
         compensation_flops=flops,

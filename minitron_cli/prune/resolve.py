@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron_cli.checkpoint.architecture import Architecture
+from minitron_cli.checkpoint.architecture import Architecture, architecture_of
 from minitron_cli.checkpoint.atomic import check_output
-from minitron_cli.checkpoint.hfconfig import layers_stated
+from minitron_cli.checkpoint.hfconfig import dense_config, layers_stated
 from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
@@ -29,6 +29,7 @@ from minitron_cli.prune.target import (
     target_for_budget,
     target_shape,
 )
+from minitron_cli.prune.to_dense import why_sparse
 from minitron_cli.prune.vocabulary import Vocabulary, covering_size
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
@@ -56,11 +57,13 @@ class ResolvedPrune:
     facts: PruneFacts
     routing: Routing | None = None  # of the source's experts, where they are merged
     vocabulary: Vocabulary | None = None
+    dense: bool = False  # whether the one expert that stays becomes a dense MLP
 
     @property
     def result(self) -> Architecture:
         """The model that comes out, by its config."""
-        return Architecture(self.source.config, self.source.family, self.source.shape).resized(self.shape)
+        left = Architecture(self.source.config, self.source.family, self.source.shape).resized(self.shape)
+        return architecture_of(dense_config(left.config, left.family)) if self.dense else left
 
 
 def resolve(
@@ -84,13 +87,14 @@ def resolve(
     if request.vocab_coverage is not None:
         target = _covering(request, source, target, counted)
         shape = target_shape(source, target)
-    if not request.changes_uncut or request.sizes:
+    dense = request.experts == 1 and not why_sparse(source.family, shape)
+    if not dense and (not request.changes_uncut or request.sizes):
         check_something_is_cut(source.shape, shape, request.sizes)
     check_strides(source, shape)
     if request.rotate:
         check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
     output = request.output or Path(
-        default_name(name, source.shape, shape, text_only=request.text_only, dtype=request.dequantized_to)
+        default_name(name, source.shape, shape, text_only=request.text_only, dense=dense, dtype=request.dequantized_to)
     )
     if isinstance(source, Checkpoint):
         inputs = [
@@ -117,9 +121,9 @@ def resolve(
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
     merges = request.merges and shape["expert"] < source.shape["expert"]
     routing = read_routing(request, source.shape) if merges and scores is not None else None
-    facts = _facts(request, source, shape, output, scores, counted, merges)
+    facts = _facts(request, source, shape, output, scores, counted, merges, dense)
     return ResolvedPrune(
-        request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted
+        request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted, dense
     )
 
 
@@ -135,6 +139,8 @@ def _target(request: PruneRequest, source: Checkpoint | Architecture, scores: Sc
         target = target_for_budget(source, request.params, request.multiple_of, scores)
     elif request.drop_layers is not None:
         target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
+    if request.experts == 1 and source.family.dense is not None:  # a dense model has no number of experts a token
+        target = replace(target, sizes={"expert_active": 1, **target.sizes})
     return rounded(source.shape, target, request.multiple_of)
 
 
@@ -159,9 +165,10 @@ def _facts(
     scores: Scores | None,
     counted: Vocabulary | None,
     merges: bool,
+    dense: bool,
 ) -> PruneFacts:
     """What the cut costs and leaves, with the work of merging experts and the spelling of a cut vocabulary."""
-    facts = prune_facts(source, shape, output, request.compensation_options, request.params)
+    facts = prune_facts(source, shape, output, request.compensation_options, request.params, dense)
     facts = replace(facts, warnings=(*facts.warnings, *_expert_warnings(request, source, shape, scores)))
     if merges:
         seconds, held = merge_cost(source.shape, shape)
@@ -177,14 +184,16 @@ def _expert_warnings(
     """What a cut of experts leaves unsaid: gates that shrink, calibration that did not reach, engines' divisibility."""
     source, num, found = model.shape, target.get("expert"), []
     normalised = model.config.get("norm_topk_prob", model.family.defaults.get("norm_topk_prob", True))
-    if target.get("expert_active") < source.get("expert_active") and not normalised:
+    if request.experts == 1 and (why := why_sparse(model.family, target)):
+        found.append(f"--experts 1 leaves a mixture of one expert: {why}")
+    if target.get("expert_active") < source.get("expert_active") and not normalised and num > 1:
         found.append(
             f"--experts-per-token {target['expert_active']}: the routing weights of this model do not add up to 1, so "
             "that with fewer experts a token their output shrinks; training makes up for it, trimming does not"
         )
     if num == source.get("expert"):
         return found
-    if num % PARALLEL and not source["expert"] % PARALLEL:
+    if num % PARALLEL and num > 1 and not source["expert"] % PARALLEL:
         found.append(
             f"--experts {num} is not a multiple of {PARALLEL}: engines cannot share them among {PARALLEL} GPUs"
         )

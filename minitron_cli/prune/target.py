@@ -177,11 +177,17 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
 
 
 def default_name(
-    model_name: str, source: Shape, shape: Shape, *, text_only: bool = False, dtype: str | None = None
+    model_name: str,
+    source: Shape,
+    shape: Shape,
+    *,
+    text_only: bool = False,
+    dense: bool = False,
+    dtype: str | None = None,
 ) -> str:
     """An output name after the model and what was cut: Llama-3.1-8B-h3072-f9216, gemma-3-4b-it-text; where that is
     nothing, after the type of its dequantised weights: Qwen3-8B-FP8-bfloat16."""
-    parts = ["text"] * text_only + [shape_name(shape, source)] * (shape != source)
+    parts = ["text"] * text_only + ["dense"] * dense + [shape_name(shape, source)] * (shape != source)
     return "-".join([model_name, *(parts or [dtype or "copy"])])
 
 

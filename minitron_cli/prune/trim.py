@@ -68,7 +68,7 @@ def write_model(
     digests = Digests()
     buffers = Buffers(BLOCK_BYTES + 2 * PAGE)
     sizes = {file: file.stat().st_size for file in source.files}
-    parts = shards([c.out for c in cut], max_shard_bytes)
+    parts = _parts(cut, max_shard_bytes)
     read = _source_hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), source, digests.source)
     if source.dequantised:
         read = _decoded(ahead(read), buffers)
@@ -80,6 +80,14 @@ def write_model(
     if directory:
         write_index(directory, parts)
     return digests
+
+
+def _parts(cut: Sequence[Cut], max_shard_bytes: int) -> list[list[TensorOut]]:
+    """The tensors of each shard; all that one tensor of the source is written as is in the same."""
+    written = {c.out.name: c.written for c in cut}
+    return [
+        [one for out in part for one in written[out.name]] for part in shards([c.out for c in cut], max_shard_bytes)
+    ]
 
 
 def dequantising_bytes(source: Checkpoint) -> int:

@@ -65,14 +65,14 @@ def _plan_problems(checkpoint: Checkpoint, manifest: Mapping[str, Any], plan: Pl
     """Where manifest, config and kept indices of a pruned model contradict each other."""
     if plan is None:
         return [f"{KEPT_INDICES} is missing"]
-    source, target = dict(plan.source.sizes), dict(plan.target.sizes)
+    source, target, left = (dict(shape.sizes) for shape in (plan.source, plan.target, plan.left))
     options = manifest["options"]
     layers = layer_list(plan.kept["layer"]) if "layer" in plan.kept else None
     cut = {axis: size for axis, size in target.items() if size != source[axis]}
     pairs = {
-        "the kept indices lead to another shape than the config's": (plan.target, checkpoint.shape),
+        "the kept indices lead to another shape than the config's": (plan.left, checkpoint.shape),
         "the manifest's shape is not that of the kept indices": (
-            manifest.get("shape"), {"source": source, "target": target},
+            manifest.get("shape"), {"source": source, "target": left},
         ),
         "the manifest's kept layers are not those of the kept indices": (manifest.get("kept_layers"), layers),
         "the manifest's target sizes are not those of the kept indices": (options.get("target", cut), cut),

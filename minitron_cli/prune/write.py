@@ -89,7 +89,7 @@ def write_pruned(
             },
             parent=checkpoint.path,
             known=streamed.target,
-            shape={"source": dict(plan.source.sizes), "target": dict(plan.target.sizes)},
+            shape={"source": dict(plan.source.sizes), "target": dict(plan.left.sizes)},
             max_shard_bytes=max_shard_bytes,
             check=checked,
             **({"compensation": record(compensation)} if compensation else {}),

@@ -14,6 +14,25 @@ CORRECTION = "correction_bias"  # how the weight ends that corrects the choice o
 
 
 @dataclass(frozen=True, slots=True)
+class Dense:
+    """The model type that a mixture of one expert is an instance of, where the router gives its only choice weight 1.
+
+    `lines` maps each line of an expert to the dense lines that its rows are, in order. Every other line with an axis of
+    experts is a router's and goes, all that is left has the same name in both. `config` holds values without which the
+    dense model would compute something else.
+    """
+
+    model_type: str
+    lines: Mapping[str, tuple[str, ...]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def keeps(self, weight: Weight) -> bool:
+        """Whether the dense model has what a line of the mixture holds."""
+        axes = {*weight.name_axes, *(axis for dim in weight.dims for axis in axes_of(dim))}
+        return weight.name in self.lines or "expert" not in axes
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """The weights of one architecture, as they are named on disk.
 
@@ -38,6 +57,7 @@ class Family:
     `computed` maps a config key to what its value is in sizes of axes, `a*b/c`: a whole number in every model.
     `whole` says why a layer is no model by itself, where it is none: importance cannot be measured layer by layer.
     `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
+    `dense` is what a mixture of one expert is without its router, where transformers has a model type for that.
     """
 
     name: str
@@ -60,6 +80,7 @@ class Family:
     computed: Mapping[str, str] = field(default_factory=dict)
     whole: str = ""
     normal: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    dense: Dense | None = None
 
     def with_(self, lines: str, **changes: Any) -> "Family":
         """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""

@@ -9,7 +9,7 @@ import numpy as np
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXES, FOLLOWING_AXES, SCOPE, SCORED_AXES
 from minitron_cli.spec.scores import Scores
-from minitron_cli.spec.shape import Shape
+from minitron_cli.spec.shape import Shape, dense_shape
 
 ORTHONORMAL = 1e-4  # float32 columns of a few thousand rows are so to about 1e-6
 
@@ -33,7 +33,8 @@ class Plan:
     belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn). The row
     of a layer that has no such axis means nothing.
     `basis` (source hidden, target hidden) replaces the kept hidden channels where directions of the residual stream are
-    kept instead: orthonormal columns, each a direction. `merge` says what becomes of the experts that go.
+    kept instead: orthonormal columns, each a direction. `merge` says what becomes of the experts that go. With `dense`
+    the one expert of a layer that stays is the MLP of a dense model (see Family.dense), whose shape is `left`.
     """
 
     source: Shape
@@ -41,10 +42,16 @@ class Plan:
     kept: Mapping[str, np.ndarray]
     basis: np.ndarray | None = None
     merge: Merge | None = None
+    dense: bool = False
 
     def __post_init__(self) -> None:
-        problems = plan_problems(self.source, self.target, self.kept, self.basis, self.merge)
+        problems = plan_problems(self.source, self.target, self.kept, self.basis, self.merge, self.dense)
         assert not problems, "; ".join(problems)
+
+    @property
+    def left(self) -> Shape:
+        """The shape of the model that comes out: the target, in the axes of a dense model where it becomes one."""
+        return dense_shape(self.target) if self.dense else self.target
 
     def source_layer(self, layer: int) -> int:
         """Source index of a target layer."""
@@ -84,9 +91,12 @@ def plan_problems(
     kept: Mapping[str, np.ndarray],
     basis: np.ndarray | None = None,
     merge: Merge | None = None,
+    dense: bool = False,
 ) -> list[str]:
     """Why these kept indices (and directions) do not make `target` of `source`; empty when they do."""
     problems = [] if basis is None else _basis_problems(source, target, kept, basis)
+    if dense and target.get("expert") != 1:
+        problems.append(f"{target.get('expert')} experts a layer are no dense MLP")
     free = {axis.name for axis in AXES if not axis.units} | ({"hidden"} if basis is not None else set())
     for axis in sorted({*source, *target, *kept}):
         if axis not in source or axis not in target:

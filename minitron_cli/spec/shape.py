@@ -111,6 +111,12 @@ def shape_of(family: Family, config: Mapping[str, Any]) -> Shape:
     return Shape(sizes, family.groups, kinds, kinds_with, family.follows)
 
 
+def dense_shape(shape: Shape) -> Shape:
+    """The shape of a mixture of one expert in the axes of a dense model, whose layers are all alike."""
+    sizes = {axis: size for axis, size in shape.sizes.items() if not axis.startswith("expert")}
+    return replace(shape, sizes={**sizes, "ffn": shape["expert_ffn"]}, kinds=(), kinds_with={})
+
+
 def _sizes_in(
     family: Family, config: Mapping[str, Any], axes: Iterable[str]
 ) -> tuple[dict[str, int], list[str | None], list[str]]:

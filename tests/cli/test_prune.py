@@ -147,12 +147,29 @@ def test_a_budget_of_parameters(toy: Toy, tmp_path: Path, minitron: Minitron) ->
 def test_experts_and_their_routing(toy: Toy, tmp_path: Path, minitron: Minitron) -> None:
     model = toy("qwen3_moe")
     scores = scores_for(model, tmp_path / "scores.safetensors")
-    refused = minitron("prune", model, "--experts", 1, "--scores", scores, "-o", tmp_path / "small")
+    line = ("prune", model, "--scores", scores, "-o", tmp_path / "small", "--experts")
+    refused = minitron(*line, 1, "--experts-per-token", 2)
     assert refused.code == 1
     assert "lower that too with --experts-per-token" in refused.err
-    line = ("prune", model, "--experts", 1, "--experts-per-token", 1, "--scores", scores, "-o", tmp_path / "small")
-    assert minitron(*line).code == 0
+    assert minitron(*line, 2, "--experts-per-token", 1).code == 0
     assert open_checkpoint(tmp_path / "small").config["num_experts_per_tok"] == 1
+
+
+def test_one_expert_makes_a_dense_model(toy: Toy, tmp_path: Path, minitron: Minitron) -> None:
+    """The number of experts a token need not be said: a dense model has none."""
+    model, out = toy("mixtral"), tmp_path / "small"
+    line = ("prune", model, "--experts", 1, "--scores", scores_for(model, tmp_path / "scores.safetensors"), "-o", out)
+    dry = minitron(*line, "--dry-run")
+    assert "model type mixtral mistral" in " ".join(dry.out.split())
+    done = minitron(*line, "--check")
+    assert done.code == 0, done.err
+    assert "mixtral -> mistral" in done.err
+    assert "checked against the masked source" in done.err
+    assert minitron("verify", out, "--source", model).code == 0
+    seen = json.loads(minitron("inspect", model, "--json").out)
+    assert [axis["note"] for axis in seen["axes"] if axis["axis"] == "expert"] == [
+        "yes; with one expert it becomes a dense mistral"
+    ]
 
 
 def test_verify_finds_what_was_changed(toy: Toy, tmp_path: Path, minitron: Minitron) -> None:
