@@ -21,6 +21,7 @@ from minitron_cli.training import preflight
 from minitron_cli.training.defaults import USUAL_LENGTH, fill_sharding, fill_steps
 from minitron_cli.training.options import Options as TrainingOptions
 from minitron_cli.training.presets import resolve as resolve_training
+from minitron_cli.training.stretches import stretches_of
 
 _ITEM_BYTES = {"float32": 4}  # of computed values; two in every other dtype
 
@@ -117,19 +118,28 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
     ranks = int(str(step.options.get("nproc", 1)))
     options = fill_sharding(_training_options(step, {"the student": source, **teachers}), ranks)
     assert options.seq_len is not None
-    tokens = (options.steps or 0) * options.batch * options.seq_len
+    stretches = () if options.steps is None else stretches_of(options)
     made = source
     if options.export_dtype is not None:
         made = Architecture({**source.config, "dtype": options.export_dtype}, source.family, source.shape)
-    student, *others = (preflight.size_of_config(model.config, options.seq_len) for model in (made, *teachers.values()))
+    figures = {
+        length: [preflight.size_of_config(model.config, length) for model in (made, *teachers.values())]
+        for length in {options.seq_len, *(stretch.seq_len for stretch in stretches)}
+    }
+    longest = max(figures)
+    student, *others = figures[longest]
     item = _ITEM_BYTES.get(options.dtype, 2)
     need = preflight.memory(
-        student, others, tokens=(options.micro_batch or 1) * options.seq_len,
+        student, others, tokens=max((options.micro_batch or 1) * options.seq_len, longest),
         world=ranks, item=item,
         teacher_item=item if options.teacher_dtype == "auto" else _ITEM_BYTES.get(options.teacher_dtype, 2),
         shard_teacher=bool(options.shard_teacher), checkpointing=options.checkpoint_activations,
     )  # fmt: skip
-    flops = float(tokens) * (3 * student.flops + sum(teacher.flops for teacher in others))
+    tokens, flops = 0, 0.0
+    for stretch in stretches:
+        student, *others = figures[stretch.seq_len]
+        tokens += stretch.tokens
+        flops += float(stretch.tokens) * (3 * student.flops + sum(teacher.flops for teacher in others))
     working = preflight.disk(student, options.keep, made.num_bytes // made.parameters)
     return Estimate(step, made, tokens, flops, made.num_bytes, working, need.total())
 
@@ -137,10 +147,11 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
 def _training_options(step: Step, models: Mapping[str, Architecture]) -> TrainingOptions:
     """The options of a training step with its length: `steps` stays None where only the data decides."""
     inputs = {"student": "", "data": ("",), "output": step.output}
-    given = {**inputs, "verb": step.verb, **typed_fields(TrainingOptions, step.options)}
+    named = {"phases" if flag == "phase" else flag: value for flag, value in step.options.items()}
+    given = {**inputs, "verb": step.verb, **typed_fields(TrainingOptions, named)}
     preset = step.options.get("preset")
     options = resolve_training(given, None if preset is None else str(preset))
     contexts = {name: context_length(model.config) for name, model in models.items()}
     options = replace(options, seq_len=sequence_length(options.seq_len, USUAL_LENGTH, contexts))
     unknown = options.steps is None and options.tokens is None
-    return options if unknown else fill_steps(options, options.batch)
+    return options if unknown else fill_steps(options)

@@ -91,7 +91,7 @@ OPTIMIZER = (
 TEXT = (
     flag("separator", str, "between documents: auto, bos, eos, bos+eos, none"),
     flag("text_field", str, "the column that holds the text"),
-    flag("phases", list[str], "STEP:W,W,...: other data weights until STEP; repeatable", "--phase"),
+    flag("phases", list[str], "STEP:W,W,...[,seq-len=N][,batch=N]: others until STEP; repeatable", "--phase"),
     flag("cross_doc", bool, "attend over the documents of a row", negatable=True),
     flag("stream", bool, "read the text as it comes, without token files", negatable=True),
 )

@@ -3,9 +3,14 @@
 Row k of step s is number g = s * global_batch + k of one endless sequence. The mixture says which domain g belongs to
 and the how-manieth of that domain it is; c of n windows means epoch c // n, place c mod n of the permutation of that
 epoch. There is no state to save: a run resumes from its step number, and neither world size nor micro-batch enters.
+
+Where phases have rows of several lengths, what is permuted are blocks of the longest, which the others divide. A phase
+takes whole blocks, cuts those that it takes of an epoch into its rows, and reads these in an order of their own: so no
+token of an epoch is in two rows, whatever their lengths. Less than a block of each domain goes unread where one ends.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,10 +23,9 @@ from minitron_cli.errors import MinitronError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Order:
-    """Rows of `seq_len` tokens out of `files`, mixed by `weights`, `global_batch` a step.
+    """Rows of `seq_len` tokens out of `files`, mixed by `weights`, `global_batch` a step, once the `phases` are over.
 
-    `phases` = ((until_step, weights), ...): other weights for the steps below each `until_step`; `weights` hold after
-    the last. A domain goes on where it was when the weights change.
+    A domain goes on where it was when a phase ends.
     """
 
     files: tuple[TokenFile, ...]
@@ -31,53 +35,86 @@ class Order:
     seed: int
     phases: tuple[Phase, ...] = ()
     _schedule: Schedule = field(init=False, repr=False)
+    _blocks: tuple[np.ndarray, ...] = field(init=False, repr=False)  # (file,) that were taken before each span
 
     def __post_init__(self) -> None:
-        assert self.seq_len > 1, "a row of one token predicts nothing"
+        assert min(self.lengths) > 1, "a row of one token predicts nothing"
+        if odd := [length for length in self.lengths if self.block % length]:
+            raise MinitronError(
+                f"rows of {', '.join(map(str, odd))} tokens do not divide those of {self.block}",
+                "take lengths that divide the longest, so that rows of both never share a token",
+            )
         if len(self.weights) != len(self.files):
             raise MinitronError(
                 f"{len(self.weights)} weights for {len(self.files)} sources", "give one weight per source"
             )
         require_one_tokenizer(self.files)
-        require_windows(self.files, self.seq_len)
+        require_windows(self.files, self.block)
         object.__setattr__(self, "_schedule", Schedule(self.weights, self.global_batch, self.phases))
+        blocks = [np.zeros(len(self.files), np.int64)]
+        for number, (span, following) in enumerate(pairwise(self._schedule.spans)):
+            blocks.append(blocks[-1] - -(following.used - span.used) // self._fold(number))
+        object.__setattr__(self, "_blocks", tuple(blocks))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of rows that there are, ascending."""
+        return tuple(sorted({self.seq_len, *(phase.seq_len or self.seq_len for phase in self.phases)}))
+
+    @property
+    def block(self) -> int:
+        """Tokens of the longest row: what an epoch permutes."""
+        return self.lengths[-1]
+
+    @property
+    def num_lost(self) -> int:
+        """Blocks that go unread at the most where phases end."""
+        return len(self.phases) * len(self.files) if len(self.lengths) > 1 else 0
+
+    def length(self, step: int) -> int:
+        """Tokens of a row of `step`."""
+        return self.block // self._fold(self._schedule.span_at(step))
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """File and window of every row of `step`: two (global_batch,) int64."""
+        """File and window (of `length(step)` tokens) of every row of `step`: two (row,) int64."""
+        span = self._schedule.span_at(step)
         domains, numbers = self._schedule.numbers(step)
         windows = np.empty_like(numbers)
         for domain in np.unique(domains):
             mine = domains == domain
-            windows[mine] = self._windows(int(domain), numbers[mine])
+            windows[mine] = self._windows(int(domain), span, numbers[mine])
         return domains, windows
 
     def rows(self, step: int) -> np.ndarray:
-        """The token ids of `step`: (global_batch, seq_len) int64. A row makes seq_len - 1 predictions."""
-        return self.rows_at(*self.places(step))
+        """The token ids of `step`: (row, token) int64. A row makes one prediction less than it has tokens."""
+        return self.rows_at(*self.places(step), self.length(step))
 
-    def rows_at(self, files: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    def rows_at(self, files: np.ndarray, windows: np.ndarray, seq_len: int) -> np.ndarray:
         """The token ids of window windows[r] of file files[r], two (row,): (row, seq_len) int64."""
-        rows = np.empty((len(files), self.seq_len), np.int64)
+        rows = np.empty((len(files), seq_len), np.int64)
         for file in np.unique(files):
             mine = files == file
-            rows[mine] = self.files[file].windows(windows[mine], self.seq_len)
+            rows[mine] = self.files[file].windows(windows[mine], seq_len)
         return rows
 
     def documents(self, step: int) -> np.ndarray:
-        """Which document of its row each token belongs to, from 0: (global_batch, seq_len) int64, as `rows`."""
-        return self.documents_at(*self.places(step))
+        """Which document of its row each token belongs to, from 0: (row, token) int64, as `rows`."""
+        return self.documents_at(*self.places(step), self.length(step))
 
-    def documents_at(self, files: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    def documents_at(self, files: np.ndarray, windows: np.ndarray, seq_len: int) -> np.ndarray:
         """`documents` of window windows[r] of file files[r], two (row,): (row, seq_len) int64."""
-        numbers = np.empty((len(files), self.seq_len), np.int64)
+        numbers = np.empty((len(files), seq_len), np.int64)
         for file in np.unique(files):
             mine = files == file
-            numbers[mine] = self.files[file].document_numbers(windows[mine], self.seq_len)
+            numbers[mine] = self.files[file].document_numbers(windows[mine], seq_len)
         return numbers - numbers[:, :1]
 
     def epochs(self, step: int) -> np.ndarray:
         """How often each file has been read when `step` begins: (file,) float64."""
-        return self.used(step) / np.array([file.num_windows(self.seq_len) for file in self.files])
+        number = self._schedule.span_at(step)
+        rows = self.used(step) - self._schedule.spans[number].used
+        taken = self._blocks[number] + rows / self._fold(number)
+        return taken / np.array([file.num_windows(self.block) for file in self.files])
 
     def used(self, step: int) -> np.ndarray:
         """How many rows of each file have been read when `step` begins: (file,) int64."""
@@ -92,14 +129,28 @@ class Order:
             **self._schedule.identity(),
         }
 
-    def _windows(self, domain: int, numbers: np.ndarray) -> np.ndarray:
-        """Windows of the rows `numbers` of a domain, counted from its first row: (n,) int64."""
-        count = self.files[domain].num_windows(self.seq_len)
-        epochs, places = np.divmod(numbers, count)
+    def _fold(self, span: int) -> int:
+        """Rows of a span in a block."""
+        return self.block // (self._schedule.spans[span].seq_len or self.seq_len)
+
+    def _windows(self, domain: int, span: int, numbers: np.ndarray) -> np.ndarray:
+        """Windows of the rows `numbers` of a domain in a span, counted from the domain's first of all: (n,) int64."""
+        count, fold = self.files[domain].num_windows(self.block), self._fold(span)
+        begin = int(self._blocks[span][domain])
+        end = None if span + 1 == len(self._blocks) else int(self._blocks[span + 1][domain])
+        places = begin * fold + numbers - self._schedule.spans[span].used[domain]
+        epochs = places // (count * fold)
         windows = np.empty_like(numbers)
-        for epoch in np.unique(epochs):
+        for epoch in np.unique(epochs).tolist():
             mine = epochs == epoch
-            windows[mine] = permute(places[mine], count, derive(self.seed, domain, int(epoch)))
+            at = places[mine]
+            if fold > 1:
+                # The rows in the blocks that the span takes of this epoch, in an order of their own.
+                first, last = max(begin, epoch * count), (epoch + 1) * count
+                rows = (last if end is None else min(last, end)) - first
+                at = first * fold + permute(at - first * fold, rows * fold, derive(self.seed, domain, epoch, first))
+            blocks = permute(at // fold % count, count, derive(self.seed, domain, epoch))
+            windows[mine] = blocks * fold + at % fold
         return windows
 
 

@@ -214,7 +214,7 @@ def _whole_lines(file: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamOrder:
-    """`Order` over streams: `global_batch` rows a step, mixed by `weights` and `phases`."""
+    """`Order` over streams, whose rows are all of one length."""
 
     streams: tuple[RowStream, ...]
     weights: tuple[float, ...]
@@ -231,9 +231,9 @@ class StreamOrder:
         object.__setattr__(self, "_schedule", Schedule(self.weights, self.global_batch, self.phases))
 
     def rows(self, step: int) -> np.ndarray:
-        """The token ids of `step`: (global_batch, seq_len) int64."""
+        """The token ids of `step`: (row, seq_len) int64."""
         domains, numbers = self._schedule.numbers(step)
-        rows = np.empty((self.global_batch, self.streams[0].seq_len), np.int64)
+        rows = np.empty((len(numbers), self.streams[0].seq_len), np.int64)
         for domain in np.unique(domains):
             mine = domains == domain
             rows[mine] = self.streams[domain].rows(numbers[mine])

@@ -14,6 +14,7 @@ from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import preflight
 from minitron_cli.training.prepare import Prepared
+from minitron_cli.training.stretches import Stretch
 
 _LARGEST_BLOCK = 256 << 20  # bytes that a process reads, copies or writes at a time, and has in flight
 
@@ -77,15 +78,20 @@ def _with(ready: Prepared, **changes: Any) -> Prepared:
     return replace(ready, options=replace(ready.options, **changes))
 
 
+def _one_row(ready: Prepared) -> Prepared:
+    """The same run with --micro-batch 1."""
+    return replace(ready, stretches=tuple(replace(stretch, micro_batch=1) for stretch in ready.stretches))
+
+
 def _remedies(ready: Prepared, world: World, free: int) -> dict[str, int]:
     """What would make a step fit, by what to type: the bytes that it then needs."""
     tried = {
         "--gradients sharded": _with(ready, gradients="sharded"),
-        "--micro-batch 1": replace(ready, micro_batch=1),
+        "--micro-batch 1": _one_row(ready),
         "--checkpoint-activations": _with(ready, checkpoint_activations=True),
         "--shard-teacher": _with(ready, shard_teacher=world.size > 1 and not ready.options.teacher_device),
     }
-    tried["--micro-batch 1 --checkpoint-activations"] = replace(tried["--checkpoint-activations"], micro_batch=1)
+    tried["--micro-batch 1 --checkpoint-activations"] = _one_row(tried["--checkpoint-activations"])
     needs = {words: memory(changed, world).total() for words, changed in tried.items()}
     return {words: need for words, need in needs.items() if need <= free}
 
@@ -93,7 +99,8 @@ def _remedies(ready: Prepared, world: World, free: int) -> dict[str, int]:
 def facts(ready: Prepared, world: World) -> dict[str, Any]:
     """What the run will do and take, for a dry run: parameters, steps, tokens, FLOPs, bytes."""
     options, (student, *teachers) = ready.options, ready.sizes
-    tokens, need = _tokens(ready), memory(ready, world)
+    *before, last = ready.stretches
+    need = memory(ready, world)
     return {
         "output": options.output,
         "student parameters": student.parameters,
@@ -101,12 +108,13 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         "teacher parameters": [t.parameters for t in teachers],
         **({"served teacher": f"{served}, the top {served.top_k}"} if (served := ready.models.served) else {}),
         "steps": options.steps,
-        "batch": options.batch,
-        "micro-batch": ready.micro_batch,
-        "sequence length": options.seq_len,
-        "tokens": tokens,
-        "FLOPs": tokens * ready.flops_per_token,
-        "FLOPs per token": ready.flops_per_token,
+        **({"phases before": [f"{s}, micro-batch {s.micro_batch}" for s in before]} if before else {}),
+        "batch": last.batch,
+        "micro-batch": last.micro_batch,
+        "sequence length": last.seq_len,
+        "tokens": sum(stretch.tokens for stretch in ready.stretches),
+        "FLOPs": sum(stretch.flops for stretch in ready.stretches),
+        "FLOPs per token": last.flops_per_token,
         "device": f"{world.size} x {world.device}",
         **({"mix": str(ready.mixing)} if ready.mixing else {}),
         **({"vocabulary": dict(zip(("student", "teacher"), sizes))} if (sizes := _vocabularies(ready)) else {}),
@@ -118,22 +126,25 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
 
 
 def memory(ready: Prepared, world: World) -> preflight.Need:
-    """Bytes that one device of `world` must hold during a step."""
+    """Bytes that one device of `world` must hold during a step, the largest of the run."""
+    return max((_memory(ready, stretch, world) for stretch in ready.stretches), key=preflight.Need.total)
+
+
+def _memory(ready: Prepared, stretch: Stretch, world: World) -> preflight.Need:
     options, (student, *teachers) = ready.options, ready.sizes
-    assert options.seq_len is not None
     dtype = choose_dtype(options.dtype, world.device)
     stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, world.device)
     elsewhere = options.teacher_device is not None and options.teacher_device != str(world.device)
     return preflight.memory(
         student,
         [] if elsewhere else teachers,
-        tokens=ready.micro_batch * options.seq_len,
+        tokens=stretch.micro_batch * stretch.seq_len,
         world=world.size,
         item=dtype.itemsize,
         teacher_item=stored.itemsize,
         shard_teacher=bool(options.shard_teacher),
         checkpointing=options.checkpoint_activations,
-        accumulated=options.batch // world.size // ready.micro_batch > 1,
+        accumulated=stretch.batch // world.size // stretch.micro_batch > 1,
         device=world.device.type,
         gradients=options.gradients,
         copies=options.replicate,
@@ -146,15 +157,9 @@ def _disk(ready: Prepared) -> int:
     return preflight.disk(student, ready.options.keep, 4) + room(ready.models.student, 4 * student.parameters)
 
 
-def _tokens(ready: Prepared) -> int:
-    options = ready.options
-    assert options.steps is not None
-    assert options.seq_len is not None
-    return options.steps * options.batch * options.seq_len
-
-
 def _lines(ready: Prepared, world: World) -> list[str]:
-    options, (student, *teachers), tokens = ready.options, ready.sizes, _tokens(ready)
+    options, (student, *teachers), last = ready.options, ready.sizes, ready.stretches[-1]
+    tokens, flops = (sum(getattr(s, name) for s in ready.stretches) for name in ("tokens", "flops"))
     assert options.steps is not None
     taught = "".join(f" <- {name} ({t.parameters:,} parameters)" for name, t in zip(options.teacher, teachers))
     taught += f" <- {served}, the top {served.top_k}" if (served := ready.models.served) else ""
@@ -166,10 +171,9 @@ def _lines(ready: Prepared, world: World) -> list[str]:
     origin += f", {ready.trained:,} of them trained" if ready.trained != student.parameters else ""
     lines = [
         f"{options.verb} {options.student} ({student.parameters:,} parameters{origin}){taught}",
-        f"{options.steps:,} steps x {options.batch:,} sequences x {options.seq_len:,} tokens = {tokens:,} tokens "
-        f"({passes}), {tokens * ready.flops_per_token:.3g} FLOPs",
-        f"{world.size} x {world.device}, {dtype}; micro-batch {ready.micro_batch}, "
-        f"{options.batch // world.size // ready.micro_batch} to a step; "
+        f"{', then '.join(map(str, ready.stretches))} = {tokens:,} tokens ({passes}), {flops:.3g} FLOPs",
+        f"{world.size} x {world.device}, {dtype}; micro-batch {last.micro_batch}, "
+        f"{last.batch // world.size // last.micro_batch} to a step; "
         f"{options.schedule}, lr {options.lr:g} -> {options.floor_lr():g}, warm-up {options.warmup}",
     ]
     if sizes := _vocabularies(ready):

@@ -35,7 +35,6 @@ class Assembly:
 def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
     """Load, shard and connect everything that a run needs."""
     options = ready.options
-    assert options.seq_len is not None
     dtype = choose_dtype(options.dtype, world.device)
     step = build_step(ready, world, dtype)
     cast_to = dtype if world.size == 1 and dtype != torch.float32 else None
@@ -47,12 +46,10 @@ def assemble(ready: Prepared, rows: Rows, world: World) -> Assembly:
         optimizer=optimizer,
         schedule=ready.schedule,
         rows=rows,
-        micro_batch=ready.micro_batch,
+        stretches=ready.stretches,
         grad_clip=options.grad_clip,
         spike_guard=options.spike_guard,
         seed=options.seed,
-        tokens_per_step=options.batch * options.seq_len,
-        flops_per_token=ready.flops_per_token,
         world=world,
         gradients=options.gradients,
     )

@@ -10,6 +10,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.training.options import Options
 from minitron_cli.training.schedule import Schedule
+from minitron_cli.training.stretches import parse_phases, steps_of_tokens, stretches_of
 
 USUAL_LENGTH = 4096
 
@@ -34,24 +35,30 @@ def split_share(spec: str) -> tuple[str, float]:
 
 
 def fill_length(options: Options, models: Sequence[Path]) -> Options:
-    """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most."""
+    """Fix `seq_len`: as asked, or the shortest context among the models, 4096 at the most. No phase goes beyond it."""
     contexts = {str(model): context_length(load_config(model)) for model in models}
-    return replace(options, seq_len=sequence_length(options.seq_len, USUAL_LENGTH, contexts))
+    options = replace(options, seq_len=sequence_length(options.seq_len, USUAL_LENGTH, contexts))
+    for phase in parse_phases(options):
+        sequence_length(phase.seq_len, USUAL_LENGTH, contexts, "--phase: seq-len")
+    return options
 
 
-def fill_steps(options: Options, windows: int) -> Options:
-    """Fix `steps`: as asked, from --tokens, or one pass over `windows` rows; refuse data that does not fill a batch."""
-    assert options.seq_len is not None
-    if windows < options.batch:
+def fill_steps(options: Options, available: int | None = None) -> Options:
+    """Fix `steps`: as asked, from --tokens, or one pass over the `available` tokens, all that is known of them; refuse
+    data that does not fill a batch."""
+    largest = max(stretches_of(options), key=lambda stretch: stretch.tokens_per_step)
+    if available is not None and available < largest.tokens_per_step:
         raise MinitronError(
-            f"the data is too short: {windows:,} windows of {options.seq_len} tokens, a batch takes {options.batch:,}",
+            f"the data is too short: {max(0, available) // largest.seq_len:,} windows of {largest.seq_len} tokens, "
+            f"a batch takes {largest.batch:,}",
             "give more --data, a smaller --batch or a shorter --seq-len",
         )
     if options.steps is not None:
         return options
     if options.tokens is not None:
-        return replace(options, steps=ceil(options.tokens / (options.batch * options.seq_len)), tokens=None)
-    return replace(options, steps=windows // options.batch)
+        return replace(options, steps=steps_of_tokens(options, options.tokens), tokens=None)
+    assert available is not None, "how long to train is said or known"
+    return replace(options, steps=steps_of_tokens(options, available, at_most=True))
 
 
 def fill_cadence(options: Options) -> Options:

@@ -28,6 +28,7 @@ from minitron_cli.training.cached_logits.store import HEADER as RECORDING_HEADER
 from minitron_cli.training.cached_logits.store import Recording, is_recording, open_recording
 from minitron_cli.training.defaults import is_address, split_share
 from minitron_cli.training.options import Options
+from minitron_cli.training.stretches import parse_phases
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ def _with_recording(options: Options, student: Path, path: Path) -> Models:
 def check_recording(recording: Recording, order: Order, steps: int) -> None:
     """Refuse a recording that does not cover the windows a run will read."""
     header = recording.header
+    require_one_length(order, str(recording.path))
     here = tuple(f.header.tokens_sha256 for f in order.files)
     if header.tokens_sha256 != here or header.seq_len != order.seq_len:
         raise MinitronError(
@@ -169,6 +171,15 @@ def check_recording(recording: Recording, order: Order, steps: int) -> None:
         raise MinitronError(
             f"{recording.path} lacks {sum(missing):,} of the windows that {steps} steps read",
             "record as many --steps, with the same --batch and --seed",
+        )
+
+
+def require_one_length(order: Order, recording: str) -> None:
+    """Refuse phases of several lengths beside a recording, whose windows are all of one."""
+    if len(order.lengths) > 1:
+        raise MinitronError(
+            f"{recording} holds windows of one length, and --phase has rows of {', '.join(map(str, order.lengths))}",
+            "train from the teacher itself, or from a served one",
         )
 
 
@@ -242,25 +253,6 @@ def open_files(
     sources = parse_sources(tuple(specs))
     files = token_files(sources, models.tokenizer, separator=options.separator, text_field=options.text_field)
     return files, tuple(source.weight for source in sources)
-
-
-def parse_phases(options: Options) -> tuple[tuple[int, tuple[float, ...]], ...]:
-    """The `--phase` values: until which step the sources are mixed by which weights."""
-    return tuple(_phase(spec) for spec in options.phases)
-
-
-def _phase(spec: str) -> tuple[int, tuple[float, ...]]:
-    """`1000:0.7,0.3` -> until step 1000 the sources are mixed 0.7 to 0.3."""
-    until, colon, weights = spec.partition(":")
-    try:
-        phase = int(until.replace("_", "")), tuple(float(w) for w in weights.split(","))
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise MinitronError(
-            f"--phase {spec!r} cannot be read", "write it as STEP:WEIGHT,WEIGHT,..., one weight per --data"
-        )
-    return phase
 
 
 def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> dict[str, str]:

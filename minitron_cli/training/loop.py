@@ -17,14 +17,15 @@ from minitron_cli.training.rows import Rows, Share, micro_batches
 from minitron_cli.training.schedule import Schedule, learning_rate
 from minitron_cli.training.state import Progress, seed_step
 from minitron_cli.training.step import KDStep
+from minitron_cli.training.stretches import Stretch, stretch_at
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """All that the loop needs: `train` runs `step` forward and backward.
 
-    `tokens_per_step` counts what the global batch reads, `flops_per_token` what each costs. While the micro-batches of
-    a step add up, every rank holds its gradient "whole", or they are "sharded": reduced after each.
+    While the micro-batches of a step add up, every rank holds its gradient "whole", or they are "sharded": reduced
+    after each.
     """
 
     step: KDStep
@@ -32,14 +33,16 @@ class Job:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     rows: Rows
-    micro_batch: int
+    stretches: tuple[Stretch, ...]
     grad_clip: float
     spike_guard: float | None
     seed: int
-    tokens_per_step: int
-    flops_per_token: float
     world: World
     gradients: str = "whole"
+
+    def at(self, step: int) -> Stretch:
+        """The stretch of the run that a step lies in."""
+        return stretch_at(self.stretches, step)
 
 
 # Steps in a row that the spike guard may leave out; then a large norm is the new normal, and a non-finite one stops.
@@ -73,7 +76,7 @@ def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> 
         if stopped:
             break
         seed_step(job.seed, progress.step, job.world.rank)
-        terms = accumulate(job, share, tokens)
+        terms = accumulate(job, share, tokens, job.at(progress.step).micro_batch)
         values = _read(terms, clip(job.optimizer, job.grad_clip), job.world)
         skip = _skips(values["grad_norm"], progress, job.spike_guard)
         lr = learning_rate(job.schedule, progress.step)
@@ -88,10 +91,10 @@ def run(job: Job, progress: Progress, stop: StopFlag, after_step: AfterStep) -> 
     return progress
 
 
-def accumulate(job: Job, share: Share, tokens: int) -> dict[str, Tensor]:
+def accumulate(job: Job, share: Share, tokens: int, micro_batch: int) -> dict[str, Tensor]:
     """Add up the gradients of this rank's micro-batches; the loss terms summed over them, still on the device."""
     sums: dict[str, Tensor] = {}
-    for micro in micro_batches(share, job.micro_batch, tokens, job.world.device):
+    for micro in micro_batches(share, micro_batch, tokens, job.world.device):
         sync_gradients(job.step, micro.is_last or job.gradients == "sharded")
         for name, value in job.train(micro.ids, micro.weights, **micro.more).items():
             sums[name] = sums[name] + value if name in sums else value
@@ -113,8 +116,8 @@ def _check_finite(values: Mapping[str, float], step: int, share: Share, job: Job
     """Stop before a bad gradient reaches the weights; they are still those of the last good step."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        count = len(share.ids) * job.world.size
-        rows = f"rows {step * count} to {(step + 1) * count - 1} of the data order"
+        first = sum((min(step, s.until or step) - s.first) * s.batch for s in job.stretches if s.first < step)
+        rows = f"rows {first} to {first + job.at(step).batch - 1} of the data order"
         raise NotFinite(
             f"{', '.join(bad)} not finite in step {step + 1} ({rows}); the weights of step {step} are unharmed",
             "type the line again with --spike-guard 10 to leave such steps out, or start again with a lower --lr",
@@ -125,13 +128,14 @@ def _check_finite(values: Mapping[str, float], step: int, share: Share, job: Job
 
 
 def _advance(progress: Progress, job: Job, values: Mapping[str, float], skip: bool, seconds: float) -> Progress:
+    stretch = job.at(progress.step)
     losses = {name: value for name, value in values.items() if name != "grad_norm"}
     norms = progress.norms if skip else remember(progress.norms, values["grad_norm"], job.spike_guard)
     return replace(
         progress,
         step=progress.step + 1,
-        tokens=progress.tokens + job.tokens_per_step,
-        flops=progress.flops + job.tokens_per_step * job.flops_per_token,
+        tokens=progress.tokens + stretch.tokens_per_step,
+        flops=progress.flops + stretch.tokens_per_step * stretch.flops_per_token,
         seconds=progress.seconds + seconds,
         first=progress.first or losses,
         last=losses,

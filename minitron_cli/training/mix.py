@@ -14,6 +14,7 @@ import numpy as np
 
 from minitron_cli.data.dynamic import reweighted, without
 from minitron_cli.data.order import Order
+from minitron_cli.data.schedule import Phase
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
@@ -100,7 +101,7 @@ class Mixer:
         """Go on with the weights that a checkpoint holds."""
         self.history = history
         starts, weights = zip((0, self._start.weights), *history)
-        self.order = replace(self._start, weights=weights[-1], phases=tuple(zip(starts[1:], weights[:-1])))
+        self.order = replace(self._start, weights=weights[-1], phases=tuple(map(Phase, starts[1:], weights[:-1])))
 
     def due(self, step: int) -> bool:
         """Whether the weights of the steps from `step` on are still to be computed."""
@@ -149,7 +150,7 @@ class Mixer:
 
     def _short(self, order: Order, step: int, weights: tuple[float, ...]) -> list[int]:
         """The domains of which there is not enough until the next update."""
-        phases = (*order.phases, (step, order.weights)) if step else ()
+        phases = (*order.phases, Phase(step, order.weights)) if step else ()
         used = replace(order, weights=weights, phases=phases).used(self._next(step))
         return [i for i, count in enumerate(_windows(order)) if weights[i] and used[i] > count]
 

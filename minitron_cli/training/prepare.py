@@ -1,6 +1,6 @@
 """Everything about a run that can be found out, or refused, before a model is loaded or anything is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from minitron_cli.training.preflight import Size, size_of
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.streams import check_streaming, open_streams
+from minitron_cli.training.stretches import Stretch, stretches_of
 from minitron_cli.training.trainable import restrict
 
 
@@ -71,8 +72,8 @@ class Prepared:
     `sizes` are the student's and then the teachers', `vocabulary` the least number of embeddings and whose they are.
     `origin` (teacher_hidden, student_hidden) says which channels of the teacher the student has kept, where that is
     known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
-    exported on the way. `trained` is how many of the student's parameters change. `shear` is there where masks are
-    learned, `mixing` where the weights of the data follow losses.
+    exported on the way, `stretches` those with rows of one size. `trained` is how many of the student's parameters
+    change. `shear` is there where masks are learned, `mixing` where the weights of the data follow losses.
     """
 
     options: Options
@@ -84,18 +85,12 @@ class Prepared:
     objective: Objective
     origin: np.ndarray | None
     schedule: Schedule
-    micro_batch: int
+    stretches: tuple[Stretch, ...]
     trained: int
     export_dtype: torch.dtype
     export_steps: tuple[int, ...]
     shear: Shear | None = None
     mixing: Mixing | None = None
-
-    @property
-    def flops_per_token(self) -> float:
-        """The student's forward and backward, counted as if no weight were frozen, and the teachers' forward."""
-        student, *teachers = self.sizes
-        return 3 * student.flops + sum(teacher.flops for teacher in teachers)
 
     def inputs(self) -> dict[str, str]:
         """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
@@ -125,7 +120,7 @@ def prepare(options: Options, world: World) -> Prepared:
     check_apart(Path(options.output), paths_read(options, models))
     options = fill_length(options, [models.student, *models.teachers])
     assert options.seq_len is not None
-    sizes = tuple(size_of(path, options.seq_len) for path in (models.student, *models.teachers))
+    sizes = sizes_of(models, options.seq_len)
     options, order = _open_data(options, models, first=world.rank == 0)
     options = fill_sharding(fill_cadence(options), world.size)
     held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
@@ -142,13 +137,30 @@ def prepare(options: Options, world: World) -> Prepared:
         objective=objective_of(options, models, sizes),
         origin=_origin(models, sizes),
         schedule=schedule_of(options, check_branch(options, data_digests(order)) if options.branch_from else None),
-        micro_batch=choose_micro_batch(options, world),
+        stretches=_stretches(options, models, world),
         trained=_trained(options, models, sizes[0]),
         export_dtype=export.export_dtype(models.student, options.export_dtype),
         export_steps=export_steps(options),
         shear=_shear(options, models, sizes[0].shape) if options.verb == "shear" else None,
         mixing=mixing_of(options, models, order, held_out),
     )
+
+
+def sizes_of(models: Models, seq_len: int) -> tuple[Size, ...]:
+    """The student in figures, and the teachers that are models."""
+    return tuple(size_of(path, seq_len) for path in (models.student, *models.teachers))
+
+
+def _stretches(options: Options, models: Models, world: World) -> tuple[Stretch, ...]:
+    """The run's stretches with what a device takes at a time, and with the FLOPs of a token: the student's forward and
+    backward, counted as if no weight were frozen, and the teachers' forward."""
+    found = []
+    for stretch in stretches_of(options):
+        student, *teachers = sizes_of(models, stretch.seq_len)
+        flops = 3 * student.flops + sum(teacher.flops for teacher in teachers)
+        micro_batch = choose_micro_batch(options, world, stretch)
+        found.append(replace(stretch, micro_batch=micro_batch, flops_per_token=flops))
+    return tuple(found)
 
 
 def _trained(options: Options, models: Models, student: Size) -> int:
@@ -217,9 +229,10 @@ def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Option
     """The rows to train on, and for how many steps; the `first` rank reads cached logits whole to check them."""
     if options.stream:
         check_streaming(options, models)
-        return fill_steps(options, options.batch), open_streams(options, models, None, 0)
+        return fill_steps(options), open_streams(options, models, None, 0)
     order = open_order(options, models)
-    options = fill_steps(options, sum(f.num_windows(order.seq_len) for f in order.files))
+    blocks = sum(f.num_windows(order.block) for f in order.files) - order.num_lost
+    options = fill_steps(options, blocks * order.block)
     away = models.recording.path if models.recording is not None else models.served
     if away is not None and options.mix == "dynamic":
         raise MinitronError(
@@ -227,7 +240,7 @@ def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Option
             "give the teacher itself: --teacher MODEL",
         )
     if models.served is not None:
-        models.served.check_length(order.seq_len)
+        models.served.check_length(order.block)
     if models.recording is not None:
         check_recording(models.recording, order, options.steps or 0)
         if first:

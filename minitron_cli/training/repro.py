@@ -49,7 +49,7 @@ def write_repro(run: Path, job: Job, error: NotFinite, rows: list[list[int]] | N
     seed_step(job.seed, step, world.rank)
     tokens, _ = world.agree(share.num_targets(), False)
     micros = []
-    for micro in micro_batches(share, job.micro_batch, tokens, world.device):
+    for micro in micro_batches(share, job.at(step).micro_batch, tokens, world.device):
         sync_gradients(job.step, micro.is_last)
         micros.append({n: float(v) for n, v in job.train(micro.ids, micro.weights, **micro.more).items()})
     norms = _norms(job)
@@ -59,7 +59,7 @@ def write_repro(run: Path, job: Job, error: NotFinite, rows: list[list[int]] | N
             "values": error.values,
             "learning_rate": learning_rate(job.schedule, step),
             "rows": rows,
-            "micro_batch": job.micro_batch,
+            "micro_batch": job.at(step).micro_batch,
             "ranks": world.size,
             "micro_batches_of_rank_0": micros,
             "norms": norms,

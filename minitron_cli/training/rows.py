@@ -18,6 +18,7 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits.store import Recording, Taught
 from minitron_cli.training.options import Options
 from minitron_cli.training.reading import Reading
+from minitron_cli.training.stretches import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,13 @@ def part_of(world: World, global_batch: int) -> slice:
 
 def rows_of(order: Order, world: World, *, cross_doc: bool = True, recording: Recording | None = None) -> Rows:
     """This rank's rows of each step; without `cross_doc` documents are kept apart (see `share_of`)."""
-    mine = part_of(world, order.global_batch)
 
     def share(step: int) -> Share:
-        files, windows = (numbers[mine] for numbers in order.places(step))
-        documents = None if cross_doc else order.documents_at(files, windows)
+        places, length = order.places(step), order.length(step)
+        files, windows = (numbers[part_of(world, len(numbers))] for numbers in places)
+        documents = None if cross_doc else order.documents_at(files, windows, length)
         taught = None if recording is None else recording.read(files, windows)
-        return share_of(order.rows_at(files, windows), documents, taught)
+        return share_of(order.rows_at(files, windows, length), documents, taught)
 
     return share
 
@@ -154,13 +155,15 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def choose_micro_batch(options: Options, world: World) -> int:
+def choose_micro_batch(options: Options, world: World, stretch: Stretch | None = None) -> int:
     """Rows per forward pass on one device, a divisor of its share. Unasked: the largest within a token budget.
 
-    The budget only has to fill the device: 16 thousand tokens keep a GPU busy, 4 thousand stay in a CPU's caches.
+    The budget only has to fill the device: 16 thousand tokens keep a GPU busy, 4 thousand stay in a CPU's caches. What
+    is asked for is meant for rows of --batch and --seq-len; a `stretch` of others takes as many tokens at a time.
     """
-    batch, asked, seq_len = options.batch, options.micro_batch, options.seq_len
+    asked, seq_len = options.micro_batch, options.seq_len
     assert seq_len is not None
+    batch, length = (options.batch, seq_len) if stretch is None else (stretch.batch, stretch.seq_len)
     if batch % world.size:
         raise MinitronError(
             f"--batch {batch} does not divide over {world.size} processes",
@@ -168,12 +171,12 @@ def choose_micro_batch(options: Options, world: World) -> int:
         )
     rows = batch // world.size
     divisors = [d for d in range(1, rows + 1) if rows % d == 0]
-    if asked is not None:
+    if asked is not None and (batch, length) == (options.batch, seq_len):
         if asked not in divisors:
             raise MinitronError(
                 f"--batch {batch} is {rows} sequences per process, which does not divide into micro-batches of {asked}",
                 f"--micro-batch can be {', '.join(map(str, divisors[-12:]))}",
             )
         return asked
-    budget = 16384 if world.device.type == "cuda" else 4096
-    return max([d for d in divisors if d * seq_len <= budget], default=1)
+    budget = asked * seq_len if asked is not None else 16384 if world.device.type == "cuda" else 4096
+    return max([d for d in divisors if d * length <= budget], default=1)

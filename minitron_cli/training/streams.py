@@ -7,9 +7,10 @@ from minitron_cli.data.stream import RowStream, StreamOrder
 from minitron_cli.data.tokenizer import load_tokenizer
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
-from minitron_cli.training.inputs import Models, parse_phases
+from minitron_cli.training.inputs import Models
 from minitron_cli.training.options import Options
-from minitron_cli.training.rows import Rows, part_of, share_of
+from minitron_cli.training.rows import Rows, Share, part_of, share_of
+from minitron_cli.training.stretches import parse_phases
 
 
 def check_streaming(options: Options, models: Models) -> None:
@@ -19,6 +20,8 @@ def check_streaming(options: Options, models: Models) -> None:
         faults.append("a stream has no end: say --steps or --tokens")
     if not options.cross_doc:
         faults.append("--no-cross-doc needs token files")
+    if any(phase.seq_len not in (None, options.seq_len) for phase in parse_phases(options)):
+        faults.append("phases with a length of their own need token files")
     if models.recording is not None or models.served is not None:
         faults.append("a recorded or served teacher needs token files")
     if faults:
@@ -47,8 +50,12 @@ def open_streams(options: Options, models: Models, run: Path | None, rank: int) 
 
 def stream_rows(order: StreamOrder, world: World) -> Rows:
     """This rank's rows of each step."""
-    mine = part_of(world, order.global_batch)
-    return lambda step: share_of(order.rows(step)[mine])
+
+    def share(step: int) -> Share:
+        rows = order.rows(step)
+        return share_of(rows[part_of(world, len(rows))])
+
+    return share
 
 
 def close(order: StreamOrder) -> None:

@@ -27,7 +27,7 @@ def evaluator(job: Job, measure: Call, shares: Sequence[Share], names: Sequence[
     def run() -> dict[str, float]:
         job.step.eval()
         try:
-            each = [token_means(measure, share, job.micro_batch, job.world) for share in shares]
+            each = [token_means(measure, share, job.stretches[-1].micro_batch, job.world) for share in shares]
         finally:
             job.step.train()
         counts = [share.num_targets() for share in shares]

@@ -10,7 +10,9 @@ import pytest
 
 from minitron_cli.data.mixture import counts, exact_weights
 from minitron_cli.data.order import Order, mixture_weights
+from minitron_cli.data.permutation import derive, permute
 from minitron_cli.data.prepare import token_files
+from minitron_cli.data.schedule import Phase
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
@@ -18,6 +20,7 @@ from tests.data.corpora import byte_level, documents, write_jsonl
 
 MakeFile = Callable[..., TokenFile]
 SEQ = 16
+MIXED = (Phase(7, (1.0, 0.0, 0.0)), Phase(30, (0.3, 0.6, 0.1)))
 
 
 @pytest.fixture
@@ -80,10 +83,10 @@ def test_the_stream_does_not_know_how_it_is_cut_into_steps_ranks_and_micro_batch
 
 
 def test_resuming_needs_the_step_number_alone(files: tuple[TokenFile, ...]) -> None:
-    order = Order(files, (0.6, 0.3, 0.1), SEQ, 7, seed=5, phases=((10, (0.1, 0.8, 0.1)),))
+    order = Order(files, (0.6, 0.3, 0.1), SEQ, 7, seed=5, phases=(Phase(10, (0.1, 0.8, 0.1)),))
     expected = [order.rows(step) for step in range(40)]
     reopened = tuple(TokenFile.open(file.path) for file in files)
-    again = Order(reopened, (0.6, 0.3, 0.1), SEQ, 7, seed=5, phases=((10, (0.1, 0.8, 0.1)),))
+    again = Order(reopened, (0.6, 0.3, 0.1), SEQ, 7, seed=5, phases=(Phase(10, (0.1, 0.8, 0.1)),))
     for step in (39, 9, 10, 0, 23):
         assert (again.rows(step) == expected[step]).all()
     assert again.identity() == order.identity()
@@ -101,7 +104,9 @@ def test_proportions_are_exact_to_rounding_at_every_step(files: tuple[TokenFile,
 
 def test_a_domain_reads_its_own_epochs_whatever_the_others_do(files: tuple[TokenFile, ...]) -> None:
     """Also across a change of weights: each file's windows come in whole epochs, none lost, none twice."""
-    order = Order(files, (0.2, 0.2, 0.6), SEQ, 10, seed=2, phases=((7, (1.0, 0.0, 0.0)), (30, (0.3, 0.6, 0.1))))
+    order = Order(
+        files, (0.2, 0.2, 0.6), SEQ, 10, seed=2, phases=(Phase(7, (1.0, 0.0, 0.0)), Phase(30, (0.3, 0.6, 0.1)))
+    )
     seen = places(order, range(120))
     for number, file in enumerate(files):
         n = file.num_windows(SEQ)
@@ -111,8 +116,67 @@ def test_a_domain_reads_its_own_epochs_whatever_the_others_do(files: tuple[Token
         assert len(mine) > n
 
 
+def spans_read(order: Order, steps: range) -> list[tuple[int, int, int]]:
+    """(file, first token, last token + 1) of every row of `steps`, one after another."""
+    lengths = [order.length(step) for step in steps for _ in order.places(step)[0]]
+    return [(file, at * n, (at + 1) * n) for (file, at), n in zip(places(order, steps), lengths)]
+
+
+SEVERAL = (
+    Phase(9, None, 8, SEQ // 4),
+    Phase(20, (0.5, 0.3, 0.2), 3, SEQ // 2),
+    Phase(26),
+    Phase(40, None, 5, SEQ // 4),
+)
+
+
+def test_rows_of_several_lengths_share_no_token_of_an_epoch(files: tuple[TokenFile, ...]) -> None:
+    """Token by token: none is read more often than there were epochs, and little less of it where phases end."""
+    order, steps = Order(files, (0.6, 0.3, 0.1), SEQ, 4, seed=1, phases=SEVERAL), 80
+    assert [len(order.places(step)[0]) for step in (8, 9, 20, 26, 40)] == [8, 3, 4, 5, 4]
+    assert [order.length(step) for step in (8, 9, 20, 26, 40)] == [SEQ // 4, SEQ // 2, SEQ, SEQ // 4, SEQ]
+    read = [np.zeros(file.num_windows(SEQ) * SEQ, int) for file in files]
+    for step in range(steps):
+        rows, epochs = order.rows(step), order.epochs(step + 1)
+        for row, (file, first, last) in zip(rows, spans_read(order, range(step, step + 1)), strict=True):
+            assert row.tolist() == files[file].tokens[first:last].tolist()
+            read[file][first:last] += 1
+        assert all(count.max() <= np.ceil(passed) for count, passed in zip(read, epochs))
+        unread = [passed - count.mean() for count, passed in zip(read, epochs)]
+        assert max(np.array(unread) * [len(count) for count in read]) <= order.num_lost / len(files) * SEQ
+    assert order.epochs(steps).min() > 1
+
+
+def test_short_rows_come_from_all_over_the_file(files: tuple[TokenFile, ...]) -> None:
+    """Neighbours of a block do not follow one another, as they would without an order of their own."""
+    order = Order(files[:1], (1.0,), SEQ, 16, seed=1, phases=(Phase(9, seq_len=SEQ // 4),))
+    windows = order.places(0)[1]
+    assert (np.diff(windows) == 1).sum() < 4
+    assert len(set(windows // 4)) > 8
+    other = Order(files[:1], (1.0,), SEQ, 16, seed=2, phases=(Phase(9, seq_len=SEQ // 4),))
+    assert other.places(0)[1].tolist() != windows.tolist()
+
+
+def test_one_length_is_read_in_the_order_that_it_always_was(files: tuple[TokenFile, ...]) -> None:
+    """A literal: number c of a domain is place c mod n of the permutation of epoch c // n. Batches are cuts of it."""
+    order = Order(files, (0.6, 0.3, 0.1), SEQ, 4, seed=1, phases=(Phase(9, None, 8, SEQ), Phase(20, (0.2, 0.6, 0.2))))
+    given = [0, 0, 0]
+    for file, window in places(order, range(100)):
+        n, c = files[file].num_windows(SEQ), given[file]
+        assert window == permute(np.array([c % n]), n, derive(1, file, c // n))[0]
+        given[file] += 1
+    assert order.used(100).tolist() == given
+
+
+def test_an_order_of_weights_alone_is_identified_as_it_was(files: tuple[TokenFile, ...]) -> None:
+    found = Order(files, (0.2, 0.2, 0.6), SEQ, 10, 2, (Phase(7, (1.0, 0.0, 0.0)), Phase(30, None, 5))).identity()
+    assert found["phases"] == [[7, [1.0, 0.0, 0.0]], [30, None, (5, None)]]
+
+
 def test_phases_hold_their_weights_until_their_step(files: tuple[TokenFile, ...]) -> None:
-    order = Order(files, (0.2, 0.2, 0.6), SEQ, 10, seed=2, phases=((7, (1.0, 0.0, 0.0)), (30, (0.3, 0.6, 0.1))))
+    order = Order(
+        files, (0.2, 0.2, 0.6), SEQ, 10, seed=2, phases=(Phase(7, (1.0, 0.0, 0.0)), Phase(30, (0.3, 0.6, 0.1)))
+    )
     for first, last, weights in [(0, 7, (1.0, 0.0, 0.0)), (7, 30, (0.3, 0.6, 0.1)), (30, 90, (0.2, 0.2, 0.6))]:
         domains = [domain for domain, _ in places(order, range(first, last))]
         expected = counts(exact_weights(weights), (last - first) * 10)
@@ -156,17 +220,24 @@ class _Huge:
     ("weights", "phases", "seq_len", "message"),
     [
         ((1.0,), (), SEQ, "1 weights for 3 sources"),
-        ((1.0, 1.0, 1.0), ((5, (1.0,)),), SEQ, "1 weights for 3 sources"),
-        ((1.0, 1.0, 1.0), ((5, (1.0,) * 3), (5, (1.0,) * 3)), SEQ, "phases end at steps"),
-        ((1.0, 1.0, 1.0), ((0, (1.0,) * 3),), SEQ, "phases end at steps"),
+        ((1.0, 1.0, 1.0), (Phase(5, (1.0,)),), SEQ, "1 weights for 3 sources"),
+        ((1.0, 1.0, 1.0), (Phase(5, (1.0,) * 3), Phase(5)), SEQ, "phases end at steps"),
+        ((1.0, 1.0, 1.0), (Phase(0, (1.0,) * 3),), SEQ, "phases end at steps"),
         ((0.0, 0.0, 0.0), (), SEQ, "not shares of a mixture"),
         ((1.0, 1.0, 1.0), (), 100_000, "too few tokens for one row of 100,000"),
+        ((1.0, 1.0, 1.0), (Phase(5, seq_len=100_000),), 10, "too few tokens for one row of 100,000"),
+        (
+            (1.0, 1.0, 1.0),
+            (Phase(5, seq_len=6), Phase(9, seq_len=8)),
+            SEQ,
+            "rows of 6 tokens do not divide those of 16",
+        ),
     ],
 )
 def test_orders_that_can_not_be(
     files: tuple[TokenFile, ...],
     weights: tuple[float, ...],
-    phases: tuple[tuple[int, tuple[float, ...]], ...],
+    phases: tuple[Phase, ...],
     seq_len: int,
     message: str,
 ) -> None:

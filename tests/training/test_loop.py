@@ -22,6 +22,7 @@ from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import kd_step
+from minitron_cli.training.stretches import Stretch
 from tests.toys import toy_ids
 
 Toy = Callable[..., Path]
@@ -53,19 +54,17 @@ def job(toy: Toy, *, micro_batch: int = 2, cast_to: torch.dtype | None = None, c
         optimizer=optimizer,
         schedule=Schedule("constant", 1e-3, 1e-4, 0, 20),
         rows=lambda step: Share(toy_ids(8, 24, seed=step), unequal_mask(8, 24, seed=step)),
-        micro_batch=micro_batch,
+        stretches=(Stretch(0, 20, 8, 24, micro_batch, flops_per_token=1.0),),
         grad_clip=1.0,
         spike_guard=None,
         seed=0,
-        tokens_per_step=8 * 24,
-        flops_per_token=1.0,
         world=ALONE,
     )
 
 
 def gradients(of: Job) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     share = of.rows(0)
-    terms = loop.accumulate(of, share, share.num_targets())
+    terms = loop.accumulate(of, share, share.num_targets(), of.at(0).micro_batch)
     return {name: p.grad for name, p in of.step.named_parameters() if p.grad is not None}, terms
 
 

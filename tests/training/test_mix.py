@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.data.dynamic import reweighted, without
-from minitron_cli.data.schedule import Schedule
+from minitron_cli.data.schedule import Phase, Schedule
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.report.write import report
@@ -64,7 +64,7 @@ def test_rows_are_drawn_by_the_weights_also_of_domains_that_are_rare_in_every_ph
     """
     rng = np.random.default_rng(0)
     mixes = [(*(0.9875 * rng.dirichlet((5.0, 3.0, 1.0))).tolist(), 0.0125) for _ in range(201)]
-    schedule = Schedule(mixes[-1], 4, tuple((4 * (i + 1), mix) for i, mix in enumerate(mixes[:-1])))
+    schedule = Schedule(mixes[-1], 4, tuple(Phase(4 * (i + 1), mix) for i, mix in enumerate(mixes[:-1])))
     seen = np.zeros(4)
     for step in range(804):
         domains, numbers = schedule.numbers(step)

@@ -142,7 +142,8 @@ def test_what_does_not_fit_is_refused_with_the_largest_part_first_and_what_would
     text = write_text(tmp_path / "text.jsonl")
     line = options(toy("llama"), text, tmp_path / "out", batch=64, micro_batch=32, seq_len=128, gradients="whole")
     ready = prepare(line, ALONE)
-    short = announce.memory(replace(ready, micro_batch=1), ALONE).total()
+    one_row = tuple(replace(stretch, micro_batch=1) for stretch in ready.stretches)
+    short = announce.memory(replace(ready, stretches=one_row), ALONE).total()
     monkeypatch.setattr(announce, "free_memory", lambda device: short)
     with pytest.raises(MinitronError, match=r"cpu has .* GB free \(activations") as caught:
         announce.check_room(ready, ALONE)

@@ -32,6 +32,7 @@ from minitron_cli.training.rows import Share
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import kd_step
+from minitron_cli.training.stretches import Stretch
 from tests.toys import toy_ids
 
 # name: (student, teacher, checkpoint activations, shard the teacher, seed of new weights)
@@ -103,12 +104,10 @@ def job(models: Path, case: str, world: World) -> Job:
             unequal_mask(s)[part],
             readings=tuple(read_shorter(toy_ids(ROWS, LENGTH, seed=s)[part]) for _ in images),
         ),
-        micro_batch=2,
+        stretches=(Stretch(0, 3, ROWS, LENGTH, micro_batch=2, flops_per_token=1.0),),
         grad_clip=1.0,
         spike_guard=None,
         seed=0,
-        tokens_per_step=ROWS * LENGTH,
-        flops_per_token=1.0,
         world=world,
         gradients="sharded" if shard_teacher else "whole",
     )
@@ -122,7 +121,7 @@ def run(models: Path, out: Path, case: str, world: World) -> None:
     of = job(models, case, world)
     found = {f"start.{n}": whole(p) for n, p in of.step.named_parameters()}
     for mode in ("whole", "sharded"):
-        loop.accumulate(replace(of, gradients=mode), of.rows(0), int(unequal_mask(0).sum()))
+        loop.accumulate(replace(of, gradients=mode), of.rows(0), int(unequal_mask(0).sum()), micro_batch=2)
         found |= {f"grad.{mode}.{n}": whole(p.grad) for n, p in of.step.named_parameters() if p.grad is not None}
         of.optimizer.zero_grad()
     seen: list[dict[str, float]] = []

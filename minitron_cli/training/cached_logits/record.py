@@ -26,7 +26,7 @@ from minitron_cli.training.cached_logits.sampled import draw, offsets_of
 from minitron_cli.training.cached_logits.served import IN_FLIGHT
 from minitron_cli.training.cached_logits.store import Header
 from minitron_cli.training.head import check_head, head_of
-from minitron_cli.training.inputs import paths_read, windows_read
+from minitron_cli.training.inputs import paths_read, require_one_length, windows_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.load import load_teacher
 from minitron_cli.training.options import Options
@@ -61,7 +61,7 @@ class RecordingPlan:
     @property
     def stretch(self) -> int:
         """Windows that are recorded at a time, the same however many processes there are."""
-        return self.ready.micro_batch if self.ready.models.served is None else IN_FLIGHT
+        return self.ready.stretches[-1].micro_batch if self.ready.models.served is None else IN_FLIGHT
 
     @property
     def num_windows(self) -> int:
@@ -96,6 +96,7 @@ def plan_recording(options: Options, path: Path, record: str = TOP_K) -> Recordi
             f"{ready.models.teachers[0]} reads text in more tokens than the student: what it says cannot be recorded",
             "distil from the model itself, without --record-teacher",
         )
+    require_one_length(ready.order, str(path))
     header = _header(ready, ready.order, record)
     assert ready.options.steps is not None
     found = RecordingPlan(ready, ready.order, header, windows_read(ready.order, ready.options.steps), device)
@@ -218,8 +219,8 @@ def _teller(plan: RecordingPlan) -> Iterator[Callable[[int, np.ndarray], list[by
 def _share(plan: RecordingPlan, file: int, windows: np.ndarray) -> Share:
     """Some windows of a token file; documents are kept apart as the header says."""
     order, files = plan.order, np.full(len(windows), file)
-    documents = None if plan.header.cross_doc else order.documents_at(files, windows)
-    return share_of(order.rows_at(files, windows), documents)
+    documents = None if plan.header.cross_doc else order.documents_at(files, windows, order.seq_len)
+    return share_of(order.rows_at(files, windows, order.seq_len), documents)
 
 
 @torch.no_grad()
