@@ -37,12 +37,19 @@ def _quiet(text: str) -> None:
     pass
 
 
-def importance(model: Place, *, output: Place, say: Say = _quiet, **options: Any) -> Scored:
+def importance(
+    model: Place, *, output: Place, include: Sequence[Place] = (), task_limit: int | None = None, say: Say = _quiet,
+    **options: Any,
+) -> Scored:  # fmt: skip
     """Score every axis of `model` on calibration `data`, and write the scores file `output`."""
+    from minitron_cli.chain.grading import judge_of
+    from minitron_cli.checkpoint.reader import resolve_model
     from minitron_cli.importance.options import Options
     from minitron_cli.importance.run import measure
 
-    return measure(str(model), Options(**_typed(Options, options)), Path(output), say=say)
+    asked = Options(**_typed(Options, options))
+    judge = judge_of(resolve_model(Path(model)), asked.depth_task, [Path(place) for place in include], task_limit)
+    return measure(str(model), asked, Path(output), say=say, judge=judge)
 
 
 def prune(model: Place, *, say: Say = _quiet, **options: Any) -> PruneResult:

@@ -1,8 +1,12 @@
-"""The tasks of `--eval-tasks`, by which a student is graded while it trains: checked before, carried out by lm-eval."""
+"""What grades a model in memory by lm-eval: a student while it trains (`--eval-tasks`), the source without some of its
+layers (`--depth-task`). The tasks are checked before.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from minitron_cli.importance.curves import Judge
 from minitron_cli.training.grading import Grade, Score, Subject
 from minitron_cli.training.options import Options
 
@@ -31,3 +35,26 @@ def grade_of(options: Options) -> Grade | None:
         return [Score(f"{s.task}/{s.key}", s.value, s.stderr, s.higher_is_better) for s in scores]
 
     return grade
+
+
+def judge_of(model: Path, task: str | None, include: Sequence[Path] = (), limit: int | None = None) -> Judge | None:
+    """What grades `model` without some of its layers: the first figure of a task; None without a task."""
+    if not task:
+        return None
+    from minitron_cli.evaluate.harness import make_lm, run_request
+    from minitron_cli.evaluate.model import LoadedModel
+    from minitron_cli.evaluate.options import Request
+    from minitron_cli.evaluate.tasks import find_tasks
+    from minitron_cli.hf.devices import dtype_name
+    from minitron_cli.hf.load import load_tokenizer
+
+    tasks = find_tasks([task], list(include))
+    tokenizer = load_tokenizer(model, False)
+    request = Request(task, limit=limit)
+
+    def score(loaded: Any, device: Any) -> float:
+        ready = LoadedModel(model.name, model, loaded, tokenizer, device, dtype_name(loaded.dtype))
+        first = run_request(make_lm(ready), tasks, request)[0]
+        return first.value if first.higher_is_better else -first.value
+
+    return Judge(task, f"{tasks.identity(task)} limit {limit}", score)

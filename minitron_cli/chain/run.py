@@ -12,6 +12,7 @@ from minitron_cli.chain.fingerprint import combine, file_digests, input_digests,
 from minitron_cli.chain.state import Record, load, lock, save, save_recipe
 from minitron_cli.chain.summary import known_configs
 from minitron_cli.checkpoint.atomic import check_apart
+from minitron_cli.checkpoint.disk import check_place
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, Step, command_line
 
@@ -72,6 +73,7 @@ def check_outputs(recipe: Recipe, directory: Path) -> None:
     """Refuse a run directory that is a file, and steps whose outputs overlap what the user gave."""
     if directory.exists() and not directory.is_dir():
         raise MinitronError(f"{directory} cannot be a run directory: it is a file", "choose another one with -o")
+    check_place(directory)
     for step in recipe.steps:
         check_apart(directory / step.output, recipe.given.values())
 

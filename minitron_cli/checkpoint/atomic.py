@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minitron_cli.checkpoint.disk import make_directory, write_errors
+from minitron_cli.checkpoint.disk import check_place, make_directory, write_errors
 from minitron_cli.errors import MinitronError
 
 MANIFEST = "minitron.json"
@@ -31,6 +31,7 @@ def check_output(path: Path, overwrite: bool = False, inputs: Iterable[str | Pat
     """
     check_apart(path, inputs)
     with write_errors(path):
+        check_place(path)
         here = _identities(Path.cwd())
         if _identity(path) in here:
             raise MinitronError(
@@ -48,6 +49,7 @@ def check_file(path: Path, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse an output file that overlaps an input, or whose place is taken by something that is not a file."""
     check_apart(path, inputs)
     with write_errors(path):
+        check_place(path)
         if _exists(path) and not path.is_file():
             kind = "a directory" if path.is_dir() else "not a regular file"
             raise MinitronError(f"the output {str(path)!r} is {kind}", "name a file with -o")

@@ -41,6 +41,15 @@ def make_directory(path: Path) -> None:
         ) from error
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path where nothing can be written: before the work, not after it."""
+    parent = _existing_parent(path)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise MinitronError(f"{path} cannot be written: no permission in {parent}", "choose another output with -o")
+    if shutil.disk_usage(parent).total == 0:  # /proc and the like
+        raise MinitronError(f"{path} cannot be written: {parent} takes no files", "choose another output with -o")
+
+
 def need_space(path: Path, num_bytes: int) -> None:
     """Refuse before the first byte when the disk of `path` cannot take `num_bytes`."""
     free = _free(path)
@@ -81,5 +90,8 @@ def _explained(path: Path, error: Exception, number: int) -> MinitronError:
 
 def _free(path: Path) -> int:
     """Bytes free on the disk of `path`, which need not exist."""
-    parent = next(p for p in path.absolute().parents if p.exists())
-    return shutil.disk_usage(parent).free
+    return shutil.disk_usage(_existing_parent(path)).free
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(p for p in path.absolute().parents if p.exists())

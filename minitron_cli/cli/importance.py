@@ -83,11 +83,14 @@ def _act(given: Mapping[str, Any]) -> None:
     include, limit, as_json = given["include"] or [], given["task_limit"], given["as_json"]
     if not options.depth_task and (include or limit is not None):
         raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
+    from minitron_cli.chain.grading import judge_of
+    from minitron_cli.importance.run import measure as run
+
     if given["dry_run"]:
         _dry_run(path, options, output, as_json)
+        judge_of(path, options.depth_task, include, limit)
         return
-    judge = _judge(path, options.depth_task, include, limit) if options.depth_task else None
-    from minitron_cli.importance.run import measure as run
+    judge = judge_of(path, options.depth_task, include, limit)
 
     with interruptible("the same line goes on from what is done, up to the last minute"):
         result = run(path, options, output, say=say, show=_Progress(), judge=judge)
@@ -118,28 +121,6 @@ def measure(model: str, output: Path, **options: Any) -> None:
     run(model, Options(**options), output, say=say, show=_Progress())
 
 
-def _judge(model: Path, task: str, include: list[Path], limit: int | None) -> Any:
-    """A task of the harness as `importance` wants it: a number for a model in memory. The verbs meet only here."""
-    from transformers import AutoTokenizer
-
-    from minitron_cli.evaluate.harness import make_lm, run_request
-    from minitron_cli.evaluate.model import LoadedModel
-    from minitron_cli.evaluate.options import Request
-    from minitron_cli.evaluate.tasks import find_tasks
-    from minitron_cli.importance.curves import Judge
-
-    tasks = find_tasks([task], include)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    request = Request(task, limit=limit)
-
-    def score(loaded: Any, device: Any) -> float:
-        ready = LoadedModel(model.name, model, loaded, tokenizer, device, str(loaded.dtype).removeprefix("torch."))
-        first = run_request(make_lm(ready), tasks, request)[0]
-        return first.value if first.higher_is_better else -first.value
-
-    return Judge(task, f"{tasks.identity(task)} limit {limit}", score)
-
-
 class _Progress:
     """A line every few seconds on stderr: how far, how fast, and the time left."""
 
@@ -164,21 +145,22 @@ def _is_main_process() -> bool:
 
 
 def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:
-    """What would be measured, from config and headers alone."""
+    """What would be measured; then the samples are drawn, and the way to run the pass is chosen."""
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.importance.forecast import forecast
-    from minitron_cli.importance.run import check_request
+    from minitron_cli.importance.run import check_request, rehearse
 
     source = open_checkpoint(model, options.dequantized_to)
     check_request(source, options, output)
     facts = forecast(source, options) | {"output": str(output), "exists": output.exists()}
 
     def show() -> None:
-        table(["", ""], [[name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)]
-                         for name, value in facts.items()])  # fmt: skip
+        table(["", ""], [[name.replace("_", " "), f"{value:,}" if type(value) is int else str(value)]
+                         for name, value in facts.items() if name != "exists"])  # fmt: skip
         print(f"would write {output}" + " (there already: it is checked, and kept if it fits)" * output.exists())
 
     emit(facts, as_json, show)
+    rehearse(source, options)
 
 
 def _facts(result: Any) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def _act(given: Mapping[str, Any]) -> None:
             raise MinitronError("--list knows sizes, not speeds", "leave out --latency and --speedup, or --list")
         _list(request, as_json)
         return
+    require_ranking(request)  # before torch is imported
     if given["dry_run"]:
         _dry_run(request, given["tflops"], given["mfu"], as_json)
         return
-    require_ranking(request)  # before torch is imported
 
     from minitron_cli.search.execute import search_and_write
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.checkpoint.atomic import atomic_dir, check_output
-from minitron_cli.checkpoint.disk import need_space
+from minitron_cli.checkpoint.disk import make_directory, need_space
 from minitron_cli.data.content import file_sha256
 from minitron_cli.data.encode import Encoding, Progress, Task, encode_all
 from minitron_cli.data.join import join_parts
@@ -209,7 +209,7 @@ def _describe(where: Path | HubName, cache: Path) -> dict[str, str]:
 def _own(directory: Path) -> Iterator[None]:
     """Hold `directory`, made if need be, against other processes; wait for the one that holds it."""
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         try:
             lock = (directory / "lock").open("w")
         except FileNotFoundError:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.atomic import atomic_file, check_file
-from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.data.source import parse_sources
 from minitron_cli.errors import MinitronError
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from minitron_cli.evaluate.tasks import Tasks
 
 Say = Callable[[str], None]
-
-_RESULTS_BYTES = 1 << 16  # room that the results need at least; places like /proc have none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +96,6 @@ def options_of(request: EvalRequest) -> Options:
         raise MinitronError("nothing to evaluate", "give --tasks, --suite or --data; --include DIR for your own tasks")
     if request.output:
         check_file(request.output, [*request.models, *_files(request.include, losses)])
-        need_space(request.output, _RESULTS_BYTES)
     return Options(
         requests=requests, losses=losses, device=request.device, dtype=request.dtype, batch_size=request.batch_size,
         unsafe_code=request.confirm_run_unsafe_code, trust_remote_code=request.trust_remote_code,

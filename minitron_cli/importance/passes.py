@@ -1,9 +1,11 @@
 """Set up a pass and run it in the mode that fits; the one place that knows both ways."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
@@ -12,6 +14,7 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.hf.source import load_source
 from minitron_cli.importance import resident, second_moments, stream
 from minitron_cli.importance.execution import Execution, Mode, Say, Show, batch_size, choose, needs
+from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.identity import pass_identity
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.samples import draw
@@ -20,10 +23,19 @@ from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.shape import flops_per_token
 
 
-def prepare(
-    checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
-) -> tuple[Execution, Mode, Mapping[str, Any]]:
-    """Draw the samples, choose device, dtype and mode, and say what will be done."""
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A pass before anything of it is made: its samples, what identifies it, its arithmetic and the way to run it."""
+
+    samples: Samples
+    identity: Mapping[str, Any]
+    dtype: torch.dtype
+    batch_size: int
+    mode: Mode
+
+
+def plan(checkpoint: Checkpoint, options: Options, world: World) -> Planned:
+    """Draw the samples and choose dtype and mode; nothing is written but the token files of the data."""
     device = world.device
     dtype = choose_dtype(options.dtype, device)
     samples, data = draw(checkpoint, options)
@@ -43,13 +55,23 @@ def prepare(
             f"depth curves need the whole model in memory, and the pass would stream ({mode.reason})",
             "leave --depth-block and --depth-greedy out, or use --mode resident or --device-map auto",
         )
+    return Planned(samples, identity, dtype, size, mode)
+
+
+def prepare(
+    checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
+) -> tuple[Execution, Mode, Mapping[str, Any]]:
+    """The pass that is planned, with the places that it is kept in."""
+    planned = plan(checkpoint, options, world)
+    identity, size, mode = planned.identity, planned.batch_size, planned.mode
     work = f"{mode.name} rank {world.rank} of {world.size}, batches of {size}" + " damage" * options.wants_damage
     snapshot = Snapshot(output.with_name(f".{output.name}.partial-{world.rank}"), {**identity, "work": work})
     scratch = stream.scratch_of(output, world.rank)
     moments = second_moments.SecondMoments(checkpoint, output, identity, world) if options.second_moments else None
     execution = Execution(
-        checkpoint, samples, device, dtype, size, world, snapshot, scratch, say, show, moments, options.wants_damage
-    )
+        checkpoint, planned.samples, world.device, planned.dtype, size, world, snapshot, scratch, say, show, moments,
+        options.wants_damage,
+    )  # fmt: skip
     return execution, mode, identity
 
 

@@ -73,6 +73,15 @@ def measure(
     return Result(scores, output, made, time.monotonic() - began)
 
 
+def rehearse(checkpoint: Checkpoint, options: Options) -> None:
+    """Draw the samples and choose how the pass would run, as `measure` does before it loads the model."""
+    if options.needs_data:
+        from minitron_cli.importance.passes import plan
+
+        with join(options.device) as world:
+            plan(checkpoint, options, world)
+
+
 def check_request(checkpoint: Checkpoint, options: Options, output: Path) -> None:
     """Refuse what cannot be measured of this model before anything is: overlaps, sweeps that leave no layer, experts.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import open_checkpoint
-from minitron_cli.search.identity import check_place
+from minitron_cli.search.identity import check_request
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.shapes import enumerate_shapes, window_length
 from minitron_cli.spec.axes import SCORED_AXES
@@ -23,7 +23,7 @@ def cost(request: SearchRequest) -> dict[str, Any]:
     at a time in bfloat16; saved steps of the trainings are part of the disk.
     """
     source = open_checkpoint(request.model)
-    check_place(source, request)
+    check_request(source, request)
     shapes = enumerate_shapes(source, request)
     seq_len = window_length(source, request)
 

@@ -6,18 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file, check_apart
+from minitron_cli.checkpoint.disk import check_place
 from minitron_cli.checkpoint.provenance import file_digest, read_manifest
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
+from minitron_cli.evaluate.bench import check_context
+from minitron_cli.hf.context import context_length
 from minitron_cli.search.request import SearchRequest
+from minitron_cli.spec.scores import Scores
 
 FILE = "identity.json"
 
 
-def check_place(source: Checkpoint, request: SearchRequest) -> None:
-    """Refuse an output that overlaps what the search reads."""
+def check_request(source: Checkpoint, request: SearchRequest) -> Scores:
+    """Refuse an output that overlaps what the search reads, and a prompt longer than the context; the scores."""
+    if request.speed is not None:
+        # Every candidate has the source's context: what is too long shows before anything is measured.
+        check_context([(str(source.path), context_length(source.config))], request.speed.cells, "--bench-grid")
+    check_place(request.output)
     check_apart(request.output, [source.path, request.scores, *local_paths((*request.data, *request.eval_data))])
+    return read_scores(request.scores)[0]
 
 
 def claim(request: SearchRequest, seq_len: int) -> None:

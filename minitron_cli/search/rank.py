@@ -3,14 +3,11 @@
 from collections.abc import Callable
 
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
-from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
-from minitron_cli.evaluate.bench import check_context
-from minitron_cli.hf.context import context_length
 from minitron_cli.search.budget import fast_enough
-from minitron_cli.search.identity import check_place, claim
+from minitron_cli.search.identity import check_request, claim
 from minitron_cli.search.refine import refine
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.result import Entry, SearchResult, mark_ties
@@ -54,12 +51,7 @@ def search(request: SearchRequest, say: Say) -> SearchResult:
 
 def _open(request: SearchRequest) -> Workspace:
     source = open_checkpoint(request.model)
-    check_place(source, request)
-    if request.speed is not None:
-        # Every candidate has the source's context: what is too long shows before anything is measured.
-        context = context_length(source.config)
-        check_context([(str(source.path), context)], request.speed.cells, "--bench-grid")
-    scores, _ = read_scores(request.scores)
+    scores = check_request(source, request)
     return Workspace(source, scores, _held_out(source, request), window_length(source, request), request)
 
 

@@ -49,6 +49,12 @@ def test_a_token_file_is_made_and_found_again(
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_place_that_takes_no_files(source: Path, tokenizer_dir: Path, dry: list[str], capsys: Capture) -> None:
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", "/proc/tokens", *dry) == 1
+    assert "error: /proc/tokens cannot be written: /proc takes no files" in capsys.readouterr().err
+
+
 def test_the_manifest_covers_every_file(source: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "tokens"
     assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", out, "--separator", "none") == 0

@@ -271,3 +271,22 @@ def test_the_command_line(toy, text, tmp_path):
     assert facts["made"] == "found"
     assert facts["stability"].keys() == {"hidden", "ffn", "head", "layer"}
     assert len(facts["depth"]["loss.1"]["best"]["layers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--samples", "9999"], "too little calibration data"),
+        (["--memory", "1KB"], "even one block at a time takes"),
+        (["--seq-len", "9999"], "longer than the context"),
+        (["--depth-block", "1", "--depth-task", "nosuch"], "no such task: nosuch"),
+        (["-o", "/proc/scores"], "/proc takes no files"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_dry_run_refuses_what_the_run_refuses(toy, text, tmp_path, wrong, told, dry):
+    line = ["importance", str(toy("llama")), "--data", text, "--samples", "6", "--seq-len", "16", "--separator", "none"]
+    result = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "s"), *wrong, *dry])
+    assert isinstance(result.exception, MinitronError)
+    assert told in result.exception.message
+    assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]

@@ -178,6 +178,21 @@ def test_nothing_of_other_settings_is_reused(
     assert "exists and holds no search" in capsys.readouterr().err
 
 
+def test_a_dry_run_refuses_what_the_search_refuses(
+    searched: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, _ = searched
+    scores = line.index("--scores")
+    for given, told in [
+        ([*line[:scores], *line[scores + 2 : -1], "none"], "ranking needs --scores"),
+        ([*line[: scores + 1], "nope", *line[scores + 2 : -1], "none"], "no scores file at nope"),
+        ([*line[:-1], "/proc/search"], "/proc takes no files"),
+    ]:
+        for dry in (["--dry-run"], []):
+            assert run([*given, *dry]) == 1
+            assert told in capsys.readouterr().err
+
+
 def test_a_dry_run_bounds_what_the_search_took(
     searched: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
