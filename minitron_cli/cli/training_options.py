@@ -30,7 +30,10 @@ def without(parameters: Sequence[Parameter], *names: str) -> tuple[Parameter, ..
     return tuple(p for p in parameters if p.name not in names)
 
 
-TEACHER = (flag("teacher", list[str], "MODEL[:SHARE] to learn from, a recorded one, or http://HOST:PORT/v1"),)
+TEACHER = (
+    flag("teacher", list[str], "MODEL[:SHARE] to learn from, a recorded one, or http://HOST:PORT/v1"),
+    flag("teacher_key_env", str, "a served teacher: the environment variable with its key"),
+)
 FROM_SCRATCH = (flag("from_scratch", bool, "start from new weights, of MODEL's config"),)
 DATA = (
     flag("data", list[str], "training text or token files, SOURCE[:WEIGHT]; repeatable"),

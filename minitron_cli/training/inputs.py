@@ -57,6 +57,8 @@ def find_models(options: Options) -> Models:
     split = [split_share(spec) for spec in options.teacher]
     if addresses := [where for where, _ in split if is_address(where)]:
         return _with_served(options, student, addresses[0])
+    if options.teacher_key_env is not None:
+        raise MinitronError("--teacher-key-env: no teacher is served", "give --teacher http://HOST:PORT/v1")
     recorded = [Path(where) for where, _ in split if is_recording(Path(where))]
     if recorded:
         return _with_recording(options, student, recorded[0])
@@ -126,7 +128,8 @@ def _with_served(options: Options, student: Path, address: str) -> Models:
         )
     config = load_config(student)
     vocab = shape_of(family_of(str(config["model_type"])), config)["vocab"]
-    return Models(student, (), (), student, served=connect(address, student, vocab, options.top_k))
+    served = connect(address, student, vocab, options.top_k, options.teacher_key_env)
+    return Models(student, (), (), student, served=served)
 
 
 def _with_recording(options: Options, student: Path, path: Path) -> Models:

@@ -97,6 +97,7 @@ class Options:
     # Where and how it is computed: none of it changes the result beyond rounding.
     device: str = "auto"
     teacher_device: str | None = None
+    teacher_key_env: str | None = None  # the name of an environment variable; never a key
     shard_teacher: bool | None = None
     gradients: Annotated[str, OneOf(GRADIENTS)] = "auto"
     replicate: Annotated[int, count()] = 1

@@ -1,6 +1,7 @@
 """A server for tests that speaks vLLM's protocol for a model in memory, run by transformers, and can misbehave."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ Body = dict[str, Any]
 @dataclass
 class Behaviour:
     """What the server does otherwise: `spoil` turns its answers to completions into others, `fail` names the status
-    codes of the next requests, `cut` how many answers break off in the middle."""
+    codes of the next requests, `cut` how many answers break off in the middle. A `key` must come with every request:
+    the server repeats what came instead, as some do."""
 
     max_logprobs: int = 128
     tokenizes: bool = True
@@ -27,6 +29,9 @@ class Behaviour:
     shift: int = 0  # added to the ids that it tokenises to
     fail: list[int] = field(default_factory=list)
     cut: int = 0
+    key: str | None = None
+    moved_to: str | None = None
+    retry_after: str | None = None
     spoil: Callable[[Body], Any] = lambda body: body
     asked: list[Body] = field(default_factory=list)
     most: int = 0  # requests at a time
@@ -35,13 +40,17 @@ class Behaviour:
 
 
 @contextmanager
-def serving(model: Path, behaviour: Behaviour | None = None) -> Iterator[str]:
-    """The address of a server for a model directory, as long as the block lasts."""
+def serving(model: Path, behaviour: Behaviour | None = None, certificate: Path | None = None) -> Iterator[str]:
+    """The address of a server for a model directory, as long as the block lasts; by TLS with a `certificate`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(model, behaviour or Behaviour()))
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield f"http{'s' * bool(certificate)}://127.0.0.1:{server.server_address[1]}/v1"
     finally:
         server.shutdown()
         server.server_close()
@@ -75,12 +84,30 @@ def _handler(path: Path, behaviour: Behaviour) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: Any) -> None:
             pass
 
+        def _admitted(self) -> bool:
+            given = self.headers.get("Authorization")
+            if behaviour.key is None or given == f"Bearer {behaviour.key}":
+                return True
+            code = 401 if given is None else 403
+            self._send(code, {"error": {"message": f"wrong API key provided: {given}", "code": code}})
+            return False
+
         def do_GET(self) -> None:
+            if behaviour.moved_to:
+                self.send_response(302)
+                self.send_header("Location", behaviour.moved_to)
+                return self.end_headers()
+            if not self._admitted():
+                return None
             names = [{"id": name, "max_model_len": behaviour.max_len} for name in behaviour.names]
-            self._send(200, {"data": names}) if self.path == "/v1/models" else self._send(404, {"detail": "Not Found"})
+            if self.path != "/v1/models":
+                return self._send(404, {"detail": "Not Found"})
+            return self._send(200, {"data": names})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self._admitted():
+                return None
             if self.path == "/tokenize" and behaviour.tokenizes:
                 ids = tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"]).input_ids
                 return self._send(200, {"tokens": [i + behaviour.shift for i in ids]})
@@ -104,6 +131,8 @@ def _handler(path: Path, behaviour: Behaviour) -> type[BaseHTTPRequestHandler]:
                 data = data[: len(data) // 2]
             self.send_response(code)
             self.send_header("Content-Length", str(len(data)))
+            if code == 429 and behaviour.retry_after:
+                self.send_header("Retry-After", behaviour.retry_after)
             self.end_headers()
             self.wfile.write(data)
 

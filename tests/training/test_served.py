@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.__main__ import run
 from minitron_cli.errors import MinitronError
+from minitron_cli.training.cached_logits import client
 from minitron_cli.training.cached_logits import served as served_module
 from minitron_cli.training.cached_logits.record import record_teacher
 from minitron_cli.training.cached_logits.served import connect
@@ -31,7 +34,7 @@ Toy = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_proxy_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(served_module, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
 
 
 def losses(output: Path) -> np.ndarray:
@@ -228,3 +231,137 @@ def test_a_dry_run_names_the_teacher(
     with serving(teacher) as address:
         assert run([*typed, "--teacher", address]) == 0
     assert json.loads(capfd.readouterr().out)["served teacher"] == f"teacher at {address}, the top 8"
+
+
+KEY = "s3cret-0123456789"
+
+
+def test_a_key_comes_from_the_environment_and_is_written_nowhere(
+    toy: Toy, text: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    typed = ["distill", str(toy("llama")), "--data", str(text), "-o", str(tmp_path / "out"), "--steps", "2"]
+    typed += ["--batch", "4", "--seq-len", "32", "--device", "cpu", "--top-k", "8", "--teacher"]
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    with serving(teacher, Behaviour(key=KEY)) as address:
+        assert run([*typed, address, "--teacher-key-env", "OTHER_KEY"]) == 0
+        monkeypatch.setenv(client.KEY_ENV, KEY)
+        assert run([*typed, address, "--overwrite", "--steps", "1"]) == 0
+        record_teacher(options(toy("llama"), text, tmp_path / "x", address, top_k=8, steps=1), tmp_path / "top")
+    said = "".join(capfd.readouterr())
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert KEY not in said
+    assert not any(KEY.encode() in content for content in written)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "message", "hint"),
+    [
+        ({}, None, "refuses access (HTTP 401): wrong API key provided: None", "MINITRON_TEACHER_KEY, or --teacher-key"),
+        ({"OTHER": "wr0ng"}, "OTHER", "refuses access (HTTP 403): wrong API key provided: Bearer ***", "key in OTHER"),
+        ({"OTHER": "  "}, "OTHER", "there is no such environment variable, or it is empty", "export it"),
+        ({}, "sk-very-secret", "takes the name of an environment variable, not a key", "e.g. MINITRON_TEACHER_KEY"),
+        ({"OTHER": "wr0ng\nX-More: 1"}, "OTHER", "OTHER holds what no key can", "look at its value"),
+    ],
+)
+def test_a_key_that_is_wrong(
+    variables: dict[str, str], name: str | None, message: str, hint: str, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    behaviour = Behaviour(key=KEY)
+    with serving(teacher, behaviour) as address, pytest.raises(MinitronError, match=re.escape(message)) as caught:
+        connect(address, teacher, 97, 8, name)
+    assert hint in (caught.value.hint or "")
+    assert not re.search("wr0ng|very-secret", f"{caught.value.message} {caught.value.hint}")
+
+
+def test_a_redirection_does_not_take_the_key_along(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(client.KEY_ENV, KEY)
+    with serving(teacher, Behaviour(key=KEY)) as there:
+        with (
+            serving(teacher, Behaviour(moved_to=f"{there}/models")) as here,
+            pytest.raises(MinitronError, match=r"HTTP 401.*provided: None"),
+        ):
+            connect(here, teacher, 97, 8)
+        connect(there, teacher, 97, 8)  # the negative control
+
+
+@pytest.mark.parametrize("secret", ["http://me:hidden@HOST/v1", "http://HOST/v1?key=hidden"])
+def test_an_address_with_a_secret_is_refused_without_repeating_it(
+    secret: str, toy: Toy, text: Path, tmp_path: Path
+) -> None:
+    line = replace(options(toy("llama"), text, tmp_path / "out", Path("x"), top_k=8), teacher=(secret,))
+    with pytest.raises(MinitronError, match="has a name, a password or a query in it") as caught:
+        train(line)
+    assert "hidden" not in f"{caught.value.message} {caught.value.hint}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_of_a_key_needs_a_server(toy: Toy, text: Path, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinitronError, match="--teacher-key-env: no teacher is served"):
+        train(options(toy("llama"), text, tmp_path / "out", teacher, teacher_key_env="OTHER"))
+
+
+def test_an_address_without_the_api_is_named(teacher: Path) -> None:
+    with (
+        serving(teacher) as address,
+        pytest.raises(MinitronError, match=r"/models does not have what is asked for \(HTTP 404\)") as caught,
+    ):
+        connect(address.removesuffix("/v1"), teacher, 97, 8)
+    assert "ends in /v1" in (caught.value.hint or "")
+
+
+class Clock(threading.Event):
+    """Waits for nothing, and remembers how long it was told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waits.append(timeout)
+        return False
+
+
+def test_a_server_that_is_asked_too_much_says_how_long_to_wait(teacher: Path) -> None:
+    behaviour, clock = Behaviour(fail=[429, 408, 503], retry_after="7"), Clock()
+    body = {"model": "teacher", "prompt": [[1, 2]], "max_tokens": 1, "prompt_logprobs": 3}
+    with serving(teacher, behaviour) as address:
+        server = client.Server(address)
+        assert "choices" in server.fetch("/completions", body, client.Patience(5, 60.0), clock)
+        assert clock.waits == [7.0, 0.002, 0.004]
+        behaviour.fail, behaviour.retry_after = [429] * 9, "9999"
+        with pytest.raises(MinitronError, match="does not answer after 3 tries: HTTP 429: try later") as caught:
+            server.fetch("/completions", body, client.Patience(3, 60.0), clock)
+    assert clock.waits[3:] == [60.0, 60.0]
+    assert "it limits how much it is asked" in (caught.value.hint or "")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate of 127.0.0.1 and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", str(file.with_suffix(".crt"))]
+    subprocess.run(command, check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + file.with_suffix(".crt").read_bytes())
+    return file
+
+
+def test_a_server_is_asked_by_tls_where_its_certificate_is_trusted(
+    teacher: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behaviour = Behaviour()
+    with serving(teacher, behaviour, certificate) as address:
+        assert address.startswith("https://")
+        with pytest.raises(MinitronError, match=r"the certificate of .* is not trusted: self.signed") as caught:
+            connect(address, teacher, 97, 8)
+        assert "SSL_CERT_FILE" in (caught.value.hint or "")
+        assert not behaviour.asked
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_suffix(".crt")))
+        assert connect(address, teacher, 97, 8).max_len == 128

@@ -9,36 +9,23 @@ That is vLLM's; its `prompt_logprobs` are those of the model's own distribution,
 the K likeliest ids, and the prompt's own. The answers become the records that a recording has.
 """
 
-import http.client
-import json
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 import torch
 
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from minitron_cli.errors import MinitronError
+from minitron_cli.training.cached_logits.client import Patience, Refused, Server
 from minitron_cli.training.cached_logits.layout import TopKLayout
 from minitron_cli.training.cached_logits.topk import TopK
 
 IN_FLIGHT = 16  # requests that a process has at the server at a time
-FIRST_WAIT = 0.5  # seconds before the second try, doubled before each further one
-
-
-class Patience(NamedTuple):
-    """How often a request is tried that fails in a way that may pass, and the seconds of silence that are a failure."""
-
-    tries: int
-    seconds: float
-
 
 AT_WORK = Patience(7, 600.0)  # with the waits between the tries, half a minute where the server is gone
 AT_START = Patience(3, 60.0)
@@ -46,27 +33,19 @@ _PROBE = "The 7 quick_foxes jumped; größer als 3,14? 東京\n\tdef f(x): retur
 _TINY = 1e-9  # the least probability of the rest: what is left of 1 after float32 sums is not less
 
 
-class _Refused(Exception):
-    """The server understood, and will not: a status of 4xx with its message."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model that the server at `url` calls `model`, asked for the `top_k` likeliest of the student's `vocab` ids;
+    """The model that a `server` calls `model`, asked for the `top_k` likeliest of the student's `vocab` ids;
     it reads at most `max_len` tokens, where it says so."""
 
-    url: str
+    server: Server
     model: str
     top_k: int
     vocab: int
     max_len: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.model} at {self.url}"
+        return f"{self.model} at {self.server}"
 
     def layout(self, seq_len: int) -> TopKLayout:
         """How what it says of a row lies in memory, as on disk."""
@@ -102,8 +81,8 @@ class Served:
             return []
         body = {"model": self.model, "prompt": list(prompts), "max_tokens": 1, "prompt_logprobs": self.top_k}
         try:
-            answer = _fetch(f"{self.url}/completions", body, patience, stopped)
-        except _Refused as error:
+            answer = self.server.fetch("/completions", body, patience, stopped)
+        except Refused as error:
             raise self._explained(error) from error
         given = answer.get("choices") if isinstance(answer, dict) else None
         choices = [choice for choice in given if isinstance(choice, dict)] if isinstance(given, list) else []
@@ -145,16 +124,13 @@ class Served:
         order = np.argsort(-whole[1], axis=1, kind="stable")[:, : self.top_k]
         return np.take_along_axis(whole[0], order, 1), np.take_along_axis(whole[1], order, 1)
 
-    def _explained(self, error: _Refused) -> MinitronError:
+    def _explained(self, error: Refused) -> MinitronError:
         """What to do about a refused request."""
-        text = str(error)
-        if "logprobs" in text:
+        found = self.server.explained(error, str(self))
+        if error.code in (400, 422) and "logprobs" in found.message:
             hint = f"start it with --max-logprobs {self.top_k} (vLLM), or give a smaller --top-k"
-        elif "vocab" in text:
-            return self.other_vocabulary(text)
-        else:
-            hint = "the server's log says more"
-        return MinitronError(f"{self} refuses a request (HTTP {error.code}): {text}", hint)
+            return MinitronError(found.message, hint)
+        return self.other_vocabulary(str(error)) if error.code in (400, 422) and "vocab" in str(error) else found
 
     def other_vocabulary(self, why: str) -> MinitronError:
         """The error of a teacher whose ids are not the student's."""
@@ -169,39 +145,34 @@ class Served:
         )
 
 
-def connect(spec: str, tokenizer: Path, vocab: int, top_k: int) -> Served:
-    """The teacher at `http://HOST:PORT/v1[#NAME]`, asked once to see that it has the ids of the student's tokenizer."""
+def connect(spec: str, tokenizer: Path, vocab: int, top_k: int, key_env: str | None = None) -> Served:
+    """The teacher at `http://HOST:PORT/v1[#NAME]`, asked once to see that it has the ids of the student's tokenizer.
+
+    The environment variable `key_env` holds its key (see `client`).
+    """
     url, _, name = spec.partition("#")
-    url = url.rstrip("/")
-    _check_address(url)
+    server = Server(url.rstrip("/"), key_env)
+    server.check()
     if not top_k < vocab:
         raise MinitronError(f"--top-k {top_k} does not fit {vocab} ids", f"give 1 to {vocab - 1}")
     try:
-        answer = _fetch(f"{url}/models", None, AT_START)
+        answer = server.fetch("/models", None, AT_START)
         models = {model["id"]: model.get("max_model_len") for model in answer["data"]}
-    except (_Refused, KeyError, TypeError) as error:
+    except Refused as error:
+        raise server.explained(error, f"{server}/models") from error
+    except (KeyError, TypeError) as error:
         raise MinitronError(
-            f"{url}/models does not list models: {error}", "give the address that ends in /v1: http://HOST:PORT/v1"
+            f"{server}/models does not list models: {error}", "give the address that ends in /v1: http://HOST:PORT/v1"
         ) from error
     name = name or (next(iter(models)) if len(models) == 1 else "")
     if name not in models:
         raise MinitronError(
-            f"{url} serves {', '.join(models) or 'no model'}" + (f", not {name}" if name else ""),
-            f"name one: --teacher {url}#NAME",
+            f"{server} serves {', '.join(models) or 'no model'}" + (f", not {name}" if name else ""),
+            f"name one: --teacher {server}#NAME",
         )
-    served = Served(url, name, top_k, vocab, models[name])
+    served = Served(server, name, top_k, vocab, models[name])
     _check_ids(served, load_tokenizer(tokenizer))
     return served
-
-
-def _check_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        found = parts.hostname is not None and (parts.port is None or parts.port > 0)
-    except ValueError:
-        found = False
-    if not found:
-        raise MinitronError(f"--teacher {url} is not an address", "write it as http://HOST:PORT/v1")
 
 
 def _check_ids(served: Served, tokenizer: TextTokenizer) -> None:
@@ -209,47 +180,11 @@ def _check_ids(served: Served, tokenizer: TextTokenizer) -> None:
     ids = tokenizer.backend.encode(_PROBE, add_special_tokens=False).ids
     body = {"model": served.model, "prompt": _PROBE, "add_special_tokens": False}
     try:
-        answer = _fetch(f"{served.url.removesuffix('/v1')}/tokenize", body, AT_START)
-    except _Refused:
+        answer = served.server.fetch("/tokenize", body, AT_START, base=served.server.url.removesuffix("/v1"))
+    except Refused:
         answer = {}  # not every server has it
     theirs = answer.get("tokens") if isinstance(answer, dict) else None
     if theirs is not None and theirs != ids:
         raise served.other_vocabulary("a text has other ids there")
     largest = min(tokenizer.vocab_size, served.vocab) - 1
     served.ask([[*ids[: (served.max_len or len(ids) + 3) - 3], largest, largest]], patience=AT_START)
-
-
-def _fetch(url: str, body: Any, patience: Patience, stopped: threading.Event | None = None) -> Any:
-    """The JSON that a server answers with. What may pass is tried again; a refusal raises _Refused."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    for number in range(patience.tries):
-        if number and (stopped or threading.Event()).wait(FIRST_WAIT * 2 ** (number - 1)):
-            break
-        try:
-            with urllib.request.urlopen(request, timeout=patience.seconds) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            problem = _message(error)
-            if error.code < 500 and error.code != 429:
-                raise _Refused(error.code, problem) from error
-            problem = f"HTTP {error.code}: {problem}"
-        except json.JSONDecodeError:
-            problem = "what it sends is cut off, or not JSON"
-        except (OSError, http.client.HTTPException) as error:
-            problem = str(getattr(error, "reason", error)) or type(error).__name__
-    raise MinitronError(
-        f"{url} does not answer after {patience.tries} tries: {problem}",
-        "is the server up, and this its address? e.g. `vllm serve MODEL --max-logprobs 128`",
-    )
-
-
-def _message(error: urllib.error.HTTPError) -> str:
-    """What a server says about an error, in one line."""
-    text = error.read().decode(errors="replace")
-    try:
-        found = json.loads(text)
-        text = found["error"]["message"] if isinstance(found.get("error"), dict) else found["message"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return " ".join(str(text).split())[:300] or str(error.reason)
