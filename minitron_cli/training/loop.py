@@ -96,7 +96,7 @@ def accumulate(job: Job, share: Share, tokens: int, micro_batch: int) -> dict[st
     sums: dict[str, Tensor] = {}
     for micro in micro_batches(share, micro_batch, tokens, job.world.device):
         sync_gradients(job.step, micro.is_last or job.gradients == "sharded")
-        for name, value in job.train(micro.ids, micro.weights, **micro.more).items():
+        for name, value in job.train(*micro.inputs).items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
 

@@ -70,7 +70,7 @@ def remember(accepted: tuple[float, ...], norm: float, factor: float | None) -> 
     return (*accepted, norm)[-_WINDOW:] if factor is not None else ()
 
 
-# (ids (batch, token), weights (batch, token), more by name) -> loss terms; trains or only measures, as made below.
+# (ids (batch, token), weights (batch, token), ... of `rows.Inputs`) -> loss terms; trains or only measures.
 Call = Callable[..., dict[str, Tensor]]
 
 
@@ -81,8 +81,8 @@ class _WithBackward(nn.Module):
         super().__init__()
         self.step = step
 
-    def forward(self, ids: Tensor, weights: Tensor, **more: Any) -> dict[str, Tensor]:
-        terms = self.step(ids, weights, **more)
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        terms = self.step(*inputs)
         terms["loss"].backward()
         return {name: value.detach() for name, value in terms.items()}
 

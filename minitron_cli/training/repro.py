@@ -51,7 +51,7 @@ def write_repro(run: Path, job: Job, error: NotFinite, rows: list[list[int]] | N
     micros = []
     for micro in micro_batches(share, job.at(step).micro_batch, tokens, world.device):
         sync_gradients(job.step, micro.is_last)
-        micros.append({n: float(v) for n, v in job.train(micro.ids, micro.weights, **micro.more).items()})
+        micros.append({n: float(v) for n, v in job.train(*micro.inputs).items()})
     norms = _norms(job)
     if world.first:
         content = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from minitron_cli.data.tokens import require_ids_in
 from minitron_cli.data.vocabulary.reader import Reader
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
+from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.cached_logits.store import Recording, Taught
 from minitron_cli.training.options import Options
 from minitron_cli.training.reading import Reading
@@ -108,12 +109,20 @@ def positions_in(documents: np.ndarray) -> np.ndarray:
     return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
 
 
-class Micro(NamedTuple):
-    """A micro-batch on the device: ids and weights (row, token), and what else the step takes by name."""
+class Inputs(NamedTuple):
+    """What `KDStep.forward` takes, on the device: ids and weights (row, token), then what only some runs have."""
 
     ids: Tensor
     weights: Tensor
-    more: dict[str, Any]
+    position_ids: Tensor | None = None
+    recorded: Cached | None = None
+    readings: tuple[Reading | None, ...] = ()
+
+
+class Micro(NamedTuple):
+    """A micro-batch, and whether it is its rank's last of the step."""
+
+    inputs: Inputs
     is_last: bool
 
 
@@ -122,14 +131,14 @@ def micro_batches(share: Share, size: int, tokens: int, device: torch.device) ->
     weights = share.mask / tokens
     for start in range(0, len(share.ids), size):
         part = slice(start, start + size)
-        more: dict[str, Any] = {}
-        if share.positions is not None:
-            more["position_ids"] = _move(share.positions[part], device)
-        if share.taught is not None:
-            more["recorded"] = share.taught.at(part, device)
-        if share.readings:
-            more["readings"] = tuple(one and one.each(partial(_moved, part, device)) for one in share.readings)
-        yield Micro(_move(share.ids[part], device), _move(weights[part], device), more, start + size >= len(share.ids))
+        inputs = Inputs(
+            _move(share.ids[part], device),
+            _move(weights[part], device),
+            None if share.positions is None else _move(share.positions[part], device),
+            None if share.taught is None else share.taught.at(part, device),
+            tuple(one and one.each(partial(_moved, part, device)) for one in share.readings),
+        )
+        yield Micro(inputs, start + size >= len(share.ids))
 
 
 def pad_rows(share: Share, count: int) -> Share:

@@ -69,7 +69,7 @@ def token_means(measure: Call, share: Share, micro_batch: int, world: World) -> 
     rounds = micro_batches(padded, micro_batch, share.num_targets(), world.device)
     sums: dict[str, torch.Tensor] = {}
     for micro in islice(rounds, world.rank, None, world.size):
-        terms = measure(micro.ids, micro.weights, **micro.more)
+        terms = measure(*micro.inputs)
         for name in _TERMS:
             if name in terms:
                 sums[name] = sums[name] + terms[name] if name in sums else terms[name].float()

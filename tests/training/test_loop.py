@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,8 +153,8 @@ def poisoned(of: Job, steps: set[int]) -> Job:
         current[0] = step
         return of.rows(step)
 
-    def train(ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        return of.train(ids, weights * (float("nan") if current[0] in steps else 1.0))
+    def train(ids: Tensor, weights: Tensor, *others: Any) -> dict[str, Tensor]:
+        return of.train(ids, weights * (float("nan") if current[0] in steps else 1.0), *others)
 
     return replace(of, rows=rows, train=train)
 
