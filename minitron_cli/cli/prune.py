@@ -1,5 +1,6 @@
 """`minitron prune`: trim a checkpoint in width and depth."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -96,14 +97,16 @@ _MORE = {
 def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.prune import execute
     from minitron_cli.prune.request import PruneRequest
+    from minitron_cli.prune.vocabulary import Counting
 
     request = PruneRequest(model=require_model(given["model"], NAME), **typed(given, "model", "dry_run", "as_json"))
     as_json = given["as_json"]
+    counting = Counting(lambda: byte_progress("counting tokens"), os.cpu_count() or 1)
     if given["dry_run"]:
-        resolved = execute.dry_run(request, lambda: byte_progress("counting tokens"))
+        resolved = execute.dry_run(request, counting)
         emit(asdict(resolved.facts), as_json, lambda: _show_plan(resolved))
         return
-    result = execute.prune(request, _measure, say, lambda: byte_progress("counting tokens"))
+    result = execute.prune(request, _measure, say, counting)
     emit(result.to_json(), as_json, lambda: _show_done(result, request.model))
 
 

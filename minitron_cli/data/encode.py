@@ -60,6 +60,9 @@ class Part:
     domains: tuple[str, ...]  # in order of first appearance; the documents of the part index into them
 
 
+Encode = Callable[[Task, Encoding, TextTokenizer, Path], Part]
+
+
 def part_path(directory: Path, index: int, suffix: str) -> Path:
     return directory / f"part-{index:05d}.{suffix}"
 
@@ -73,36 +76,17 @@ def read_part(directory: Path, index: int) -> Part | None:
     return Part(**{**found, "domains": tuple(found["domains"])})
 
 
-def encode_all(
-    tasks: tuple[Task, ...], how: Encoding, tokenizer: TextTokenizer, directory: Path, workers: int, progress: Progress
-) -> list[Part]:
-    """Encode every piece that has no finished part in `directory` yet; the parts in order."""
-    parts = [read_part(directory, task.index) for task in tasks]
-    left = [task for task, part in zip(tasks, parts) if part is None]
-    total = sum(task.piece.size for task in tasks)
-    done = total - sum(task.piece.size for task in left)
-    tokens = sum(part.num_tokens for part in parts if part is not None)
-    progress(done, total, tokens)
-    encoded = _in_processes(left, how, directory, workers) if workers > 1 else _here(left, how, tokenizer, directory)
-    for task, part in encoded:
-        parts[task.index] = part
-        done, tokens = done + task.piece.size, tokens + part.num_tokens
-        progress(done, total, tokens)
-    return [part for part in parts if part is not None]
-
-
 def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory: Path) -> Part:
     """Encode one piece into `directory`."""
     numbers: dict[str, int] = {}
     ends, sizes, domains = [], [], []
     num_tokens = num_empty = 0
-    with _room_for_parts(directory):
-        with _whole(part_path(directory, task.index, "bin")) as stream:
-            for batch in _batches(read_piece(task.piece, task.fields)):
-                kept = [document for document in batch if document.text]
-                num_empty += len(batch) - len(kept)
+    with room_for_parts(directory):
+        with whole_file(part_path(directory, task.index, "bin")) as stream:
+            for kept, empty in read_texts(task):
+                num_empty += empty
                 texts = [document.text for document in kept]
-                sizes += [_utf8_bytes(document) for document in kept]
+                sizes += [utf8_bytes(document) for document in kept]
                 for encoded in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False):
                     row = np.array([*how.before, *encoded.ids, *how.after], how.dtype)
                     stream.write(row.tobytes())
@@ -111,12 +95,12 @@ def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory:
                 domains += [numbers.setdefault(document.domain or task.domain, len(numbers)) for document in kept]
         part = Part(num_tokens, len(ends), sum(sizes), num_empty, tuple(numbers))
         _write_index(part_path(directory, task.index, "npy"), ends, sizes, domains)
-        _write_marker(part_path(directory, task.index, "json"), part)
+        write_marker(part_path(directory, task.index, "json"), part)
     return part
 
 
 @contextmanager
-def _room_for_parts(directory: Path) -> Iterator[None]:
+def room_for_parts(directory: Path) -> Iterator[None]:
     """A full disk is the user's error; unlike other outputs the finished parts stay, for they may be hours of work."""
     try:
         yield
@@ -127,6 +111,13 @@ def _room_for_parts(directory: Path) -> Iterator[None]:
             f"no space left for tokens; the finished parts are kept in {directory}",
             "free some space and run the same line again, or remove that directory",
         ) from error
+
+
+def read_texts(task: Task) -> Iterator[tuple[list[Document], int]]:
+    """The documents of a piece in batches, without the empty ones, and how many of those there were."""
+    for batch in _batches(read_piece(task.piece, task.fields)):
+        kept = [document for document in batch if document.text]
+        yield kept, len(batch) - len(kept)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -142,7 +133,8 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _utf8_bytes(document: Document) -> int:
+def utf8_bytes(document: Document) -> int:
+    """The size of a document; refuses what is no text."""
     try:
         return len(document.text.encode("utf-8"))
     except UnicodeEncodeError as error:
@@ -153,7 +145,7 @@ def _utf8_bytes(document: Document) -> int:
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[BinaryIO]:
+def whole_file(file: Path) -> Iterator[BinaryIO]:
     """Write `file` whole or not at all, whoever else may be writing the same."""
     temporary = file.with_name(f"{file.name}-{os.getpid()}")
     with temporary.open("wb") as stream:
@@ -164,7 +156,7 @@ def _whole(file: Path) -> Iterator[BinaryIO]:
 def _write_index(file: Path, ends: list[int], sizes: list[int], domains: list[int]) -> None:
     index = np.zeros(len(ends), DOCUMENT)
     index["end"], index["byte_end"], index["domain"] = ends, np.cumsum(sizes, dtype=np.uint64), domains
-    with _whole(file) as stream:
+    with whole_file(file) as stream:
         write_npy_header(stream, DOCUMENT, len(index))
         stream.write(index.tobytes())
 
@@ -179,22 +171,47 @@ def write_npy_header(stream: BinaryIO, dtype: np.dtype, count: int) -> None:
     np.lib.format.write_array_header_1_0(stream, header)
 
 
-def _write_marker(file: Path, part: Part) -> None:
-    with _whole(file) as stream:
+def write_marker(file: Path, part: Part) -> None:
+    """Say that a part is finished; the last of its files."""
+    with whole_file(file) as stream:
         stream.write(json.dumps(asdict(part)).encode())
 
 
-def _here(tasks: list[Task], how: Encoding, tokenizer: TextTokenizer, directory: Path) -> Iterator[tuple[Task, Part]]:
-    """In this process; the tokenizer itself uses every core for a batch."""
-    for task in tasks:
-        yield task, encode_piece(task, how, tokenizer, directory)
+def encode_all(
+    tasks: tuple[Task, ...],
+    how: Encoding,
+    tokenizer: TextTokenizer,
+    directory: Path,
+    workers: int,
+    progress: Progress,
+    encode: Encode = encode_piece,
+) -> list[Part]:
+    """Make a part of every piece that has no finished one in `directory` yet; the parts in order."""
+    parts = [read_part(directory, task.index) for task in tasks]
+    left = [task for task, part in zip(tasks, parts) if part is None]
+    total = sum(task.piece.size for task in tasks)
+    done = total - sum(task.piece.size for task in left)
+    tokens = sum(part.num_tokens for part in parts if part is not None)
+    progress(done, total, tokens)
+    encoded = (
+        _in_processes(left, how, directory, workers, encode)
+        if workers > 1
+        else ((task, encode(task, how, tokenizer, directory)) for task in left)
+    )
+    for task, part in encoded:
+        parts[task.index] = part
+        done, tokens = done + task.piece.size, tokens + part.num_tokens
+        progress(done, total, tokens)
+    return [part for part in parts if part is not None]
 
 
-def _in_processes(tasks: list[Task], how: Encoding, directory: Path, workers: int) -> Iterator[tuple[Task, Part]]:
+def _in_processes(
+    tasks: list[Task], how: Encoding, directory: Path, workers: int, encode: Encode
+) -> Iterator[tuple[Task, Part]]:
     """In `workers` processes, each with one thread; parts arrive in any order."""
     context = get_context("spawn")  # a forked child would inherit the locks of the tokenizer's threads
     with ProcessPoolExecutor(min(workers, max(len(tasks), 1)), context, _start_worker, (how.tokenizer,)) as pool:
-        waiting: dict[Future[Part], Task] = {pool.submit(_work, task, how, directory): task for task in tasks}
+        waiting: dict[Future[Part], Task] = {pool.submit(_work, encode, task, how, directory): task for task in tasks}
         try:
             while waiting:
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -228,6 +245,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(task: Task, how: Encoding, directory: Path) -> Part:
+def _work(encode: Encode, task: Task, how: Encoding, directory: Path) -> Part:
     assert _worker_tokenizer is not None, "a worker starts with its tokenizer"
-    return encode_piece(task, how, _worker_tokenizer, directory)
+    return encode(task, how, _worker_tokenizer, directory)

@@ -21,7 +21,7 @@ import numpy as np
 from minitron_cli.checkpoint.atomic import atomic_dir, check_output
 from minitron_cli.checkpoint.disk import make_directory, need_space
 from minitron_cli.data.content import file_sha256
-from minitron_cli.data.encode import Encoding, Progress, Task, encode_all
+from minitron_cli.data.encode import Encoding, Part, Progress, Task, encode_all
 from minitron_cli.data.join import join_parts
 from minitron_cli.data.readers import PIECE_BYTES, Fields, find_fields, split_file, split_hub
 from minitron_cli.data.source import HubName, Source
@@ -140,9 +140,7 @@ def _make(
 ) -> None:
     _keep_parts_of(job, parts_dir)
     parts = encode_all(job.tasks, job.how, job.tokenizer, parts_dir, workers, progress)
-    if not any(part.num_tokens for part in parts):
-        named = ", ".join(sorted({source["file"] for source in job.sources}))
-        raise MinitronError(f"no text in {named}: every document is empty", "check --text-field")
+    require_text(job, parts)
     width = np.dtype(job.how.dtype).itemsize
     need_space(out, sum(width * part.num_tokens + DOCUMENT.itemsize * part.num_documents for part in parts))
     with atomic_dir(out, overwrite) as directory:
@@ -157,6 +155,13 @@ def _make(
         )
         (directory / HEADER).write_text(header.to_json(), encoding="utf-8")
         finish(directory, header)
+
+
+def require_text(job: Job, parts: list[Part]) -> None:
+    """Refuse sources without any text."""
+    if not any(part.num_tokens for part in parts):
+        named = ", ".join(sorted({source["file"] for source in job.sources}))
+        raise MinitronError(f"no text in {named}: every document is empty", "check --text-field")
 
 
 def is_made(job: Job, out: Path) -> bool:

@@ -16,7 +16,7 @@ from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.resolve import ResolvedPrune, resolve
 from minitron_cli.prune.target import make_plan
-from minitron_cli.prune.vocabulary import Reporting, read_vocabulary, silent
+from minitron_cli.prune.vocabulary import QUIET, Counting, read_vocabulary
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
 
@@ -39,9 +39,9 @@ class PruneResult:
         return self.manifest.get("compensation", {}).get("reconstruction", {})
 
 
-def dry_run(request: PruneRequest, counting: Reporting = silent) -> ResolvedPrune:
+def dry_run(request: PruneRequest, counting: Counting = QUIET) -> ResolvedPrune:
     """Check all that the run checks before it writes; what is not measured yet is named in the result's `missing`."""
-    resolved = resolve(request, vocabulary=partial(read_vocabulary, reporting=counting))
+    resolved = resolve(request, vocabulary=partial(read_vocabulary, counting=counting))
     check_accepted(resolved.source, resolved.shape)
     need_space(resolved.output, resolved.facts.bytes[1])
     return resolved
@@ -51,10 +51,10 @@ def prune(
     request: PruneRequest,
     measure: Callable[[Measurement], object],
     say: Callable[[str], None] = lambda text: None,
-    counting: Reporting = silent,
+    counting: Counting = QUIET,
 ) -> PruneResult:
     """Write the pruned checkpoint. `measure` makes the scores, where the request gives data and no scores."""
-    resolved = resolve(request, vocabulary=partial(read_vocabulary, reporting=counting))
+    resolved = resolve(request, vocabulary=partial(read_vocabulary, counting=counting))
     if resolved.missing:
         raise MinitronError(
             resolved.missing, "add --scores FILE (from `minitron importance`), or --data DATA to measure first"

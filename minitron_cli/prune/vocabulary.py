@@ -24,9 +24,20 @@ from minitron_cli.spec.plan import Plan
 Reporting = Callable[[], AbstractContextManager[Progress]]
 
 
-def silent() -> AbstractContextManager[Progress]:
+def _silent() -> AbstractContextManager[Progress]:
     """Reports nothing."""
     return nullcontext(lambda done, total, tokens: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """How a corpus is counted: what shows its progress, and the number of processes."""
+
+    reporting: Reporting = _silent
+    workers: int = 1
+
+
+QUIET = Counting()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +68,8 @@ class Vocabulary:
         return {domain: asdict(one) for domain, one in found.items()}
 
 
-def read_vocabulary(request: PruneRequest, source: Checkpoint, reporting: Reporting = silent) -> Vocabulary:
-    """Count the corpus of a request and order the tokens of its source; `reporting` shows how the counting goes."""
+def read_vocabulary(request: PruneRequest, source: Checkpoint, counting: Counting = QUIET) -> Vocabulary:
+    """Count the corpus of a request and order the tokens of its source."""
     if not has_tokenizer(source.path):
         raise MinitronError(f"{source.path} has no tokenizer", "copy tokenizer.json and tokenizer_config.json there")
     raw = tokenizer_json(source.path)
@@ -66,8 +77,8 @@ def read_vocabulary(request: PruneRequest, source: Checkpoint, reporting: Report
     listed = listed_ids(request.keep_tokens, backend) if request.keep_tokens else set()
     rows = source.shape["vocab"]
     pieces = pieces_of(raw, rows, named_ids(source.path, source.whole, backend) | listed)
-    with reporting() as progress:
-        counts = count_tokens(request.data, source.path, rows, progress)
+    with counting.reporting() as progress:
+        counts = count_tokens(request.data, source.path, rows, progress, counting.workers)
     return Vocabulary(source.path, raw, counts, removal_order(np.sum(list(counts.values()), axis=0), pieces))
 
 

@@ -149,11 +149,11 @@ def test_killed_and_typed_again(tokenizer_dir: Path, tmp_path: Path) -> None:
         "import os, signal\n"
         "from minitron_cli.data import encode\n"
         "from minitron_cli.__main__ import main\n"
-        "write = encode._write_marker\n"
+        "write = encode.write_marker\n"
         "def then_die(file, part):\n"
         "    write(file, part)\n"
         "    if '00002' in file.name: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "encode._write_marker = then_die\n"
+        "encode.write_marker = then_die\n"
         "main()\n"
     )
     line = ["data", "tokenize", str(pattern), "--tokenizer", str(tokenizer_dir), "-o", str(out)]

@@ -160,7 +160,7 @@ def test_a_resumed_tokenisation_is_byte_identical(
     job = make_job(parse_sources([str(source)]), load_tokenizer(tokenizer_dir), "auto", None, default_cache())
     straight = run_job(job, tmp_path / "straight")
     assert len(job.tasks) > 5
-    write_marker = encode._write_marker
+    write_marker = encode.write_marker
     for survivor in range(len(job.tasks)):
         done: list[Path] = []
 
@@ -170,7 +170,7 @@ def test_a_resumed_tokenisation_is_byte_identical(
             done.append(file)
             write_marker(file, part)
 
-        monkeypatch.setattr(encode, "_write_marker", fail_once)
+        monkeypatch.setattr(encode, "write_marker", fail_once)
         out = tmp_path / "resumed"
         if survivor + 1 < len(job.tasks):
             with pytest.raises(KeyboardInterrupt):

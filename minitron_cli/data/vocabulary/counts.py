@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.data.encode import Progress
-from minitron_cli.data.prepare import token_files
+from minitron_cli.data.encode import Progress, encode_all
+from minitron_cli.data.prepare import Job, default_cache, is_made, make_job, require_text, token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, token_byte_lengths
-from minitron_cli.data.tokens import TokenFile, require_ids_below
+from minitron_cli.data.tokens import TokenFile, require_ids_below, require_ids_in
 from minitron_cli.data.vocabulary.surgery import backend_of, cut_tokenizer
+from minitron_cli.data.vocabulary.words import count_piece, read_uses, words_of
 
 _BLOCK = 1 << 24  # tokens counted in one go
 
@@ -33,20 +34,46 @@ class Respelling:
 
 
 def count_tokens(
-    data: Sequence[str], model: Path, rows: int, progress: Progress = lambda done, total, tokens: None
+    data: Sequence[str],
+    model: Path,
+    rows: int,
+    progress: Progress = lambda done, total, tokens: None,
+    workers: int = 1,
 ) -> dict[str, np.ndarray]:
     """Uses of every id by domain, in order of appearance: {domain: (rows,) int64}.
 
-    Text is tokenised once, in parallel, into the cache that training reads from; a killed run goes on where it was.
+    Text that comes apart into words is counted by them, in `workers` processes; other text is tokenised as a whole,
+    into the cache that training reads from. Both are kept: a killed run goes on where it was.
     """
-    tokenizer = load_tokenizer(model)
-    files = token_files(parse_sources(tuple(data)), model, separator=_separator(tokenizer), progress=progress)
-    require_ids_below(files, rows, model)
+    tokenizer, cache = load_tokenizer(model), default_cache()
+    separator, words = _separator(tokenizer), words_of(tokenizer)
     counts: dict[str, np.ndarray] = {}
-    for file in files:
-        for domain, found in _by_domain(file, rows).items():
-            counts[domain] = counts.get(domain, 0) + found
+    for source in parse_sources(tuple(data)):
+        found = None
+        if words is not None and source.tokens is None:
+            job = make_job((source,), tokenizer, separator, None, cache)
+            if not is_made(job, cache / "tokens" / job.key()):
+                found = _by_words(job, cache / "counts" / job.key(), rows, workers, progress)
+        if found is None:
+            files = token_files((source,), model, separator, progress=progress)
+            require_ids_below(files, rows, model)
+            found = _by_domain(files[0], rows)
+        for domain, uses in found.items():
+            counts[domain] = counts.get(domain, 0) + uses
     return counts
+
+
+def _by_words(job: Job, directory: Path, rows: int, workers: int, progress: Progress) -> dict[str, np.ndarray]:
+    directory.mkdir(parents=True, exist_ok=True)
+    parts = encode_all(job.tasks, job.how, job.tokenizer, directory, workers, progress, count_piece)
+    require_text(job, parts)
+    counts: dict[str, np.ndarray] = {}
+    for index, part in enumerate(parts):
+        for domain, uses in zip(part.domains, read_uses(directory, index, part)):
+            counts[domain] = counts.get(domain, 0) + uses
+    used = np.flatnonzero(np.sum(list(counts.values()), axis=0))
+    require_ids_in(used, rows, job.tokenizer.path, job.sources[0]["name"])
+    return {domain: np.pad(uses, (0, max(0, rows - len(uses))))[:rows] for domain, uses in counts.items()}
 
 
 def _separator(tokenizer: TextTokenizer) -> str:
