@@ -38,8 +38,10 @@ class Architecture:
         return sum(num_elements(w, self.shape) * copies(w, self.shape) * n for w, n in stored_weights(self).items())
 
     def resized(self, shape: Shape) -> "Architecture":
-        """The same model with the sizes of `shape`."""
-        return Architecture(config_for(self.config, self.family, shape), self.family, shape)
+        """The same model with the sizes of `shape`. Of another depth, which layers it has is not known."""
+        lists = self.family.per_layer if shape["layer"] != self.shape["layer"] else ()
+        config = {key: value for key, value in self.config.items() if key not in lists}
+        return Architecture(config_for(config, self.family, shape), self.family, shape)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

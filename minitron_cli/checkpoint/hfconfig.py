@@ -1,6 +1,8 @@
 """The config of a pruned model: sizes set, per-layer lists cut with the layers, validated by transformers itself."""
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -10,6 +12,7 @@ from minitron_cli.checkpoint.wrapping import with_text
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.spec.family import Family
+from minitron_cli.spec.pattern import Pattern
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.shape import Shape, computed
 
@@ -43,14 +46,9 @@ def _layers_kept(config: Mapping[str, Any], pruned: Mapping[str, Any], family: F
     """What a pruned config says of the layers that stay."""
     if "layer" not in plan.kept:
         return {}
-    result: dict[str, Any] = {}
     layers = [int(i) for i in plan.kept["layer"]]
-    derived = {} if all(config.get(key) for key in family.per_layer) else _derived(config)
-    for key in family.per_layer:
-        full = config.get(key) or derived.get(key)
-        if full is not None:
-            _check_length(key, full, plan.source["layer"])
-            result[key] = [full[i] for i in layers]
+    lists = layer_lists(config, family, plan.source["layer"])
+    result: dict[str, Any] = {key: [full[i] for i in layers] for key, full in lists.items()}
     for key in family.per_layer_index:
         if config.get(key):
             result[key] = [new for new, old in enumerate(layers) if old in config[key]]
@@ -72,6 +70,22 @@ def dense_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     if (name := causal_lm_class(dense.model_type)) is not None and "architectures" in config:
         left["architectures"] = [name]
     return {**left, family_of(dense.model_type).config_keys["ffn"]: config[str(width)]}
+
+
+def layer_lists(config: Mapping[str, Any], family: Family, num_layers: int) -> dict[str, list[Any]]:
+    """The lists of one entry a layer that a config has, or that transformers derives where it has none."""
+    derived = {} if all(config.get(key) for key in family.per_layer) else _derived(config)
+    found = {key: config.get(key) or derived.get(key) for key in family.per_layer}
+    lists = {key: full for key, full in found.items() if full is not None}
+    for key, full in lists.items():
+        _check_length(key, full, num_layers)
+    return lists
+
+
+def layer_pattern(config: Mapping[str, Any], family: Family, shape: Shape) -> Pattern:
+    """What tells each layer from others: its kinds, and its entries of the config's lists."""
+    lists = layer_lists(config, family, shape["layer"]).values()
+    return tuple((*(shape.kinds[i] if shape.kinds else ()), *(one[i] for one in lists)) for i in range(shape["layer"]))
 
 
 def layers_stated(config: Mapping[str, Any], family: Family, shape: Shape) -> dict[str, Any]:
@@ -116,8 +130,14 @@ def validate_config(config: Mapping[str, Any]) -> None:
 
 
 def _derived(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _derived_once(json.dumps(dict(config)))
+
+
+@cache
+def _derived_once(config: str) -> dict[str, Any]:
+    """What transformers makes of a config, given as JSON: it takes a second, and a prune asks more than once."""
     try:
-        return understood(config)
+        return understood(json.loads(config))
     except Rejected as error:
         raise MinitronError(
             f"transformers rejects the source's config: {error}", "does config.json load with AutoConfig?"

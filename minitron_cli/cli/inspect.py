@@ -12,6 +12,7 @@ EXAMPLES = examples("minitron inspect meta-llama/Llama-3.1-8B", "minitron inspec
 def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
     context: Annotated[int, option("--context", help="tokens of context for the FLOPs figure", min=1)] = 4096,
+    servable: Annotated[bool, option("--servable", help="also what engines need to serve it")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""
@@ -19,6 +20,7 @@ def command(
     from minitron_cli.checkpoint.describe import describe
     from minitron_cli.checkpoint.quantised import method_of
     from minitron_cli.checkpoint.reader import has_weights, load_config, open_checkpoint, resolve_model
+    from minitron_cli.checkpoint.servable import servable_model
 
     name = require_model(model, NAME)
     path = resolve_model(name, ["config.json"])  # of a hub model no weights are fetched to be counted
@@ -26,6 +28,7 @@ def command(
     plain = "bfloat16" if method_of(config) else None  # looking at it takes no flag
     found = open_checkpoint(path, plain) if has_weights(path) else architecture_of(config)
     facts = describe(found, context) | {"model": name, "tokenizer": _tokenizer(path)}
+    facts |= {"servable": servable_model(found)} if servable else {}
     emit(facts, as_json, lambda: _show(facts))
 
 
@@ -73,3 +76,33 @@ def _show(facts: dict[str, Any]) -> None:
     )
     for limit in facts["limits"]:
         print(f"not with this model: {limit}")
+    if "servable" in facts:
+        _show_servable(facts["servable"], facts["shape"])
+
+
+def _show_servable(facts: dict[str, Any], shape: dict[str, int]) -> None:
+    from minitron_cli.spec.axes import WORDS
+    from minitron_cli.spec.engines import READ, layers_text, rows_text
+
+    def numbers(values: list[int]) -> str:
+        return ", ".join(map(str, values)) or "none"
+
+    axes = [axis for axis in shape if axis in facts["divided_by"] or axis in facts["multiples"]]
+    found = {of: {axis: numbers(facts[of][axis]) for axis in facts[of]} for of in ("divided_by", "multiples")}
+    table(
+        ["to serve", "size", "divides by", "multiple of"],
+        [[WORDS[a], f"{shape[a]:,}", *(of.get(a, "") for of in found.values())] for a in axes],
+    )
+    rows, head = rows_text(facts["k_quants_apart"]), facts["head_channels"]
+    apart = head and f"{head['stated']}; hidden / heads is {head['hidden_over_heads']:g}"
+    table(
+        ["engines", "what they make of it"],
+        [
+            ["tensor parallel over", numbers(facts["tensor_parallel"])],
+            ["layers", layers_text(facts["layers"])],
+            ["output head", "tied to the embedding" if facts["tied"] else "of its own"],
+            *([["channels a head", apart]] if apart else []),
+            ["K-quants of GGUF", f"fall back to larger types in rows of {rows}" if rows else "for all matrices"],
+            *([f"{name} ({READ[name]})", "; ".join(why) or "as it is"] for name, why in facts["engines"].items()),
+        ],
+    )

@@ -24,6 +24,7 @@ from minitron_cli.cli.progress import byte_progress
 
 if TYPE_CHECKING:
     from minitron_cli.prune.execute import PruneResult
+    from minitron_cli.prune.preflight import PruneFacts
     from minitron_cli.prune.request import Measurement
     from minitron_cli.prune.resolve import ResolvedPrune
 
@@ -42,6 +43,7 @@ _FIRST = (
     flag("kv_heads", int, "key/value groups a layer keeps"),
     flag("layers", int, "layers to keep, by block influence"),
     flag("drop_layers", str, "layers to drop, from 0: 15-30 or 3,7"),
+    flag("keep_pattern", bool, "keep layers in the source's order of kinds, in whole periods"),
     counted("params", "parameters to end at: 4.5B"),
     flag("scores", Path, "scores of `minitron importance`"),
     flag("data", list[str], "text to count tokens on, or to measure scores on"),
@@ -150,7 +152,15 @@ def _show_plan(resolved: "ResolvedPrune") -> None:
         say(f"warning: {warning}")
     speed = "1 GB/s" + " and 100 GFLOP/s" * bool(facts.compensation_flops)
     cost = f"about {bytes_text(facts.peak_memory)} of memory and {facts.seconds:.0f} s at {speed}"
+    print(_servable(facts))
     print(f"would write {facts.output}; {cost}")
+
+
+def _servable(facts: "PruneFacts") -> str:
+    """What engines make of the result, in a line."""
+    from minitron_cli.spec.engines import lines
+
+    return f"to serve: {'; '.join(lines(facts.servable))}" if facts.servable else ""
 
 
 def _show_respelling(domains: Mapping[str, Mapping[str, float]]) -> None:
@@ -183,6 +193,7 @@ def _show_done(result: "PruneResult", source: str) -> None:
     if result.manifest["check"]:
         say(_checked(result.manifest["check"]))
     before, after = facts.parameters
+    print(_servable(facts))
     print(f"{facts.output}: {count_text(after)} parameters, {after / before:.0%} of {count_text(before)}")
     line = command_line(
         "distill", facts.output, "--teacher", source, "--data", "DATA", "-o", f"{facts.output}-distilled"

@@ -2,6 +2,7 @@
 
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS
 from minitron_cli.families.qwen import QK_NORM
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 
 APERTUS = family(
@@ -26,4 +27,5 @@ APERTUS = family(
         "model.layers.{layer}.feedforward_layernorm.weight": ("model.layers.{layer}.mlp.",),
         "model.norm.weight": ("lm_head.",),
     },
+    engines=(head_size("MLX"),),
 )

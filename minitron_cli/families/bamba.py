@@ -5,6 +5,7 @@ from typing import Any
 
 from minitron_cli.families.llama import ATTENTION, MODEL, O_BIAS, QKV_BIAS
 from minitron_cli.families.mamba2 import EXPAND, MAMBA2, MAMBA_DEFAULTS, MAMBA_KEYS, MAMBA_WARNS, own_channels
+from minitron_cli.spec.assumptions import absent, head_size
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
 from minitron_cli.spec.kinds import Kinds
@@ -46,6 +47,7 @@ BAMBA = family(
     warns=MAMBA_WARNS,
     rms_norms=_NORMS,
     computed=EXPAND,
+    engines=(absent("vLLM", "MLX"), head_size("llama.cpp")),
     normal=own_channels,
 )
 

@@ -1,6 +1,7 @@
 """Command R7B and A (cohere2): attention and MLP read one LayerNorm without bias; head_dim is hidden / heads."""
 
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, O_BIAS, QKV_BIAS
+from minitron_cli.spec.assumptions import one_in
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
 
@@ -17,4 +18,8 @@ COHERE2 = family(
     + GATED_MLP,
     config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis != "head_dim"},
     defaults={"tie_word_embeddings": True},
+    engines=(
+        one_in(4, "full_attention", "llama.cpp"),
+        one_in("sliding_window_pattern", "full_attention", "MLX", otherwise=4),
+    ),
 )

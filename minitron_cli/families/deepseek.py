@@ -7,8 +7,10 @@ Keys and values of all heads are read from one latent vector (`kv_rank`) and a r
 from minitron_cli.families.experts import EXPERTS, ROUTER
 from minitron_cli.families.glm4_moe import DENSE_THEN_SPARSE, KEYS, SHARED_EXPERTS, SHARED_FOLLOWS
 from minitron_cli.families.llama import GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS
-from minitron_cli.spec.family import family
+from minitron_cli.spec.assumptions import Config
+from minitron_cli.spec.family import Assumption, family
 from minitron_cli.spec.kinds import dense_first, listed
+from minitron_cli.spec.shape import Shape
 
 _LATENT_ATTENTION = """
     model.layers.{layer}.self_attn.q_proj.weight               (head qk_dim) hidden             ?!q_lora_rank
@@ -33,6 +35,18 @@ _KEYS = {
 }
 _TOP = MODEL + NORMS + _LATENT_ATTENTION + O_BIAS
 
+
+def _queries_by_depth(config: Config, shape: Shape) -> str:
+    """llama.cpp knows the models whose queries have no latent vector (V2-Lite) by the number of their layers."""
+    layers = shape["layer"]
+    direct = layers in (26, 27) or (layers == 48 and shape["vocab"] == 128256)
+    if direct == ("q_rank" not in shape):
+        return ""
+    return f"by its {layers} layers, queries are taken to have {'no' if direct else 'a'} latent vector"
+
+
+_ENGINES = (Assumption(("llama.cpp",), _queries_by_depth),)
+
 DEEPSEEK_V3 = family(
     "deepseek_v3",
     ["deepseek_v3"],
@@ -41,6 +55,7 @@ DEEPSEEK_V3 = family(
     defaults={"n_group": 8, "first_k_dense_replace": 3},
     kinds=(dense_first("first_k_dense_replace"),),
     follows=SHARED_FOLLOWS,
+    engines=_ENGINES,
     predictors=("num_nextn_predict_layers", "num_mtp_layers"),
     rms_norms=PRE_NORMS,
 )
@@ -53,6 +68,7 @@ DEEPSEEK_V2 = family(
     defaults={"n_group": 1, "n_shared_experts": 2},
     kinds=(dense_first("first_k_dense_replace"),),
     follows=SHARED_FOLLOWS,
+    engines=_ENGINES,
     rms_norms=PRE_NORMS,
 )
 

@@ -2,7 +2,23 @@
 
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.qwen import QK_NORM
-from minitron_cli.spec.family import family
+from minitron_cli.spec.assumptions import Config, one_in
+from minitron_cli.spec.family import Assumption, family
+from minitron_cli.spec.shape import Shape
+
+
+def _scale_by_depth(layers: int) -> Assumption:
+    """llama.cpp takes the model of so many layers for that of 27B, whose queries are scaled by hidden / heads."""
+
+    def breach(config: Config, shape: Shape) -> str:
+        taken = shape["hidden"] // shape["head"] if shape["layer"] == layers else shape["head_dim"]
+        stated = config.get("query_pre_attn_scalar", 256)
+        if stated == taken:
+            return ""
+        return f"queries are taken to be divided by the root of {taken}, by the number of layers, and not of {stated:g}"
+
+    return Assumption(("llama.cpp",), breach)
+
 
 GEMMA = family(
     "gemma",
@@ -22,6 +38,16 @@ GEMMA2 = GEMMA.with_(
     name="gemma2",
     model_types=("gemma2",),
     rms_norms={},  # the norms after a block's halves see single channels
+    engines=(one_in(2, "full_attention", "llama.cpp", "SGLang"), _scale_by_depth(46)),
 )
 
-GEMMA3 = GEMMA2.with_(QK_NORM, name="gemma3", model_types=("gemma3_text",))
+GEMMA3 = GEMMA2.with_(
+    QK_NORM,
+    name="gemma3",
+    model_types=("gemma3_text",),
+    engines=(
+        one_in(6, "full_attention", "llama.cpp"),
+        one_in("sliding_window_pattern", "full_attention", "MLX", otherwise=6),
+        _scale_by_depth(62),
+    ),
+)

@@ -2,6 +2,7 @@
 
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.phi3 import GATE_UP_MLP
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 
 GLM = family(
@@ -10,6 +11,7 @@ GLM = family(
     MODEL + NORMS + ATTENTION + QKV_BIAS + GATE_UP_MLP,
     defaults={"attention_bias": True},
     rms_norms=PRE_NORMS,
+    engines=(head_size("llama.cpp"),),
 )
 
 GLM4 = GLM.with_(
@@ -19,5 +21,6 @@ GLM4 = GLM.with_(
     """,
     name="glm4",
     model_types=("glm4",),
+    engines=(),
     rms_norms={},  # the norms after a block's halves see single channels
 )

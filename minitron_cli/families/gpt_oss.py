@@ -2,6 +2,7 @@
 
 from minitron_cli.families.experts import EXPERT_KEYS
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS
+from minitron_cli.spec.assumptions import one_in
 from minitron_cli.spec.family import family
 
 GPT_OSS = family(
@@ -24,4 +25,5 @@ GPT_OSS = family(
     """,
     config_keys={**EXPERT_KEYS, "expert": "num_local_experts", "expert_ffn": "intermediate_size"},
     defaults={"attention_bias": True},
+    engines=(one_in(2, "full_attention", "llama.cpp"),),
 )

@@ -2,6 +2,7 @@
 
 from minitron_cli.families.experts import DOWN, EXPERT_KEYS, GATE, UP
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, PRE_NORMS
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import Dense, family
 
 STACKED_EXPERTS = """
@@ -31,4 +32,5 @@ GRANITEMOE = family(
             "model.layers.{layer}.block_sparse_moe.experts.down_proj": DOWN,
         },
     ),
+    engines=(head_size("vLLM", "SGLang", "llama.cpp", "MLX"),),
 )

@@ -7,6 +7,7 @@ from minitron_cli.families.experts import EXPERT_KEYS
 from minitron_cli.families.granitemoe import STACKED_EXPERTS
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.mamba2 import EXPAND, MAMBA2, MAMBA_DEFAULTS, MAMBA_KEYS, MAMBA_WARNS, own_channels
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 from minitron_cli.spec.kinds import Kinds, listed
 
@@ -66,5 +67,6 @@ GRANITEMOEHYBRID = family(
         "model.norm.weight": PRE_NORMS["model.norm.weight"],
     },
     computed=EXPAND,
+    engines=(head_size("vLLM", "SGLang", "llama.cpp", "MLX"),),
     normal=_normal,
 )

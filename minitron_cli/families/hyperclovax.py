@@ -1,6 +1,7 @@
 """HyperCLOVA X: Llama with multipliers in its config, as Granite, and norms on what each half of a block adds."""
 
 from minitron_cli.families.llama import LLAMA
+from minitron_cli.spec.assumptions import absent
 
 HYPERCLOVAX = LLAMA.with_(
     """
@@ -10,5 +11,6 @@ HYPERCLOVAX = LLAMA.with_(
     name="hyperclovax",
     model_types=("hyperclovax",),
     defaults={"use_post_norm": True},
+    engines=(absent("llama.cpp", "MLX"),),
     rms_norms={},  # the norms after a block's halves see single channels
 )

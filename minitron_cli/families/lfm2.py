@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.families.llama import ATTENTION, MODEL
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
 from minitron_cli.spec.kinds import listed
@@ -54,4 +55,5 @@ LFM2 = family(
     per_layer_index=("full_attn_idxs",),
     kinds=(listed("layer_types", {"conv": "conv", "full_attention": "attention"}, _attention_at),),
     normal=_own_width,
+    engines=(head_size("vLLM", "llama.cpp", "MLX"),),
 )

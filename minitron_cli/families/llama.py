@@ -5,6 +5,7 @@ SmolLM3 leaves the rotation out of some layers.
 Most other tables are composed of the same parts.
 """
 
+from minitron_cli.spec.assumptions import head_size, one_in
 from minitron_cli.spec.family import family
 
 MODEL = """
@@ -55,6 +56,7 @@ LLAMA = family(
     ["llama", "mistral", "ministral3", "granite"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + GATED_MLP + GATED_MLP_BIAS + INV_FREQ,
     rms_norms=PRE_NORMS,
+    engines=(head_size("CTranslate2", types=("llama",)), head_size("llama.cpp", "MLX", types=("granite",))),
 )
 
 SMOLLM3 = LLAMA.with_(
@@ -63,12 +65,14 @@ SMOLLM3 = LLAMA.with_(
     model_types=("smollm3",),
     defaults={"tie_word_embeddings": True},
     per_layer=("layer_types", "no_rope_layers"),
+    engines=(one_in(4, 0, "llama.cpp", key="no_rope_layers"),),
 )
 
 SEED_OSS = LLAMA.with_(
     O_BIAS.replace("?attention_bias", "?attention_out_bias"),
     name="seed_oss",
     model_types=("seed_oss",),
+    engines=(),
     defaults={"attention_bias": True},
 )
 

@@ -2,6 +2,7 @@
 
 from minitron_cli.families.experts import DOWN, EXPERT_KEYS, GATE, TO_MLP, UP
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, PRE_NORMS
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import Dense, family
 
 _SPLIT = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
@@ -32,4 +33,5 @@ MIXTRAL = family(
     dense=Dense(
         "mistral", {**TO_MLP, f"{_SPLIT}w1.weight": GATE, f"{_SPLIT}w2.weight": DOWN, f"{_SPLIT}w3.weight": UP}
     ),
+    engines=(head_size("SGLang", "MLX"),),
 )

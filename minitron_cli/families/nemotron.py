@@ -4,6 +4,7 @@ Nemotron has LayerNorm1P with a bias, Arcee RMS norms.
 """
 
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
+from minitron_cli.spec.assumptions import absent, head_size
 from minitron_cli.spec.family import family
 
 NORMS_BIAS = """
@@ -23,6 +24,7 @@ NEMOTRON = family(
     "nemotron",
     ["nemotron"],
     MODEL + NORMS + NORMS_BIAS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
+    engines=(head_size("llama.cpp"),),
 )
 
 ARCEE = family(
@@ -30,4 +32,5 @@ ARCEE = family(
     ["arcee"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
     rms_norms=PRE_NORMS,
+    engines=(absent("MLX"),),
 )

@@ -2,6 +2,7 @@
 
 from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 
 _WARNS = dict.fromkeys(
@@ -28,6 +29,7 @@ OLMO2 = family(
     ["olmo2", "olmo3"],
     MODEL + _ATTENTION + GATED_MLP + POST_NORMS,
     warns=_WARNS,
+    engines=(head_size("llama.cpp"), head_size("SGLang", types=("olmo2",))),
 )
 
 OLMOE = family(

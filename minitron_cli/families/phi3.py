@@ -1,6 +1,7 @@
 """Phi-3: one tensor for queries, keys and values, one for gate and up."""
 
 from minitron_cli.families.llama import MODEL, NORMS, PRE_NORMS
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 
 GATE_UP_MLP = """
@@ -19,4 +20,5 @@ PHI3 = family(
     """
     + GATE_UP_MLP,
     rms_norms=PRE_NORMS,
+    engines=(head_size("llama.cpp", "MLX", "CTranslate2"),),
 )

@@ -2,6 +2,7 @@
 
 from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER, TO_MLP
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
+from minitron_cli.spec.assumptions import head_size, sparse_throughout
 from minitron_cli.spec.family import Dense, family
 from minitron_cli.spec.kinds import SPARSE_STEPS
 
@@ -12,7 +13,13 @@ QK_NORM = """
 _QWEN2 = MODEL + NORMS + ATTENTION
 _QWEN3 = MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + QK_NORM
 
-QWEN2 = family("qwen2", ["qwen2"], _QWEN2 + QKV_BIAS.replace("?attention_bias", "") + GATED_MLP, rms_norms=PRE_NORMS)
+QWEN2 = family(
+    "qwen2",
+    ["qwen2"],
+    _QWEN2 + QKV_BIAS.replace("?attention_bias", "") + GATED_MLP,
+    rms_norms=PRE_NORMS,
+    engines=(head_size("vLLM", "llama.cpp", "MLX", "CTranslate2"),),
+)
 QWEN3 = family("qwen3", ["qwen3"], _QWEN3 + GATED_MLP, rms_norms=PRE_NORMS)
 
 SHARED_EXPERT = """
@@ -33,6 +40,7 @@ QWEN3_MOE = family(
     rms_norms=PRE_NORMS,
     # With use_sliding_window every layer has the window; a dense model's begin at this one.
     dense=Dense("qwen3", TO_MLP, {"max_window_layers": 0}),
+    engines=(sparse_throughout("llama.cpp"),),
 )
 
 QWEN2_MOE = family(
@@ -50,4 +58,5 @@ QWEN2_MOE = family(
     defaults={"qkv_bias": True, "norm_topk_prob": False},
     kinds=(SPARSE_STEPS,),
     rms_norms=PRE_NORMS,
+    engines=(head_size("vLLM", "SGLang", "llama.cpp", "MLX"), sparse_throughout("llama.cpp", "MLX")),
 )

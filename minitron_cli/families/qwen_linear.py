@@ -6,6 +6,7 @@ Value heads lie inside key heads as query heads lie inside KV groups. Each query
 from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.qwen import QK_NORM, SHARED_EXPERT
+from minitron_cli.spec.assumptions import one_in
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
 from minitron_cli.spec.kinds import SPARSE_STEPS, every, listed
@@ -69,6 +70,8 @@ _INTERLEAVED = (
     "the input matrices hold queries, keys, values and gates of each key head side by side, which no line can say yet"
 )
 
+_ENGINES = (one_in("full_attention_interval", "full_attention", "SGLang", "MLX", otherwise=4),)
+
 QWEN3_5 = family(
     "qwen3_5",
     ["qwen3_5_text"],
@@ -76,6 +79,7 @@ QWEN3_5 = family(
     config_keys={**CONFIG_KEYS, **_LINEAR_KEYS},
     kinds=(_MIXERS,),
     predictors=("mtp_num_hidden_layers",),
+    engines=_ENGINES,
     rms_norms=_NORMS,
     norm_offset=1.0,
 )
@@ -87,6 +91,7 @@ QWEN3_5_MOE = family(
     config_keys=_SPARSE_KEYS,
     kinds=(_MIXERS,),
     predictors=("mtp_num_hidden_layers",),
+    engines=_ENGINES,
     rms_norms=_NORMS,
     norm_offset=1.0,
 )
@@ -99,6 +104,7 @@ QWEN3_NEXT = family(
     kinds=(_MIXERS, SPARSE_STEPS),
     refuses={"value_head": _INTERLEAVED, "key_head": _INTERLEAVED},
     predictors=("mtp_num_hidden_layers",),
+    engines=_ENGINES,
     rms_norms=_NORMS,
     norm_offset=1.0,
 )

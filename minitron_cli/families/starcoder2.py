@@ -2,6 +2,7 @@
 
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS
 from minitron_cli.families.nemotron import NORMS_BIAS
+from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 
 STARCODER2 = family(
@@ -19,4 +20,5 @@ STARCODER2 = family(
     model.layers.{layer}.mlp.c_proj.bias      hidden      ?use_bias
     """,
     defaults={"use_bias": True, "tie_word_embeddings": True},
+    engines=(head_size("SGLang", "llama.cpp", "MLX"),),
 )

@@ -128,6 +128,8 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
         options |= {"text_only": True}
     if request.dequantize:
         options |= {"dequantize": True, "dtype": request.dequantized_to}
+    if request.keep_pattern:
+        options |= {"keep_pattern": True}
     if request.vocab_coverage is not None:
         options |= {"vocab_coverage": request.vocab_coverage}
     return options

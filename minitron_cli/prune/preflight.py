@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, stored_weights
 from minitron_cli.checkpoint.reader import PREDICTOR, Checkpoint
@@ -23,7 +24,8 @@ BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in h
 class PruneFacts:
     """What a dry run says; pairs are (source, target), sizes are bytes.
 
-    `respelling` is what a cut vocabulary does to the counted text, by domain (see data/vocabulary/counts.Respelling).
+    `respelling` is what a cut vocabulary does to the counted text, by domain (see data/vocabulary/counts.Respelling),
+    `servable` what engines make of the result (see spec/engines).
     """
 
     source: str
@@ -41,6 +43,7 @@ class PruneFacts:
     warnings: tuple[str, ...]
     output: str
     respelling: Mapping[str, Mapping[str, float]] | None = None
+    servable: Mapping[str, Any] | None = None
 
 
 def prune_facts(

@@ -16,7 +16,8 @@ class PruneRequest:
 
     `hidden` to `experts_per_token` are sizes to keep, `params` a number of parameters to end at instead of them.
     `vocab` tokens stay, or as many as `vocab_coverage` of the tokens of `data` need; those of the file `keep_tokens` do
-    in any case.
+    in any case. With `keep_pattern` the layers that stay begin the source's own order of kinds of layers, in whole
+    periods.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
     first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
     `select` says how neurons are chosen under it. With `text_only` the text model of a model of text and images comes
@@ -32,6 +33,7 @@ class PruneRequest:
     kv_heads: int | None = None
     layers: int | None = None
     drop_layers: str | None = None
+    keep_pattern: bool = False
     experts: int | None = None
     expert_ffn: int | None = None
     shared_ffn: int | None = None
@@ -92,6 +94,8 @@ class PruneRequest:
                 "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
             )
         self._check_vocabulary()
+        if self.keep_pattern and self.layers is None and self.drop_layers is None and self.params is None:
+            raise MinitronError("--keep-pattern is for cuts of depth", "add --layers N, --drop-layers or --params")
         if self.dtype is not None and not self.dequantize:
             raise MinitronError("--dtype is that of dequantised weights, and there are none", "add --dequantize")
         if self.dtype is not None and self.dtype not in DTYPES:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from minitron_cli.checkpoint.architecture import Architecture, architecture_of
 from minitron_cli.checkpoint.atomic import check_output
-from minitron_cli.checkpoint.hfconfig import dense_config, layers_stated
+from minitron_cli.checkpoint.hfconfig import dense_config, layer_pattern, layers_stated
 from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.reader import Checkpoint, open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.checkpoint.servable import servable_cut
 from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_strides
@@ -20,17 +21,20 @@ from minitron_cli.prune.preflight import PruneFacts, prune_facts
 from minitron_cli.prune.request import Measurement, PruneRequest
 from minitron_cli.prune.target import (
     Target,
+    check_pattern,
     check_something_is_cut,
     default_name,
-    make_plan,
+    kept_layers,
     needed_scores,
     parse_layers,
+    pattern_warnings,
     rounded,
     target_for_budget,
     target_shape,
 )
 from minitron_cli.prune.to_dense import why_sparse
 from minitron_cli.prune.vocabulary import Vocabulary, covering_size
+from minitron_cli.spec.pattern import whole_counts
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
@@ -81,6 +85,11 @@ def resolve(
     scores = _read_scores(request, source) if request.params is not None else None
     target = _target(request, source, scores)
     shape = target_shape(source, target)  # what can be refused is refused before a corpus is counted
+    pattern = None
+    if shape["layer"] != source.shape["layer"] and (request.keep_pattern or isinstance(source, Checkpoint)):
+        pattern = layer_pattern(source.config, source.family, source.shape)
+        if request.keep_pattern:
+            check_pattern(pattern, target, shape)
     counted = None
     if request.cuts_vocabulary and vocabulary is not None and isinstance(source, Checkpoint):
         counted = vocabulary(request, source)
@@ -111,10 +120,10 @@ def resolve(
     if scores is not None:
         for axis in needed:
             scores.require(axis, source.shape)
-        if source.shape.kinds and "layer" in needed:  # which layers stay decides what is left
-            chosen = make_plan(source.shape, ranked, target, scores).kept["layer"]
-            shape = shape.of_layers(chosen.tolist(), source.shape)
-    if shape["layer"] != source.shape["layer"] and not ("layer" in needed and scores is None):
+    layers = kept_layers(source.shape, shape, target, scores)
+    if layers is not None:  # which layers stay decides what is left
+        shape = shape.of_layers(layers, source.shape)
+    if shape["layer"] != source.shape["layer"] and layers is not None:
         layers_stated(source.config, source.family, shape)  # refused now, not after measuring and writing
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
@@ -122,6 +131,9 @@ def resolve(
     merges = request.merges and shape["expert"] < source.shape["expert"]
     routing = read_routing(request, source.shape) if merges and scores is not None else None
     facts = _facts(request, source, shape, output, scores, counted, merges, dense)
+    if pattern is not None and layers is not None:
+        facts = replace(facts, warnings=(*facts.warnings, *pattern_warnings(pattern, layers)))
+    facts = replace(facts, servable=servable_cut(source, shape, layers, pattern, dense))
     return ResolvedPrune(
         request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted, dense
     )
@@ -135,13 +147,15 @@ def _source(request: PruneRequest) -> Checkpoint:
 def _target(request: PruneRequest, source: Checkpoint | Architecture, scores: Scores | None) -> Target:
     """The sizes that a request names or spends a budget on, as multiples of what it wants."""
     target = Target(request.sizes)
+    pattern = layer_pattern(source.config, source.family, source.shape) if request.keep_pattern else ()
     if request.params is not None:
-        target = target_for_budget(source, request.params, request.multiple_of, scores)
+        depths = whole_counts(pattern) if pattern else None
+        target = target_for_budget(source, request.params, request.multiple_of, scores, depths)
     elif request.drop_layers is not None:
         target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
     if request.experts == 1 and source.family.dense is not None:  # a dense model has no number of experts a token
         target = replace(target, sizes={"expert_active": 1, **target.sizes})
-    return rounded(source.shape, target, request.multiple_of)
+    return rounded(source.shape, replace(target, pattern=pattern), request.multiple_of)
 
 
 def _covering(

@@ -10,6 +10,7 @@ from minitron_cli.checkpoint.architecture import Architecture
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, FOLLOWING_AXES, SCORED_AXES
+from minitron_cli.spec.pattern import Pattern, best_layers, continues, nearest_counts, period_of, whole_counts
 from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
 from minitron_cli.spec.scores import Scores, score_shape
@@ -23,10 +24,14 @@ FARTHEST = 0.1  # relative distance from --params beyond which no shape is taken
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The sizes asked for (axes not named stay), and the source layers to drop where they were listed."""
+    """The sizes asked for (axes not named stay), and the source layers to drop where they were listed.
+
+    `pattern` is that of the source's layers, where the layers that stay are to keep it.
+    """
 
     sizes: Mapping[str, int]
     drop_layers: tuple[int, ...] = ()
+    pattern: Pattern = ()
 
 
 def check_kind(kind: str | None, sizes: Mapping[str, int], lists_layers: bool) -> None:
@@ -75,6 +80,43 @@ def target_shape(model: Checkpoint | Architecture, target: Target) -> Shape:
     return shape
 
 
+def check_pattern(pattern: Pattern, target: Target, shape: Shape) -> None:
+    """Refuse a depth, or a list of layers, that does not leave whole periods of the source's order of layers."""
+    count, counts = shape["layer"], whole_counts(pattern)
+    period = period_of(pattern)
+    if period is None:
+        raise MinitronError(
+            "--keep-pattern: no order of kinds repeats itself in the source's layers",
+            "leave out --keep-pattern; --drop-layers names those that go",
+        )
+    nearest = " or ".join(map(str, nearest_counts(pattern, count)))
+    if count not in counts:
+        raise MinitronError(
+            f"--keep-pattern: {count} layers are no whole periods of {period[1]}"
+            + f" after the first {period[0]}" * bool(period[0]),
+            f"nearest numbers of layers that are: {nearest}",
+        )
+    left = [layer for layer in range(len(pattern)) if layer not in target.drop_layers]
+    if target.drop_layers and not continues(pattern, left):
+        raise MinitronError(
+            f"--keep-pattern: without layers {layer_list(target.drop_layers)} the others do not follow one another as "
+            "the source's do",
+            f"drop {period[1]} layers that follow one another, or let --layers {count} choose",
+        )
+
+
+def pattern_warnings(pattern: Pattern, layers: Sequence[int]) -> list[str]:
+    """What to say of layers that stay and leave the source's order, where that repeats itself."""
+    period = period_of(pattern)
+    if period is None or continues(pattern, layers):
+        return []
+    return [
+        f"the layers that stay no longer follow one another in the source's periods of {period[1]}: config.json lists "
+        "them rightly, and an engine that computes the kind of a layer from its index takes them for another model; "
+        "--keep-pattern keeps whole periods"
+    ]
+
+
 def check_something_is_cut(source: Shape, shape: Shape, sizes: Mapping[str, int]) -> None:
     """Refuse a request whose sizes, as given or rounded, are those of the source."""
     if shape == source:
@@ -105,15 +147,19 @@ def rounded(source: Shape, target: Target, multiple: int) -> Target:
 
 
 def target_for_budget(
-    model: Checkpoint | Architecture, parameters: int, multiple: int, scores: Scores | None
+    model: Checkpoint | Architecture,
+    parameters: int,
+    multiple: int,
+    scores: Scores | None,
+    depths: Sequence[int] | None = None,
 ) -> Target:
     """Of the shapes near this many parameters, with widths in multiples, the one that keeps the most importance.
 
     A forecast from the scores alone; `minitron search` measures candidates and is the better guide. Without scores
-    all units count the same, which gives a shape of the right size.
+    all units count the same, which gives a shape of the right size. `depths` are the numbers of layers it may have.
     """
     source = model.shape
-    found = near(model.family, model.config, source, parameters, multiple)
+    found = near(model.family, model.config, source, parameters, multiple, depths)
     if not found or abs(found[0].parameters / parameters - 1) > FARTHEST:
         raise MinitronError(
             f"no shape of about {parameters:,} parameters can be cut from this {model.family.name} model",
@@ -146,10 +192,22 @@ def make_plan(
 ) -> Plan:
     """The plan for a checked shape. `scores` may be absent where no ranking is needed; `vocab` are the kept ids."""
     kept = _left(source, target) if target.drop_layers else None
+    if kept is None and target.pattern and shape["layer"] != source["layer"]:
+        ranked = (scores or Scores({})).require("layer", source)
+        kept = best_layers(target.pattern, ranked, shape["layer"]).tolist()
     plan = from_scores(scores or Scores({}), source, shape.with_(vocab=source["vocab"]), kept)
     if vocab is None:
         return plan
     return replace(plan, target=plan.target.with_(vocab=shape["vocab"]), kept={**plan.kept, "vocab": vocab})
+
+
+def kept_layers(source: Shape, shape: Shape, target: Target, scores: Scores | None) -> list[int] | None:
+    """The source layers that stay; None where scores that are not there choose them."""
+    if target.drop_layers or shape["layer"] == source["layer"]:
+        return _left(source, target)
+    if scores is None:
+        return None
+    return [int(layer) for layer in make_plan(source, source.with_(layer=shape["layer"]), target, scores).kept["layer"]]
 
 
 def _left(source: Shape, target: Target) -> list[int]:

@@ -56,24 +56,37 @@ class Axis:
     units: bool = True
     masks: bool = True
     searched: float = 0.0
+    spread: str = ""
 
 
 _L, _E = ("layer",), ("layer", "expert")
 AXES: tuple[Axis, ...] = (
-    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64, masks=False),
+    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64, masks=False, spread="padded"),
     Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64, searched=0.5),
     Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block", searched=2 / 3),
-    Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv"),
-    Axis("kv", "key/value heads", "kv", "kv-heads", "num_key_value_heads", _L),
+    Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv", spread="even"),
+    Axis("kv", "key/value heads", "kv", "kv-heads", "num_key_value_heads", _L, spread="copied"),
     Axis("head_dim", "channels a head", "d", key="head_dim"),
-    Axis("ffn", "MLP neurons", "f", "ffn", "intermediate_size", _L, "input", multiple=64, searched=0.5),
-    Axis("shared_ffn", "shared-expert neurons", "sf", "shared-ffn", scope=_L, scored="input", multiple=64),
+    Axis("ffn", "MLP neurons", "f", "ffn", "intermediate_size", _L, "input", multiple=64, searched=0.5, spread="even"),
+    Axis(
+        "shared_ffn", "shared-expert neurons", "sf", "shared-ffn", scope=_L, scored="input", multiple=64, spread="even"
+    ),
     Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
-    Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", scope=_E, scored="routed", multiple=8, searched=0.5),
+    Axis(
+        "expert_ffn",
+        "expert neurons",
+        "ef",
+        "expert-ffn",
+        scope=_E,
+        scored="routed",
+        multiple=8,
+        searched=0.5,
+        spread="even",
+    ),
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
     Axis("value_head", "linear-attention value heads", "vh", "value-heads", "", _L, "input", "key_head", masks=False),
-    Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False),
-    Axis("mamba_head", "Mamba heads", "mh", "mamba-heads", "", _L, "input", "mamba_group", masks=False),
+    Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False, spread="even"),
+    Axis("mamba_head", "Mamba heads", "mh", "mamba-heads", "", _L, "input", "mamba_group", masks=False, spread="even"),
     Axis("mamba_dim", "channels of a Mamba head", "md", "mamba-head-dim", "", _L, "input", masks=False),
     Axis("projector", "neurons between vision and text", "p", scored="weights", masks=False),
     Axis("expert_group", "groups that experts are routed by", "eg", units=False),
@@ -87,10 +100,10 @@ AXES: tuple[Axis, ...] = (
     Axis("qk_dim", "channels of a query or key", "qd"),
     Axis("kv_dim", "channels of a head's key and value", "kvd"),
     Axis("v_dim", "channels of a value", "d"),
-    Axis("global_head", "query heads of full-attention layers", "gq"),
-    Axis("global_kv", "key/value heads of full-attention layers", "gkv"),
+    Axis("global_head", "query heads of full-attention layers", "gq", spread="even"),
+    Axis("global_kv", "key/value heads of full-attention layers", "gkv", spread="copied"),
     Axis("global_dim", "channels a head of full-attention layers", "gd"),
-    Axis("mamba_group", "groups of Mamba heads", "mg"),
+    Axis("mamba_group", "groups of Mamba heads", "mg", spread="single"),
     Axis("mamba_state", "states of a Mamba channel", "ms"),
 )
 SCOPE = {axis.name: axis.scope for axis in AXES if axis.scope}

@@ -33,6 +33,19 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Assumption:
+    """What engines take for granted of an architecture: `breach` says in words where a model differs, "" if nowhere.
+
+    It is asked of the config of a model, with every list of one entry a layer, and of its Shape. Only models of
+    `types` are meant, where some are named. Constructors are in `assumptions`.
+    """
+
+    engines: tuple[str, ...]
+    breach: Callable[[Mapping[str, Any], Any], str]
+    types: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """The weights of one architecture, as they are named on disk.
 
@@ -58,6 +71,7 @@ class Family:
     `whole` says why a layer is no model by itself, where it is none: importance cannot be measured layer by layer.
     `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
     `dense` is what a mixture of one expert is without its router, where transformers has a model type for that.
+    `engines` is what engines take for granted of its models, and a cut may change (see spec/assumptions).
     """
 
     name: str
@@ -81,6 +95,7 @@ class Family:
     whole: str = ""
     normal: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     dense: Dense | None = None
+    engines: tuple[Assumption, ...] = ()
 
     def with_(self, lines: str, **changes: Any) -> "Family":
         """A derived family: each line replaces the line of the same name, or is added; keyword changes as given."""

@@ -79,14 +79,22 @@ def _multiples(top: int, bottom: int, steps: int, unit: int) -> list[int]:
 
 
 def near(
-    family: Family, config: Mapping[str, Any], source: Shape, parameters: int, multiple: int = 1
+    family: Family,
+    config: Mapping[str, Any],
+    source: Shape,
+    parameters: int,
+    multiple: int = 1,
+    depths: Sequence[int] | None = None,
 ) -> list[Candidate]:
     """Shapes within 2 percent of a number of parameters, on the coarsest default grid that has some.
 
-    Where none has, the nearest shape of the finest grid; empty where no shape can be cut.
+    Where none has, the nearest shape of the finest grid; empty where no shape can be cut. `depths` are the numbers of
+    layers allowed (None: those of the grid).
     """
     for steps in (8, 16, 32):
         grid = default_grid(source, steps, multiple)
+        if depths is not None:
+            grid = {**grid, "layer": [depth for depth in depths if depth >= min(grid["layer"])]}
         if found := candidates(family, config, source, grid, around(parameters, CLOSE)):
             return found
     every = candidates(family, config, source, grid, Window(0, float("inf")))

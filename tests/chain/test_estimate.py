@@ -49,6 +49,7 @@ WITH: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, Any] = {
     "target": "depth", "multiple-of": 4, "scores": "scores", "data": "text", "samples": 8, "seq-len": 16,
     "compensate": "least-squares", "moments": "scores", "ridge": "auto", "select": "residual", "rotate": True,
+    "keep-pattern": True,
     "output": "elsewhere", "max-shard-size": "1K", "check": True, "force": True, "overwrite": True,
 }  # fmt: skip
 # What needs text, an expert pass or another kind of source to be settled:
