@@ -15,7 +15,7 @@ from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.search import near
-from minitron_cli.spec.shape import Shape, check_target, shape_name
+from minitron_cli.spec.shape import Shape, check_target, num_parameters, shape_name
 
 WIDTH_AXES = tuple(axis for axis in FLAG_OF_AXIS if axis != "layer")
 ROUNDED = tuple(axis.name for axis in AXES if axis.multiple)  # by --multiple-of
@@ -159,6 +159,8 @@ def target_for_budget(
     all units count the same, which gives a shape of the right size. `depths` are the numbers of layers it may have.
     """
     source = model.shape
+    if parameters >= (whole := num_parameters(model.family.expected(model.config), source)):
+        raise MinitronError(f"--params {parameters:,}: the source has only {whole:,}", "give a smaller number")
     found = near(model.family, model.config, source, parameters, multiple, depths)
     if not found or abs(found[0].parameters / parameters - 1) > FARTHEST:
         raise MinitronError(

@@ -40,3 +40,8 @@ def test_a_miss_of_more_than_two_percent_is_said(toy: Toy) -> None:
 def test_a_size_that_no_shape_is_near_is_refused(toy: Toy) -> None:
     with pytest.raises(MinitronError, match="no shape of about 10,000 parameters"):
         _resolve(toy, 10_000, 1)
+
+
+def test_a_budget_above_the_source_is_refused(toy: Toy) -> None:
+    with pytest.raises(MinitronError, match="the source has only"):
+        _resolve(toy, 10**9, 1)
