@@ -34,6 +34,16 @@ def domains(options: LossOptions, tokenizer: Path) -> tuple[str, ...]:
     return (*dict.fromkeys(domain for file in files for domain in file.header.domains), ALL)
 
 
+def held_out(
+    options: LossOptions, model: Path, name: str, context: int | None, vocab: int
+) -> tuple[int, tuple[TokenFile, ...]]:
+    """Tokens of a window and the text in a model's tokens, refused where the model cannot read them."""
+    seq_len = sequence_length(options.seq_len, USUAL_LENGTH, {name: context})
+    files = token_files(options.sources, model, options.separator, options.text_field)
+    require_ids_below(files, vocab, model)
+    return seq_len, files
+
+
 def measure_losses(
     loaded: LoadedModel,
     digest: str,
@@ -43,9 +53,7 @@ def measure_losses(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """`domain -> figures`, and the token-weighted whole as `all`; KL and agreement where a reference is asked for."""
-    seq_len = sequence_length(options.seq_len, USUAL_LENGTH, {loaded.name: max_context(loaded)})
-    files = token_files(options.sources, loaded.path, options.separator, options.text_field)
-    require_ids_below(files, vocabulary_of(loaded.model), loaded.path)
+    seq_len, files = held_out(options, loaded.path, loaded.name, max_context(loaded), vocabulary_of(loaded.model))
     other = _reference(loaded, reference) if options.against_reference else None
     identity = {
         "model": digest,

@@ -120,12 +120,19 @@ def evaluate(request: EvalRequest, say: Say = lambda text: None) -> Evaluation:
 
 
 def rehearse(request: EvalRequest, say: Say = lambda text: None) -> Prepared:
-    """All checks of an evaluation, and that every model is there: what a dry run does."""
+    """All checks of an evaluation that need no weights, of every model: what a dry run does."""
     from minitron_cli.checkpoint.reader import load_config, resolve_model
+    from minitron_cli.evaluate.losses import held_out
+    from minitron_cli.hf.context import context_length
+    from minitron_cli.hf.devices import choose_device, choose_dtype
 
     ready = prepare(request, say)
-    for model in request.models:
-        load_config(resolve_model(model))
+    choose_dtype(request.dtype, choose_device(request.device))
+    for model, name in zip(request.models, distinct_names(request.models)):
+        path = resolve_model(model)
+        config = load_config(path)
+        if ready.options.losses is not None:
+            held_out(ready.options.losses, path, name, context_length(config), config["vocab_size"])
     return ready
 
 

@@ -36,7 +36,7 @@ def spoil(toy, corpus: Path, task_dir: Path, tmp_path: Path) -> Callable[..., li
         ({"assert": "acc"}, "cannot read the gate 'acc'", "reference"),
         ({"limit": "nan"}, "--limit nan leaves nothing", "count"),
         ({"limit": "inf"}, "--limit inf leaves nothing", "count"),
-        ({"output": "/proc/x"}, "/proc/x needs 0.1 MB and its disk has 0.0 MB free", "choose another disk"),
+        ({"output": "/proc/x"}, "/proc/x cannot be written: /proc takes no files", "choose another output"),
         ({"include": "/nope", "tasks": None}, "--include /nope is not a directory", "task YAMLs"),
         ({"format": "html"}, "no format 'html'", "markdown"),
         ({"tasks": None, "data": None}, "nothing to evaluate", "--tasks"),

@@ -294,6 +294,8 @@ def test_a_dry_run_shows_the_plan_and_checks_what_the_run_checks(
         (["nowhere"], "nowhere is not a model directory"),
         (["--tasks", "nosuch"], "no such task: nosuch"),
         (["--assert", "nosuch.acc > 0"], "nosuch"),
+        (["--seq-len", "9999"], "--seq-len 9999 is longer than the context"),
+        (["--device", "cuda:99"], "cuda:99"),
     ]:
         assert command_line(["eval", *line, *wrong, "--dry-run"]) == 1
         assert told in capsys.readouterr().err
