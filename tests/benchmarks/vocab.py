@@ -1,14 +1,15 @@
 """What a smaller vocabulary costs a real model, and what the same parameters cost in width.
 
     python -m tests.benchmarks.vocab [--model DIR] [--text DIR] [--tasks DIR] [--work DIR] [--sizes 32768 24576 16384]
-        [--width FFN] [--train TOKENS] [--limit 200] [--chunks 24] [--tiny]
+        [--widths ffn=1264 hidden=513] [--train TOKENS] [--speed 128x32] [--limit 200] [--chunks 24] [--tiny]
 
 Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
 characters that every tokenizer encodes by itself, after the end-of-text token; in float32 by transformers, not by the
-package. The error is that of the paired difference from the source over the chunks. `--width` cuts neurons instead.
-With `--train` every cut is also distilled from the source for so many tokens (100K), and beside that trained on the
-text alone. Every model is made and evaluated by command lines of `minitron`; WORK keeps what is done, and a second call
-goes on.
+package. The error is that of the paired difference from the source over the chunks. `--widths` cuts neurons or channels
+instead. With `--train` every cut is also distilled from the source for so many tokens (100K), and beside that trained
+on the text alone. Every model is made and evaluated by command lines of `minitron`; WORK keeps what is done, and a
+second call goes on. The first line says how fast tokens are counted by words, against tokenising the same text whole;
+`--speed` times prefill and decoding of the cuts against the source (`minitron bench`).
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ import numpy as np
 import torch
 
 from minitron_cli.cli.common import parse_count
+from minitron_cli.data.tokenizer import load_tokenizer
+from minitron_cli.data.vocabulary.words import Tally, words_of
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CHUNK = 1500  # characters
@@ -139,8 +143,44 @@ def _per_byte(found: dict[str, Any], domain: str) -> float:
     return float(values[:, 0].sum() / values[:, 1].sum())
 
 
-def compare(setting: Setting, sizes: list[int], width: int | None, tokens: int) -> None:
+def counting(setting: Setting) -> str:
+    """How many bytes of the text a second of one processor counts: by words, and tokenised as a whole."""
+    tokenizer = load_tokenizer(setting.model)
+    words = words_of(tokenizer)
+    texts = [json.loads(line)["text"] for file in setting.files("train") for line in file.read_text().splitlines()]
+    size = sum(len(text.encode()) for text in texts)
+
+    def by_words() -> np.ndarray:
+        assert words is not None
+        tally = Tally(tokenizer, words)
+        for text in texts:
+            tally.add(text)
+        return tally.uses()
+
+    def whole() -> np.ndarray:
+        uses = np.zeros(tokenizer.vocab_size, np.int64)
+        for start in range(0, len(texts), 1024):
+            for found in tokenizer.backend.encode_batch_fast(texts[start : start + 1024], add_special_tokens=False):
+                uses += np.bincount(found.ids, minlength=len(uses))
+        return uses
+
+    rates, found = [], []
+    for count in (by_words, whole):
+        start = time.process_time()
+        found.append(count())
+        rates.append(size / 1e6 / (time.process_time() - start))
+    assert (found[0] == found[1]).all(), "the two count the same"
+    return (
+        f"counting {size / 1e6:.1f} MB: {rates[0]:.1f} MB a processor second by words, {rates[1]:.1f} as a whole, "
+        f"{rates[0] / rates[1]:.1f} times"
+    )
+
+
+def compare(
+    setting: Setting, sizes: list[int], widths: Sequence[str] = (), tokens: int = 0, speed: str | None = None
+) -> None:
     """Make and measure every model, and print the table as it grows."""
+    print(counting(setting), flush=True)
     text = chunks(setting)
     print("| model | parameters | bits per byte | change | tokens per byte | LAMBADA | change by domain, % |")
     print("|---|---|---|---|---|---|---|", flush=True)
@@ -151,11 +191,14 @@ def compare(setting: Setting, sizes: list[int], width: int | None, tokens: int) 
     for size, place in cuts.items():
         print(row(f"vocabulary {size:,}", measured(setting, place, text), source), flush=True)
     students = {f"vocabulary {size:,}": place for size, place in cuts.items()}
-    if width:
-        place = made(setting, f"ffn-{width}", "prune", setting.model, "--ffn", width, *setting.data(), "--samples", 256,
-                     "--seq-len", setting.batch[1])  # fmt: skip
-        students[f"FFN {width:,}"] = place
-        print(row(f"FFN {width:,}", measured(setting, place, text), source), flush=True)
+    for width in widths:
+        flag, _, size = width.partition("=")
+        place = made(setting, f"{flag}-{size}", "prune", setting.model, f"--{flag}", size, *setting.data(), "--samples",
+                     256, "--seq-len", setting.batch[1])  # fmt: skip
+        students[f"{flag} {int(size):,}"] = place
+        print(row(f"{flag} {int(size):,}", measured(setting, place, text), source), flush=True)
+    if speed:
+        print(minitron("bench", setting.model, *students.values(), "--grid", speed), flush=True)
     rows, length = setting.batch
     steps = tokens // (rows * length)
     for name, place in students.items() if steps else ():
@@ -178,7 +221,7 @@ def tiny(work: Path) -> None:
         lines = [json.dumps({"text": text}) for text in made_text(40, seed, 300)]
         (work / "text" / f"words_{part}.jsonl").write_text("\n".join(lines) + "\n")
     setting = Setting(model, work / "text", None, work, 2, 0, (2, 32))
-    compare(setting, [384], 56, 64)
+    compare(setting, [384], ["ffn=56"], 64, "8x2")
 
 
 def main() -> None:
@@ -188,8 +231,9 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, default=SHARED / "real_tasks")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32768, 24576, 16384])
-    parser.add_argument("--width", type=int)
+    parser.add_argument("--widths", nargs="+", default=[])
     parser.add_argument("--train", type=parse_count, default=0)
+    parser.add_argument("--speed")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--tiny", action="store_true")
@@ -203,7 +247,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         tasks = args.tasks if args.tasks.is_dir() else None
         setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit)
-        compare(setting, args.sizes, args.width, args.train)
+        compare(setting, args.sizes, args.widths, args.train, args.speed)
 
 
 if __name__ == "__main__":
