@@ -1,18 +1,28 @@
 """`minitron inspect`: what a checkpoint is, from its config and, where there are weights, their headers."""
 
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from minitron_cli.cli.common import argument, bytes_text, count_text, emit, examples, option, require_model, table
+from minitron_cli.errors import MinitronError
 
 NAME = "inspect"
-EXAMPLES = examples("minitron inspect meta-llama/Llama-3.1-8B", "minitron inspect runs/small --json | jq .parameters")
+EXAMPLES = examples(
+    "minitron inspect runs/small --json | jq .parameters",
+    "minitron inspect Llama-3.2-1B-v65536 --source meta-llama/Llama-3.2-1B --data corpus/",
+)
 
 
 def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
     context: Annotated[int, option("--context", help="tokens of context for the FLOPs figure", min=1)] = 4096,
     servable: Annotated[bool, option("--servable", help="also what engines need to serve it")] = False,
+    data: Annotated[list[str] | None, option("--data", help="text: how the tokenizer spells it")] = None,
+    source: Annotated[
+        Path | None, option("--source", help="whose vocabulary was cut: what of --data it spelled otherwise")
+    ] = None,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""
@@ -23,13 +33,43 @@ def command(
     from minitron_cli.checkpoint.servable import servable_model
 
     name = require_model(model, NAME)
+    if source is not None and not data:
+        raise MinitronError(
+            "--source is what the spelling of text is compared with, and there is none", "add --data TEXT"
+        )
     path = resolve_model(name, ["config.json"])  # of a hub model no weights are fetched to be counted
     config = load_config(path)
     plain = "bfloat16" if method_of(config) else None  # looking at it takes no flag
     found = open_checkpoint(path, plain) if has_weights(path) else architecture_of(config)
     facts = describe(found, context) | {"model": name, "tokenizer": _tokenizer(path)}
     facts |= {"servable": servable_model(found)} if servable else {}
+    facts |= {"text": _text(path, data, source)} if data else {}
     emit(facts, as_json, lambda: _show(facts))
+
+
+def _text(model: Path, data: list[str], source: Path | None) -> dict[str, dict[str, Any]]:
+    """How the tokenizer of a directory spells text, by domain (see `Respelling`)."""
+    from minitron_cli.cli.progress import byte_progress
+    from minitron_cli.data.vocabulary.counts import spelling
+
+    with byte_progress("counting tokens") as progress:
+        found = spelling(data, model, source, progress, os.cpu_count() or 1)
+    shares = ("tokens_changed", "bytes_changed", "lengthening")
+    return {
+        domain: {key: value for key, value in asdict(one).items() if source or key not in shares}
+        for domain, one in found.items()
+    }
+
+
+def _show_text(domains: dict[str, dict[str, Any]]) -> None:
+    shares = {"tokens_changed": "tokens cut", "bytes_changed": "bytes they spelled", "lengthening": "longer by about"}
+    compared = [key for key in shares if key in next(iter(domains.values()))]
+    rows = [
+        [name, count_text(one["tokens"]), f"{one['bytes'] / one['tokens']:.2f}", *(f"{one[k]:.2%}" for k in compared)]
+        for name, one in domains.items()
+    ]
+    of = "tokens of the source" if compared else "tokens"
+    table(["text", of, "bytes a token", *(shares[key] for key in compared)], rows)
 
 
 def _tokenizer(model: Path) -> str | None:
@@ -76,6 +116,8 @@ def _show(facts: dict[str, Any]) -> None:
     )
     for limit in facts["limits"]:
         print(f"not with this model: {limit}")
+    if "text" in facts:
+        _show_text(facts["text"])
     if "servable" in facts:
         _show_servable(facts["servable"], facts["shape"])
 

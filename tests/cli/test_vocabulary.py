@@ -216,6 +216,34 @@ def test_the_report_shows_what_the_text_became(minitron: Run, model: Path, corpu
         assert float(smaller) > float(per_byte)
 
 
+def test_inspect_says_how_text_is_spelled(minitron: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    counted = json.loads(prune(minitron, model, corpus, tmp_path / "cut", "--json").out)
+    other = tmp_path / "other.jsonl"
+    found = minitron("inspect", tmp_path / "cut", "--source", model, "--data", corpus, "--json")
+    assert json.loads(found.out)["text"] == counted["respelling"]
+    texts = made_text(60, seed=8)
+    other.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lines = [("inspect", tmp_path / "cut", "--data", other), ("inspect", model, "--data", other)]
+    spelled = [json.loads(minitron(*line, "--json").out)["text"]["other"] for line in lines]
+    for one, place in zip(spelled, (tmp_path / "cut", model)):
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        assert one == {
+            "tokens": sum(map(len, ids)) + len(texts),  # and a separator each
+            "bytes": sum(len(text.encode()) for text in texts),
+        }
+    shares = json.loads(minitron(*lines[0], "--source", model, "--json").out)["text"]["other"]
+    longer = spelled[0]["tokens"] - spelled[1]["tokens"]
+    assert shares["lengthening"] * shares["tokens"] == pytest.approx(longer, rel=0.1)
+    assert "bytes they spelled" in minitron(*lines[0], "--source", model).out
+    refused = minitron("inspect", model, "--source", tmp_path / "cut", "--data", other)
+    assert (refused.code, "is no cut of" in refused.err) == (1, True)
+    refused = minitron("inspect", tmp_path / "cut", "--source", model)
+    assert (refused.code, "add --data" in refused.err) == (1, True)
+
+
 def test_coverage_is_a_size_in_multiples(minitron: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
     line = ("prune", model, "--vocab-coverage", "97%", "--multiple-of", 64, "--data", corpus, "-o", tmp_path / "out")
     done = minitron(*line, "--dry-run", "--json")

@@ -12,8 +12,11 @@ from minitron_cli.data.prepare import Job, default_cache, is_made, make_job, req
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, token_byte_lengths
 from minitron_cli.data.tokens import TokenFile, require_ids_below, require_ids_in
+from minitron_cli.data.vocabulary.relation import image_of
 from minitron_cli.data.vocabulary.surgery import backend_of, cut_tokenizer
+from minitron_cli.data.vocabulary.wanted import tokenizer_json
 from minitron_cli.data.vocabulary.words import count_piece, read_uses, words_of
+from minitron_cli.errors import MinitronError
 
 _BLOCK = 1 << 24  # tokens counted in one go
 
@@ -63,6 +66,32 @@ def count_tokens(
     return counts
 
 
+def spelling(
+    data: Sequence[str],
+    model: Path,
+    whole: Path | None = None,
+    progress: Progress = lambda done, total, tokens: None,
+    workers: int = 1,
+) -> dict[str, Respelling]:
+    """How the tokenizer of `model` spells text, by domain; with `whole`, what of it its tokenizer spelled otherwise.
+
+    Raises MinitronError where `model` is no cut of `whole`.
+    """
+    source = whole or model
+    rows = load_tokenizer(source).vocab_size
+    kept = np.arange(rows)
+    if whole is not None:
+        image, differing = image_of(model, whole)
+        if differing:
+            raise MinitronError(
+                f"the vocabulary of {model} is no cut of that of {whole}: {', '.join(differing)}",
+                "name the model that it was cut from with --source",
+            )
+        kept = np.unique(image[image >= 0])
+    counts = count_tokens(data, source, rows, progress, workers)
+    return respelling(counts, tokenizer_json(source), source, kept, rows)
+
+
 def _by_words(job: Job, directory: Path, rows: int, workers: int, progress: Progress) -> dict[str, np.ndarray]:
     directory.mkdir(parents=True, exist_ok=True)
     parts = encode_all(job.tasks, job.how, job.tokenizer, directory, workers, progress, count_piece)
@@ -102,10 +131,11 @@ def respelling(
     """
     used = np.sum(list(counts.values()), axis=0) > 0
     gone = np.setdiff1d(np.flatnonzero(used), kept)
-    model_of = backend_of(cut_tokenizer(raw, kept, rows)).model
-    spelled = {index: token for token, index in backend_of(raw).get_vocab(with_added_tokens=True).items()}
     lengths = np.ones(rows, np.int64)
-    lengths[gone] = [len(model_of.tokenize(spelled[int(index)])) for index in gone]
+    if len(gone):
+        model_of = backend_of(cut_tokenizer(raw, kept, rows)).model
+        spelled = {index: token for token, index in backend_of(raw).get_vocab(with_added_tokens=True).items()}
+        lengths[gone] = [len(model_of.tokenize(spelled[int(index)])) for index in gone]
     spells = np.zeros(rows, np.int64)
     known = token_byte_lengths(load_tokenizer(model))[:rows]
     spells[: len(known)] = known
