@@ -124,14 +124,14 @@ MACHINE = (
     flag("trust_remote_code", bool, "let the model's own code run"),
 )
 WATCHING = (
-    flag("save_every", int, "steps between checkpoints [default: a twentieth]"),
+    flag("save_every", int, "steps between checkpoints [default: a twentieth, at least 50]"),
     flag("keep", int, "checkpoints to keep"),
     flag("export_at", list[str], "also export the student at these steps: 100,500 or 1%,5%,20%"),
     flag("log_every", int, "steps between lines of metrics.jsonl"),
-    flag("eval_every", int, "steps between evaluations [default: a tenth]"),
+    flag("eval_every", int, "steps between evaluations [default: a tenth, at least 50]"),
     flag("eval_windows", int, "windows of each --eval-data"),
     flag("eval_tasks", str, "lm-eval tasks that the student is graded by while it trains: a,b"),
-    flag("eval_tasks_every", int, "steps between gradings [default: a tenth]"),
+    flag("eval_tasks_every", int, "steps between gradings [default: a tenth, at least 50]"),
     flag("task_limit", int, "--eval-tasks: documents of each task"),
     flag("include", list[str], "--eval-tasks: directory of task YAMLs of your own; repeatable"),
     flag(
