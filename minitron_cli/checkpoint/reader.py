@@ -376,8 +376,8 @@ def _predicts_further(family: Family, config: Mapping[str, Any], shape: Shape, n
     if not family.predictors:
         return False
     layers = max(config.get(key) or 0 for key in family.predictors)
-    behind = [f"model.layers.{shape['layer'] + i}." for i in range(layers)]
-    return _foresees(family, name) or name.startswith(tuple(behind))
+    after = [f"model.layers.{shape['layer'] + i}." for i in range(layers)]
+    return _foresees(family, name) or name.startswith(tuple(after))
 
 
 def _foresees(family: Family, name: str) -> bool:

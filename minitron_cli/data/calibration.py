@@ -44,8 +44,8 @@ def padded_rows(
     pad_id: int,
     allow_fewer: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """One document a row, cut at or padded behind to `seq_len`: rows (samples, seq_len) int64, mask of the same shape
-    (True where the row holds text), and what they are (JSON)."""
+    """One document a row, cut at `seq_len` or padded to it at the end: rows (samples, seq_len) int64, mask of the
+    same shape (True where the row holds text), and what they are (JSON)."""
     sizes = [file.header.num_documents for file in files]
     domains, picks = _draw(files, weights, sizes, samples, seed, allow_fewer, "documents")
     rows = np.full((len(domains), seq_len), pad_id, np.int64)

@@ -68,7 +68,7 @@ def _silence(parameter: torch.Tensor, found: Match, plan: Plan, layer: int | Non
     """Zero the columns that read a dropped unit of a layer, and the embedding of dropped channels."""
     last = found.weight.dims[-1]
     axes = axes_of(last)
-    # Inside a block, hidden channels may be read again behind what the norm has made of them (short convolutions).
+    # Inside a block, hidden channels may be read again after what the norm has made of them (short convolutions).
     inside = {*SCOPE, "hidden"} if layer is not None else set(SCOPE)
     reads = len(found.weight.dims) > 1 and any(axis in inside for axis in axes)
     embeds = axes == ("hidden",) and axes_of(found.weight.dims[0]) == ("vocab",)

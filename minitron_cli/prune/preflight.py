@@ -124,8 +124,8 @@ def _beside(source: Checkpoint | Architecture, target: Shape) -> list[str]:
     early = source.wrapping.wrapper.early if source.wrapping is not None else ""
     if early and source.shape["layer"] != target["layer"]:
         found.append(
-            f"features of images enter once more behind the first layers, as many as {early} lists: where one of them "
-            "goes, they enter behind layers that come after it (--drop-layers keeps the first ones)"
+            f"features of images enter once more after the first layers, as many as {early} lists: where one of them "
+            "goes, they enter after layers that come after it (--drop-layers keeps the first ones)"
         )
     if gone := source.shape.get(PROJECTOR) - target.get(PROJECTOR):
         found.append(

@@ -195,7 +195,7 @@ def _assembled(parts: Sequence[Sequence[TensorOut]], blocks: Iterator[Block], bu
             buffers.give_back(block.buffer)
             end, left = end + num_bytes, left - num_bytes
         yield Block(file, buffer[:end], buffer)
-    rest = next(kept, None)  # runs the reading to its end: files behind the last kept tensor are hashed too
+    rest = next(kept, None)  # runs the reading to its end: bytes after the last kept tensor are hashed too
     assert rest is None, "bytes are left that no tensor asked for"
 
 

@@ -58,7 +58,7 @@ class Wrapper:
     the residual stream, by name. `follows` maps a key of config.json, with dots between levels, to the axis whose size
     it repeats. `prefixes` are the ways in which its checkpoints spell names. `text_types` maps the type of a text model
     that is no language model by itself to the one that it is equal to where there is only text. `early` is the key of
-    config.json that lists one entry for each of the first layers behind which features of images enter once more.
+    config.json that lists one entry for each of the first layers after which features of images enter once more.
     """
 
     model_type: str

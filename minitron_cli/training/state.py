@@ -95,8 +95,8 @@ def save(
 ) -> Path:
     """Write `run/step-NNNNNNN` (a collective: every rank calls it).
 
-    What remains are the latest `keep` checkpoints up to this one: one of a later step is a damaged one that the run has
-    gone back behind.
+    What remains are the latest `keep` checkpoints up to this one: one of a later step is damaged, and the run went back
+    to before it.
     """
     final = run / f"step-{progress.step:07d}"
     temporary = run / f".{final.name}.tmp"

@@ -150,7 +150,7 @@ def test_a_touched_but_equal_file_is_still_done(tmp_path: Path, commands: Comman
 def test_a_lost_output_is_made_again(tmp_path: Path, commands: Commands) -> None:
     _run(tmp_path, commands)
     (tmp_path / "scores.safetensors").unlink()
-    assert _run(tmp_path, commands) == ["scores"], "the same bytes came out, so nothing behind it changed"
+    assert _run(tmp_path, commands) == ["scores"], "the same bytes came out, so nothing after it changed"
 
 
 def test_until_stops_and_a_foreign_output_is_refused(tmp_path: Path, commands: Commands) -> None:

@@ -91,7 +91,7 @@ def test_padded_rows_are_documents_and_their_mask(files: tuple[TokenFile, ...]) 
     assert rows.shape == mask.shape == (200, SEQ)
     assert {row[keep].tobytes() for row, keep in zip(rows, mask)} == whole
     assert (rows[~mask] == 77).all()
-    assert (np.diff(mask.astype(int), axis=1) <= 0).all()  # padding is behind the text only
+    assert (np.diff(mask.astype(int), axis=1) <= 0).all()  # padding follows the text
     lengths = np.minimum(np.diff(ends, prepend=0), SEQ)
     assert sorted(mask.sum(1).tolist()) == sorted(lengths.tolist())
     assert identity["kind"] == "padded"

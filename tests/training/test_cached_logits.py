@@ -253,7 +253,7 @@ def test_parts_of_several_processes_become_the_bytes_of_one(
     whole, ends = file.read_bytes(), recording.ends[0]
     assert len(ends) == 48
     file.write_bytes(whole[: ends[9] + 5])  # 10 records, and a piece of the next
-    for begin, end in ((4, 8), (8, 21), (30, 35)):  # the first is behind what was joined before
+    for begin, end in ((4, 8), (8, 21), (30, 35)):  # the first is after what was joined before
         part = whole[ends[begin - 1] : ends[end - 1]] + whole[ends[end - 1] : ends[end - 1] + 3]
         file.with_stem(f"{file.stem}-{begin}").write_bytes(part)
     left = store.missing(top, recording.header, recording.windows, 2)

@@ -3,7 +3,7 @@
 What a dropped unit writes is read with zeros, so that a mask multiplies the readers: the columns of the down and output
 projections for neurons and heads, the gain of the norms through which the residual stream is read for hidden channels
 (the columns of the matrices themselves where nothing stands between), an expert's down projection for the expert. A
-layer's mask multiplies what its halves add to the stream: what writes it, or the norm behind that. All this is one
+layer's mask multiplies what its halves add to the stream: what writes it, or the norm after that. All this is one
 multiplication of each weight, in the running model as in the one that is written at the end. Beside it a norm takes its
 mean over the live coordinates, and a router leaves dropped experts out (see hooks).
 """
@@ -105,7 +105,7 @@ def wire(model: Any, family: Family, source: Shape, axes: Sequence[str]) -> Wiri
     """Find what the masks of these gates' axes act on in a model in memory, on the CPU: two tokens are run through it.
 
     How the residual stream is read and written is seen in the data: a norm whose output a matrix reads stands before a
-    half of a block (as the last one stands before the head), one that reads what a matrix has written stands behind it.
+    half of a block (as the last one stands before the head), one that reads what a matrix has written stands after it.
     """
     matches, unknown = match(family, [name for name, _ in model.named_parameters()], source.kinds)
     assert not unknown, f"the {family.name} table does not know {unknown}"
@@ -142,7 +142,7 @@ def _factors(found: Match, flow: "_Flow", module: str) -> Iterator[Factor]:
     if module in flow.norms:
         if module in flow.stream_norms:
             yield Factor("hidden", None, (0,), weight.dims[0][0])
-        elif module in flow.behind:
+        elif module in flow.after:
             yield Factor("layer", layer, ())
         return
     if layer is None:
@@ -177,10 +177,10 @@ def _is_router(weight: Weight) -> bool:
 
 
 class _Flow:
-    """Which norms stand before, and which behind, the matrices of a model, as two tokens pass through it.
+    """Which norms stand before, and which after, the matrices of a model, as two tokens pass through it.
 
     `norms` are all modules whose only matrix-free line is a vector of weights; `stream_norms` those through which the
-    residual stream is read; `behind` those after a half of a block, which stand for the matrices in `covered`; `direct`
+    residual stream is read; `after` those after a half of a block, which stand for the matrices in `covered`; `direct`
     the matrices that read the stream without a norm.
     """
 
@@ -203,10 +203,10 @@ class _Flow:
         read = {norm for norm in before.values() if norm is not None}
         self.stream_norms = read | (over_hidden - layered)
         written = {_key(outputs[m]): m for m in writers}
-        self.behind = {m for m in over_hidden - self.stream_norms if _key(inputs[m]) in written}
-        self.covered = {written[_key(inputs[m])] for m in self.behind}
-        lost = over_hidden - self.stream_norms - self.behind
-        assert not lost, f"these norms stand neither before nor behind a half of a block: {sorted(lost)}"
+        self.after = {m for m in over_hidden - self.stream_norms if _key(inputs[m]) in written}
+        self.covered = {written[_key(inputs[m])] for m in self.after}
+        lost = over_hidden - self.stream_norms - self.after
+        assert not lost, f"these norms stand neither before nor after a half of a block: {sorted(lost)}"
         probes = {m: _probe(model.get_submodule(m)) for m in self.norms}
         self.offsets = {m: offset for m, (offset, _) in probes.items()}
         self.centred = {m: centred for m, (_, centred) in probes.items()}
