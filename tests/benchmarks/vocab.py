@@ -1,7 +1,8 @@
 """What a smaller vocabulary costs a real model, and what the same parameters cost in width.
 
     python -m tests.benchmarks.vocab [--model DIR] [--text DIR] [--tasks DIR] [--work DIR] [--sizes 32768 24576 16384]
-        [--widths ffn=1264 hidden=513] [--train TOKENS] [--speed 128x32] [--limit 200] [--chunks 24] [--tiny]
+        [--widths ffn=1264 hidden=513] [--samples 256] [--train TOKENS] [--speed 128x32] [--limit 200]
+        [--chunks 24] [--tiny]
 
 Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
 characters that every tokenizer encodes by itself, after the end-of-text token; in float32 by transformers, not by the
@@ -46,6 +47,7 @@ class Setting:
     chunks: int
     limit: int
     batch: tuple[int, int] = (4, 256)
+    samples: int = 256  # that neurons and channels are ranked by
 
     def files(self, part: str) -> list[Path]:
         return sorted(self.text.glob(f"*_{part}.jsonl"))
@@ -194,7 +196,7 @@ def compare(
     for width in widths:
         flag, _, size = width.partition("=")
         place = made(setting, f"{flag}-{size}", "prune", setting.model, f"--{flag}", size, *setting.data(), "--samples",
-                     256, "--seq-len", setting.batch[1])  # fmt: skip
+                     setting.samples, "--seq-len", setting.batch[1])  # fmt: skip
         students[f"{flag} {int(size):,}"] = place
         print(row(f"{flag} {int(size):,}", measured(setting, place, text), source), flush=True)
     if speed:
@@ -220,7 +222,7 @@ def tiny(work: Path) -> None:
     for part, seed in (("train", 1), ("eval", 2)):
         lines = [json.dumps({"text": text}) for text in made_text(40, seed, 300)]
         (work / "text" / f"words_{part}.jsonl").write_text("\n".join(lines) + "\n")
-    setting = Setting(model, work / "text", None, work, 2, 0, (2, 32))
+    setting = Setting(model, work / "text", None, work, 2, 0, (2, 32), 8)
     compare(setting, [384], ["ffn=56"], 64, "8x2")
 
 
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32768, 24576, 16384])
     parser.add_argument("--widths", nargs="+", default=[])
     parser.add_argument("--train", type=parse_count, default=0)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--speed")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=24)
@@ -246,7 +249,7 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         tasks = args.tasks if args.tasks.is_dir() else None
-        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit)
+        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit, samples=args.samples)
         compare(setting, args.sizes, args.widths, args.train, args.speed)
 
 
