@@ -1,8 +1,8 @@
 """The order of training rows as a pure function of the step.
 
-Row k of step s is number g = s * global_batch + k of one endless sequence. The mixture says which domain g belongs to
-and the how-manieth of that domain it is; c of n windows means epoch c // n, place c mod n of the permutation of that
-epoch. There is no state to save: a run resumes from its step number, and neither world size nor micro-batch enters.
+Row k of step s is number g = s * global_batch + k of one endless sequence. The mixture gives its domain and its
+number c among that domain's rows; with n windows in the domain that is place c mod n of the permutation of epoch c //
+n. There is no state to save: a run resumes from its step number, and neither world size nor micro-batch enters.
 
 Where phases have rows of several lengths, what is permuted are blocks of the longest, which the others divide. A phase
 takes whole blocks, cuts those that it takes of an epoch into its rows, and reads these in an order of their own: so no

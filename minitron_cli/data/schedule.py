@@ -1,4 +1,4 @@
-"""Which domain each row of a step belongs to, and the how-manieth of it: a pure function of the step."""
+"""Which domain each row of a step belongs to, and its number among the rows of that domain: a function of the step."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
