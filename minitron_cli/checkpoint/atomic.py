@@ -56,7 +56,15 @@ def check_file(path: Path, inputs: Iterable[str | Path] = ()) -> None:
 
 
 def check_apart(path: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse an output that is an input, contains one or is inside one. Inodes are compared: links hide nothing."""
+    """Refuse an output that is an input, contains one or is inside one. Inodes are compared: links hide nothing.
+
+    An address of object storage is refused as well: it has no rename that would make a result whole at once.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a Path has one slash of two
+        raise MinitronError(
+            f"the output {path} is an address, and results are written to file systems only, where they appear whole",
+            "write to a directory and copy what is finished there, or mount the storage",
+        )
     with write_errors(path):
         output, above = _identity(path), _identities(path)[1:]
         for given in inputs:

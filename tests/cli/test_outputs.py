@@ -101,3 +101,36 @@ def test_an_output_never_touches_an_input(
     assert message in result.err
     assert "hint: " in result.err
     assert contents(world) == before
+
+
+OBJECTS = [
+    f"prune {MODEL} --drop-layers 0 -o s3://bucket/out",
+    f"prune {MODEL} --drop-layers 0 --dry-run -o s3://bucket/out",
+    f"{DISTILL} -o s3://bucket/out",
+    f"{DISTILL} --dry-run -o gs://bucket/out",
+    f"{DISTILL} -o out --record-teacher s3://bucket/said --top-k 8",
+    f"train {MODEL} --data {TEXT} --steps 1 --device cpu -o hf://buckets/out",
+    f"importance {MODEL} --data {TEXT} -o s3://bucket/s.safetensors",
+    f"eval {MODEL} --data {TEXT} -o s3://bucket/results.json",
+    f"bench {MODEL} -o s3://bucket/bench.json",
+    f"{SEARCH} --dry-run -o s3://bucket/out",
+    f"data tokenize {TEXT} --tokenizer {MODEL} -o abfs://bucket/out",
+    f"run recipe.yaml --set model={MODEL} -o s3://bucket/out --dry-run",
+    "report all/model -o s3://bucket/page.html",
+    "toy s3://bucket/out",
+]
+
+
+@pytest.mark.parametrize("line", OBJECTS)
+def test_object_storage_is_refused_in_words(
+    line: str, world: Path, minitron: Minitron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path of such a name would make a directory that is called `s3:`."""
+    monkeypatch.chdir(world)
+    before = contents(world)
+    result = minitron(*line.split())
+    assert result.code == 1, result
+    assert "is an address, and results are written to file systems only" in result.err
+    assert "hint: write to a directory" in result.err
+    assert contents(world) == before
+    assert not any(path.name.endswith(":") for path in world.iterdir())
