@@ -28,7 +28,7 @@ def write_errors(path: Path) -> Iterator[None]:
         number = _system_error(error)
         if isinstance(error, MinitronError) or number not in _CAUSES:
             raise
-        raise _explained(path, error, number) from error
+        raise _explained(path, number) from error
 
 
 def make_directory(path: Path) -> None:
@@ -71,7 +71,7 @@ def _system_error(error: BaseException | None) -> int | None:
     return None
 
 
-def _explained(path: Path, error: Exception, number: int) -> MinitronError:
+def _explained(path: Path, number: int) -> MinitronError:
     if number in _FULL:
         return MinitronError(
             f"no space left for {path} ({_free(path) / 1e6:,.1f} MB free on its disk)",
@@ -84,8 +84,7 @@ def _explained(path: Path, error: Exception, number: int) -> MinitronError:
             f"{path} cannot be written: a file would exceed the size that the system allows",
             "raise the limit (ulimit -f), choose another disk with -o, or make smaller files (--max-shard-size)",
         )
-    reason = str(error) if isinstance(error, OSError) else os.strerror(number)
-    return MinitronError(f"{path} cannot be written: {reason}", "choose another output with -o")
+    return MinitronError(f"{path} cannot be written: {os.strerror(number).lower()}", "choose another output with -o")
 
 
 def _free(path: Path) -> int:
