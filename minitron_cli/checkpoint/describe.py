@@ -8,7 +8,7 @@ from minitron_cli.checkpoint.quantised import method_of
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.families.features import limits
 from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
-from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token, num_elements
+from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token, num_elements, state_bytes
 
 
 def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def describe(model: Checkpoint | Architecture, context: int) -> dict[str, Any]:
         "quantised": model.stored.method if isinstance(model, Checkpoint) else method_of(model.config),
         "dtypes": sorted({t.dtype for t in tensors.values()}),
         "kv_bytes_per_token": kv_bytes_per_token(shape),
+        "state_bytes": state_bytes(shape),
         "flops_per_token": flops_per_token(stored_weights(model), shape, context),
         "context": context,
         "tensors": len(tensors),

@@ -107,6 +107,7 @@ def _show(facts: dict[str, Any]) -> None:
             *[["quantised", f"{facts['quantised']}: prune and importance take it with --dequantize"]]
             * bool(facts["quantised"]),
             ["KV cache per token", bytes_text(facts["kv_bytes_per_token"])],
+            *([["state per sequence", bytes_text(facts["state_bytes"])]] if facts["state_bytes"] else []),
             [f"forward FLOPs per token at {facts['context']}", count_text(facts["flops_per_token"])],
         ],
     )

@@ -143,6 +143,7 @@ def _show_plan(resolved: "ResolvedPrune") -> None:
         ("non-embedding", "{:,}".format, facts.non_embedding_parameters),
         ("bytes on disk", bytes_text, facts.bytes),
         ("KV bytes per token", "{:,}".format, facts.kv_bytes_per_token),
+        *([("state bytes per sequence", "{:,}".format, facts.state_bytes)] if any(facts.state_bytes) else []),
         ("FLOPs per token", count_text, facts.flops_per_token),
     )]  # fmt: skip
     table(["", "source", "target"], rows)

@@ -12,7 +12,15 @@ from minitron_cli.prune.trim import PEAK_BYTES, dequantising_bytes
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, Weight
 from minitron_cli.spec.counts import bytes_text
 from minitron_cli.spec.search import CLOSE
-from minitron_cli.spec.shape import Shape, copies, flops_per_token, kv_bytes_per_token, num_elements, num_parameters
+from minitron_cli.spec.shape import (
+    Shape,
+    copies,
+    flops_per_token,
+    kv_bytes_per_token,
+    num_elements,
+    num_parameters,
+    state_bytes,
+)
 from minitron_cli.spec.wrapper import PROJECTOR
 
 START_BYTES = 120 << 20  # the interpreter, and the one beside it that has transformers look at the config
@@ -36,6 +44,7 @@ class PruneFacts:
     non_embedding_parameters: tuple[int, int]
     bytes: tuple[int, int]
     kv_bytes_per_token: tuple[int, int]
+    state_bytes: tuple[int, int]
     flops_per_token: tuple[int, int]
     peak_memory: int
     seconds: float
@@ -88,6 +97,7 @@ def prune_facts(
         non_embedding_parameters=pair(lambda lines, s: num_parameters(lines, s, embedding=False)),
         bytes=num_bytes,
         kv_bytes_per_token=pair(lambda lines, s: kv_bytes_per_token(s)),
+        state_bytes=pair(lambda lines, s: state_bytes(s)),
         flops_per_token=pair(lambda lines, s: flops_per_token(lines, s, 4096)),
         peak_memory=held,
         seconds=round(sum(num_bytes) / BYTES_PER_SECOND + seconds, 1),

@@ -9,7 +9,7 @@ from typing import Any
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import FLAG_OF_AXIS, SEARCHED
 from minitron_cli.spec.family import Family
-from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters
+from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters, state_bytes
 
 MOST_POINTS = 1_000_000  # of a grid, each of which is counted: about a minute
 # Of the widths of experts: transformers multiplies them by a product whose rows begin at multiples of 16 bytes.
@@ -28,7 +28,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Inclusive bounds on total parameters; `max_bytes` also bounds weights plus KV cache at `kv_tokens` tokens."""
+    """Inclusive bounds on total parameters; `max_bytes` also bounds weights, the KV cache of `kv_tokens` tokens
+    and, where there is one, the state of a sequence.
+    """
 
     low: float
     high: float
@@ -147,7 +149,8 @@ def _fits(shape: Shape, parameters: int, window: Window) -> bool:
     if window.max_bytes is None:
         return True
     width = window.bytes_per_element
-    return parameters * width + window.kv_tokens * kv_bytes_per_token(shape, width) <= window.max_bytes
+    cache = window.kv_tokens * kv_bytes_per_token(shape, width) + bool(window.kv_tokens) * state_bytes(shape, width)
+    return parameters * width + cache <= window.max_bytes
 
 
 def _valid(family: Family, source: Shape, shape: Shape) -> bool:

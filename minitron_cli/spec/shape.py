@@ -1,4 +1,4 @@
-"""Shapes: sizes per axis, and what follows from them without a single weight: parameters, KV bytes, FLOPs."""
+"""Shapes: sizes per axis, and what follows from them without a single weight: parameters, bytes of caches, FLOPs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -218,8 +218,47 @@ def kv_bytes_per_token(shape: Shape, bytes_per_element: int = 2) -> int:
     return 2 * channels * bytes_per_element
 
 
+def state_bytes(shape: Shape, bytes_per_element: int = 2) -> int:
+    """Bytes that a sequence holds at any length: the states of Mamba-2 and of linear attention, and what convolutions
+    still need of their last inputs, one fewer than their taps (as vLLM's MambaStateShapeCalculator has it).
+    """
+    taps, size = shape.get("conv", 1) - 1, shape.get
+    held, total = _recurrent(shape), 0
+    if held == "mamba_state":
+        channels = size("mamba_head") * size("mamba_dim")
+        total = channels * size("mamba_state") + (channels + 2 * size("mamba_group") * size("mamba_state")) * taps
+    elif held == "value_dim":
+        keys, values = size("key_head") * size("key_dim"), size("value_head") * size("value_dim")
+        total = values * size("key_dim") + (2 * keys + values) * taps
+    elif held == "conv":
+        total = size("hidden") * taps
+    return len(shape.layers_of(held)) * total * bytes_per_element
+
+
+def scan_flops_per_token(shape: Shape) -> int:
+    """FLOPs of the recurrences themselves, token by token, which no weight counts; those of a chunked form are more.
+
+    Mamba-2, for each channel of a head and each state: h = a h + (dt x) B is 3, its part of y = C h 2; and 3 a channel
+    for dt x and y + D x (arXiv 2405.21060). Gated delta rule, for each value channel and key channel: the decay of S is
+    1, its parts of S k, S + k d and S q 2 each; and 2 a value channel for d = beta (v - S k) (arXiv 2412.06464).
+    """
+    held, size, per_layer = _recurrent(shape), shape.get, 0
+    if held == "mamba_state":
+        per_layer = size("mamba_head") * size("mamba_dim") * (5 * size("mamba_state") + 3)
+    elif held == "value_dim":
+        per_layer = size("value_head") * size("value_dim") * (7 * size("key_dim") + 2)
+    return len(shape.layers_of(held)) * per_layer
+
+
+def _recurrent(shape: Shape) -> str:
+    """The axis by which layers that keep a state are known; "" where there are none."""
+    if "mamba_state" in shape:
+        return "mamba_state"
+    return "value_dim" if "value_dim" in shape else "conv" if "conv" in shape else ""
+
+
 def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -> int:
-    """Forward FLOPs of one token: 2 per weight that multiplies it, and causal attention over `context` tokens.
+    """Forward FLOPs of one token: 2 per weight that multiplies it, causal attention over `context` tokens, recurrences.
 
     The input embedding is a lookup, the output head a product, tied or not; a token meets `expert_active` experts.
     Attention scores and mixes cost 4 per pair and channel, and a token sees half the context on average.
@@ -234,7 +273,7 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
     channels = shape["qk_dim"] + shape["v_dim"] if "qk_dim" in shape else 2 * shape.get("head_dim")
     attention = context * len(shape.layers_of("head")) * shape.get("head") * channels
     attention += context * len(shape.layers_of("global_head")) * shape.get("global_head") * 2 * shape.get("global_dim")
-    return linear + head + attention
+    return linear + head + attention + scan_flops_per_token(shape)
 
 
 def check_target(family: Family, source: Shape, target: Shape) -> None:
