@@ -34,7 +34,7 @@ def _deep(toy: Toy, model_type: str, depth: int = 8) -> Path:
     return toy(model_type, num_hidden_layers=depth, layer_types=_order(model_type, depth))
 
 
-def _scored(source: Path, directory: Path) -> Path:
+def scored(source: Path, directory: Path) -> Path:
     """Random scores of a toy, whose best layers by themselves leave its order."""
     values = random_scores(open_checkpoint(source).shape).values
     scores = Scores(values, {"model": {"name": source.name, "digest": source_digest(source)}})
@@ -47,7 +47,7 @@ def _scored(source: Path, directory: Path) -> Path:
 def test_the_layers_that_stay_are_whole_periods(toy: Toy, tmp_path: Path, model_type: str, layers: int) -> None:
     source = _deep(toy, model_type)
     request = PruneRequest(
-        model=str(source), layers=layers, scores=_scored(source, tmp_path), keep_pattern=True, output=tmp_path / "small"
+        model=str(source), layers=layers, scores=scored(source, tmp_path), keep_pattern=True, output=tmp_path / "small"
     )
     assert dry_run(request).facts.warnings == ()
     result = prune(request, never)
@@ -57,7 +57,7 @@ def test_the_layers_that_stay_are_whole_periods(toy: Toy, tmp_path: Path, model_
 
 def test_without_it_the_best_layers_stay_and_a_warning_says_what_that_means(toy: Toy, tmp_path: Path) -> None:
     source = _deep(toy, "gemma3_text")
-    request = PruneRequest(model=str(source), layers=5, scores=_scored(source, tmp_path), output=tmp_path / "small")
+    request = PruneRequest(model=str(source), layers=5, scores=scored(source, tmp_path), output=tmp_path / "small")
     facts = dry_run(request).facts
     assert any("in the source's periods of 3" in warning for warning in facts.warnings)
     assert facts.servable is not None
