@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ CPU = torch.device("cpu")
 class World:
     """This process's place: `rank` of `size`, the device it computes on, and how many of them are on this machine.
 
-    One process alone has joined no group.
+    The ranks speak in `group`, torch's default one unless given. One process alone has joined no group.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
     local: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -45,7 +46,7 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over the ranks in place, on the device where it is."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
@@ -60,6 +61,10 @@ class World:
         """The ranks' token counts summed, and whether any rank was told to stop: one reduction, on the CPU."""
         both = self.sum(torch.tensor([tokens, int(stop)], dtype=torch.int64))
         return int(both[0]), bool(both[1])
+
+    def apart(self) -> "World":
+        """The same ranks with a group of their own on the CPU, for another thread to speak in (a collective)."""
+        return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo"))
 
     def barrier(self) -> None:
         """Wait for every rank."""

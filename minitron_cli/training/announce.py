@@ -28,14 +28,19 @@ def announce(ready: Prepared, world: World, say: Callable[[str], None]) -> None:
 
 
 def settle(ready: Prepared, world: World, agree: Callable[[bool], bool] = bool) -> Prepared:
-    """Choose how gradients add up: whole on every device where that fits, else in parts.
+    """Choose how gradients add up, whole on every device where that fits, else in parts; and whether checkpoints are
+    written while the steps go on: where a copy of what they hold fits, and the host does not compute the steps as well.
 
     `agree` makes of "it does not fit here" whether there is a rank where it does not.
     """
-    if ready.options.gradients != "auto":
-        return ready
-    whole = _with(ready, gradients="whole")
-    return _with(ready, gradients="sharded") if agree(memory(whole, world).total() > available(world)) else whole
+    if ready.options.gradients == "auto":
+        whole = _with(ready, gradients="whole")
+        ready = _with(ready, gradients="sharded") if agree(memory(whole, world).total() > available(world)) else whole
+    if ready.options.async_save is None:
+        copying = _with(ready, async_save=True)
+        busy = world.device.type == "cpu"
+        ready = _with(ready, async_save=False) if busy or agree(_lacks_host(copying, world)) else copying
+    return ready
 
 
 def available(world: World) -> int:
@@ -49,8 +54,15 @@ def check_room(ready: Prepared, world: World) -> None:
     free = available(world)
     if memory(ready, world).total() > free:
         preflight.refuse(memory(ready, world), free, str(world.device), _remedies(ready, world, free))
-    first, others = host_memory(ready, world)
-    if first + (world.local - 1) * others > free_host_memory():
+    lacks = _lacks_host(ready, world)
+    if lacks and ready.options.async_save and not _lacks_host(_with(ready, async_save=False), world):
+        raise MinitronError(
+            f"--async-save copies what it writes, {_copy(ready, world) / 1e9:.1f} GB of each process, and this machine "
+            f"has {free_host_memory() / 1e9:.1f} GB free",
+            "leave it out, and the steps wait for what is saved; --no-preflight tries anyway",
+        )
+    if lacks:
+        first, _ = host_memory(ready, world)
         raise MinitronError(
             f"the first process holds the finished student whole in host memory, {first / 1e9:.1f} GB, and this "
             f"machine has {free_host_memory() / 1e9:.1f} GB free",
@@ -62,16 +74,28 @@ def check_room(ready: Prepared, world: World) -> None:
 def host_memory(ready: Prepared, world: World) -> tuple[int, int]:
     """Bytes of host memory of the first process and of each other one, at the most and beside the interpreter.
 
-    A process reads and saves its part of the weights in blocks; where transformers converts a weight it is whole for a
-    moment. The first gathers the finished student and, beside other ranks, loads it again on the CPU to compare. On a
-    CPU the step is in host memory too.
+    A process reads its part of the weights in blocks, and saves it in blocks or from a copy; where transformers
+    converts a weight it is whole for a moment. The first gathers the finished student and, beside other ranks, loads it
+    again on the CPU to compare. On a CPU the step is in host memory too.
     """
     student = ready.sizes[0]
     reading = _LARGEST_BLOCK + (student.layer * 4 if "expert" in student.shape else 0)
     step = memory(ready, world).total() if world.device.type == "cpu" else 0
+    at_work = step + (_copy(ready, world) if ready.options.async_save else 0)
     whole = student.parameters * (ready.export_dtype.itemsize + (4 if world.size > 1 or step else 0))
     weights = -(-student.parameters // world.size) * 4 if step else 0  # the optimizer has been let go
-    return max(reading, step, weights + whole), max(reading, step)
+    return max(reading, at_work, weights + whole), max(reading, at_work)
+
+
+def _lacks_host(ready: Prepared, world: World) -> bool:
+    """Whether the processes on this machine need more host memory than is free."""
+    first, others = host_memory(ready, world)
+    return first + (world.local - 1) * others > free_host_memory()
+
+
+def _copy(ready: Prepared, world: World) -> int:
+    """Bytes that a process saves: its part of the weights, and of the moments of those that are trained."""
+    return -(-(4 * ready.sizes[0].parameters + 8 * ready.trained) // (world.size // ready.options.replicate))
 
 
 def _with(ready: Prepared, **changes: Any) -> Prepared:
@@ -119,6 +143,7 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         **({"mix": str(ready.mixing)} if ready.mixing else {}),
         **({"vocabulary": dict(zip(("student", "teacher"), sizes))} if (sizes := _vocabularies(ready)) else {}),
         "gradients": options.gradients,
+        "saving": "while the steps go on" if options.async_save else "between the steps",
         "memory per device": {**asdict(need), "total": need.total()},
         "host memory": dict(zip(("first process", "each other one"), host_memory(ready, world))),
         "disk": _disk(ready),

@@ -19,7 +19,7 @@ def gather_bytes(world: World, values: bytes) -> list[bytes]:
         return [values]
     mine = torch.frombuffer(bytearray(values), dtype=torch.uint8)
     found = [torch.empty_like(mine) for _ in range(world.size)]
-    dist.all_gather(found, mine)
+    dist.all_gather(found, mine, group=world.group)
     return [bytes(one.tolist()) for one in found]
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minitron_cli.hf.memory import peak_memory
-from minitron_cli.training import state
 from minitron_cli.training.grading import Regressed, Score, logged, regressions
 from minitron_cli.training.loop import Job
 from minitron_cli.training.metrics import MetricsLog, read_metrics
 from minitron_cli.training.mix import Mixer
 from minitron_cli.training.progress import Display
+from minitron_cli.training.saving import Saver
 from minitron_cli.training.state import Progress
 
 
@@ -22,7 +22,6 @@ class Cadence:
     log: int
     evaluate: int
     save: int
-    keep: int
     total: int
     exports: tuple[int, ...] = ()
     grade: int = 0
@@ -43,6 +42,7 @@ class Recorder:
     evaluate: Callable[[], dict[str, float]] | None
     export: Callable[[Progress], None]
     progress: Progress
+    saver: Saver
     mixer: Mixer | None = None
     grade: Callable[[], Sequence[Score]] | None = None
     stop_on_regression: bool = False
@@ -55,6 +55,7 @@ class Recorder:
 
     def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
         """After a step: log, evaluate, save."""
+        self.saver.look()
         self.progress = progress = self._with_mix(progress)
         rate = self._rate()
         self.display.step(progress.step, values, rate)
@@ -125,16 +126,22 @@ class Recorder:
         return progress if self.mixer is None else replace(progress, mix=self.mixer.history)
 
     def save(self) -> None:
-        """Write a checkpoint of the latest step, unless there is one (a collective)."""
+        """Save the latest step, unless it is (a collective)."""
         if self._saved == self.progress.step:
             return
         started = time.perf_counter()
-        state.save(self.run, self.job.step, self.job.optimizer, self.progress, self.job.world, self.cadence.keep)
+        self.saver.save(self.progress)
         self._saved = self.progress.step
         self._skip_time(time.perf_counter() - started)
 
+    def finish(self) -> None:
+        """Save the latest step, and wait until it is written (a collective)."""
+        self.save()
+        self.saver.wait()
+
     def close(self) -> None:
-        """Close the metrics and leave the terminal as it was."""
+        """Close the metrics and leave the terminal as it was, once nothing is written any more."""
+        self.saver.close()
         self.display.close()
         if self.log is not None:
             self.log.close()

@@ -31,6 +31,7 @@ from minitron_cli.training.recorder import Cadence, Recorder
 from minitron_cli.training.reload import check_reloaded, live_loss
 from minitron_cli.training.repro import write_repro
 from minitron_cli.training.rows import Rows, Share, read_by, rows_of, with_known_ids, with_readings
+from minitron_cli.training.saving import Saver
 from minitron_cli.training.state import Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
 from minitron_cli.training.validation import evaluator, first_windows, held_out_names
@@ -215,6 +216,7 @@ def follow(
         evaluate=_evaluator(ready, assembly),
         export=export_run.exporter(ready, job.step, world.rank, run / "exported", inputs),
         progress=progress,
+        saver=Saver(run, job.step, job.optimizer, world, options.keep, bool(options.async_save)),
         mixer=mixer,
         grade=None if grade is None else grader(ready, job.step, world, grade),
         stop_on_regression=options.stop_on_regression,
@@ -226,7 +228,7 @@ def follow(
             recorder.measure(True, recorder.cadence.due(recorder.cadence.grade, progress.step))
         loop.run(job, progress, stop, recorder)
     except loop.NotFinite as error:
-        recorder.save()
+        recorder.finish()
         rows = None
         if isinstance(ready.order, Order):
             order = ready.order if mixer is None else mixer.order
@@ -234,10 +236,10 @@ def follow(
         error.message += f"; what is needed to repeat it is in {write_repro(run, job, error, rows, inputs)}"
         raise
     except (loop.StepRefused, Regressed):
-        recorder.save()
+        recorder.finish()
         raise
     else:
-        recorder.save()
+        recorder.finish()
     finally:
         recorder.close()
     return recorder.progress
@@ -247,7 +249,7 @@ def _cadence(ready: Prepared) -> Cadence:
     options = ready.options
     evaluate, save = options.eval_every or 0, options.save_every or 0
     grade = options.eval_tasks_every or 0
-    return Cadence(options.log_every, evaluate, save, options.keep, options.steps or 0, ready.export_steps, grade)
+    return Cadence(options.log_every, evaluate, save, options.steps or 0, ready.export_steps, grade)
 
 
 def _evaluator(ready: Prepared, assembly: Assembly) -> Callable[[], dict[str, float]] | None:

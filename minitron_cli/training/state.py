@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -93,31 +93,62 @@ def tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def save(
     run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World, keep: int
 ) -> Path:
-    """Write `run/step-NNNNNNN` (a collective: every rank calls it).
+    """Write `run/step-NNNNNNN` (a collective: every rank calls it); see `write`."""
+    return write(draft(run, module, optimizer, progress, world), world, keep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """A checkpoint to be written: its place, the global shape of every tensor, and the parts that this rank writes."""
+
+    final: Path
+    progress: Progress
+    shapes: dict[str, tuple[int, ...]]
+    mine: dict[str, Tensor]
+
+    @property
+    def temporary(self) -> Path:
+        return self.final.with_name(f".{self.final.name}.tmp")
+
+
+def draft(
+    run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World,
+    copy: bool = False,
+) -> Draft:  # fmt: skip
+    """Make room for a checkpoint, and collect what it holds (a collective); a `copy` stays as it is while steps go on.
+
+    It is in host memory, of this rank's parts.
+    """
+    contents = tensors(module, optimizer)
+    parts = {name: own_part(t)[0] for name, t in contents.items() if is_first_copy(t, world)}
+    shapes = {name: tuple(t.shape) for name, t in contents.items()}
+    found = Draft(run / f"step-{progress.step:07d}", progress, shapes, parts)
+    if world.rank == 0:
+        shutil.rmtree(found.temporary, ignore_errors=True)
+        need_space(found.final, sum(t.numel() * t.element_size() for t in contents.values()))
+        found.temporary.mkdir(parents=True)
+    world.barrier()
+    return replace(found, mine={name: t.to("cpu", copy=True) for name, t in parts.items()}) if copy else found
+
+
+def write(draft: Draft, world: World, keep: int) -> Path:
+    """Write a checkpoint (a collective), under a temporary name until it is whole.
 
     What remains are the latest `keep` checkpoints up to this one: one of a later step is damaged, and the run went back
     to before it.
     """
-    final = run / f"step-{progress.step:07d}"
-    temporary = run / f".{final.name}.tmp"
-    contents = tensors(module, optimizer)
-    if world.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        need_space(final, sum(t.numel() * t.element_size() for t in contents.values()))
-        temporary.mkdir(parents=True)
-    world.barrier()
-    mine = {name: own_part(t)[0] for name, t in contents.items() if is_first_copy(t, world)}
+    final, temporary = draft.final, draft.temporary
     try:
         with write_errors(final):
-            digest = write_shard(temporary / shard_name(world.rank, world.size), mine)
+            digest = write_shard(temporary / shard_name(world.rank, world.size), draft.mine)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     digests = gather_bytes(world, bytes.fromhex(digest))
     if world.rank == 0:
+        run = final.parent
         files = {shard_name(rank, world.size): found.hex() for rank, found in enumerate(digests)}
-        shapes = {name: tuple(t.shape) for name, t in contents.items()}
-        write_state(temporary, asdict(progress), shapes, files, identity(run))
+        write_state(temporary, asdict(draft.progress), draft.shapes, files, identity(run))
         sync_directory(temporary)
         _discard(final)
         os.rename(temporary, final)

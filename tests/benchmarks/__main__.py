@@ -8,6 +8,7 @@ BENCHMARKS = {
     "importance": "one scoring pass against the bare forward passes; layer streaming against resident",
     "loading": "student and teacher onto 1, 2, 4 and 8 ranks: host memory and seconds, by slices and whole",
     "forecast": "the memory that a dry run forecasts against what training takes",
+    "saving": "what a checkpoint costs the steps, written between them and behind them",
     "throughput": "whole training steps: tokens a second, share of the peak, memory",
     "prune": "wall time and memory against reading the source once and writing the target once",
     "loss": "the fused loss against naive ones: peak memory and time",

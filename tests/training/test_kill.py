@@ -36,7 +36,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.slow
 def test_ten_kills_change_nothing(toy: Callable[..., Path], tmp_path: Path) -> None:
     text, teacher = write_text(tmp_path / "text.jsonl"), toy("llama", hidden_size=66, seed=5)
-    common = {"steps": 90, "save_every": 3, "loss": "logits+hidden", "eval_data": (str(text),), "eval_every": 10}
+    common = {
+        "steps": 90,
+        "save_every": 3,
+        "async_save": True,
+        "loss": "logits+hidden",
+        "eval_data": (str(text),),
+        "eval_every": 10,
+    }
     kill_and_compare(lambda name: options(toy("llama"), text, tmp_path / name, teacher, **common), tmp_path, 10)
 
 
@@ -46,7 +53,8 @@ def test_kills_change_nothing_of_a_dynamic_mix(kills: int, toy: Callable[..., Pa
     student, steps = toy("llama"), 9 * kills
 
     def line(name: str) -> Options:
-        return dynamic(student, tmp_path, tmp_path / name, steps=steps, mix_rate=0.5, save_every=2)
+        changes = {"mix_rate": 0.5, "save_every": 2, "async_save": True}
+        return dynamic(student, tmp_path, tmp_path / name, steps=steps, **changes)
 
     kill_and_compare(line, tmp_path, kills)
     mixes = [state.read_progress(state.checkpoints(tmp_path / n / "run")[-1]).mix for n in ("whole", "killed")]

@@ -133,7 +133,7 @@ def test_how_gradients_add_up_follows_from_what_is_free(
         monkeypatch.setattr(announce, "free_memory", lambda device, free=free: free)
         assert announce.settle(ready, world).options.gradients == expected
         assert announce.settle(ready, world, agree=lambda short: True).options.gradients == "sharded"
-        assert announce.settle(whole, world) is whole
+        assert announce.settle(whole, world).options.gradients == "whole"
 
 
 def test_what_does_not_fit_is_refused_with_the_largest_part_first_and_what_would(

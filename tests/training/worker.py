@@ -19,7 +19,7 @@ from minitron_cli.hf.empty import materialise
 from minitron_cli.hf.fill import fill
 from minitron_cli.hf.parts import blocks_of
 from minitron_cli.hf.process_group import World, join
-from minitron_cli.training import loop, state
+from minitron_cli.training import loop
 from minitron_cli.training.distributed import mesh_of, release, shard
 from minitron_cli.training.interrupt import StopFlag
 from minitron_cli.training.load import empty_student, empty_teacher, fill_student, load_student, run_again_in_backward
@@ -29,6 +29,7 @@ from minitron_cli.training.objectives import Objective
 from minitron_cli.training.optimizer import build, trainer
 from minitron_cli.training.reading import Reading
 from minitron_cli.training.rows import Share
+from minitron_cli.training.saving import Saver
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.state import Progress, prime
 from minitron_cli.training.step import kd_step
@@ -128,7 +129,10 @@ def run(models: Path, out: Path, case: str, world: World) -> None:
     progress = loop.run(of, Progress(), StopFlag(), lambda _, values: seen.append(dict(values)))
     found |= {f"weight.{name}": whole(p) for name, p in of.step.named_parameters()}
     found |= {f"value.{step}.{name}": torch.tensor(v) for step, line in enumerate(seen) for name, v in line.items()}
-    state.save(out / f"{case}-{world.size}", of.step, of.optimizer, progress, world, keep=1)
+    saver = Saver(out / f"{case}-{world.size}", of.step, of.optimizer, world, keep=1, copies=True)
+    saver.save(progress)
+    saver.wait()
+    saver.close()
     if world.rank == 0:
         save_file({name: t.contiguous() for name, t in found.items()}, out / f"{case}-{world.size}.safetensors")
 

@@ -1,0 +1,52 @@
+"""When the steps of a run are written: between the steps, or behind them by a thread, from a copy in host memory."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minitron_cli.hf.process_group import World
+from minitron_cli.training import state
+from minitron_cli.training.state import Progress
+
+
+class Saver:
+    """Saves the steps of `run`, one at a time. Where it `copies`, the next steps go on while one is written.
+
+    The ranks' threads have a process group of their own, so that they never speak into a step. What a thread fails at
+    is raised by `look` or `wait`.
+    """
+
+    def __init__(
+        self, run: Path, step: nn.Module, optimizer: torch.optim.Optimizer, world: World, keep: int, copies: bool
+    ) -> None:
+        self._run, self._step, self._optimizer, self._world, self._keep = run, step, optimizer, world, keep
+        self._thread = ThreadPoolExecutor(1, "minitron-save") if copies else None
+        self._apart = world.apart() if copies else world
+        self._writing: Future[Path] | None = None
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint, or begin to once the one before is written (a collective)."""
+        self.wait()
+        draft = state.draft(self._run, self._step, self._optimizer, progress, self._world, self._thread is not None)
+        if self._thread is None:
+            state.write(draft, self._world, self._keep)
+        else:
+            self._writing = self._thread.submit(state.write, draft, self._apart, self._keep)
+
+    def look(self) -> None:
+        """Raise what has gone wrong with the checkpoint that is being written."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """End the thread, when it is done with what it writes."""
+        if self._thread is not None:
+            self._thread.shutdown()
