@@ -5,8 +5,9 @@
 Trains a Llama-shaped student by cross-entropy on a CPU, `--steps` updates at a time with one thread, of which the
 first is saved: not at all, between the steps, behind them; the three take turns. `adds` is the time of those steps
 beyond that of the steps without a save (median over the rounds), and of it what the loop itself was running, the copy
-included; the thread that writes takes processor time from the steps where they use all cores, and where cores are
-shared `adds` is noise before it is a figure. The copy alone stands beside it. The last column is what a save adds to the steps where every 50th is saved, as in the shortest runs.
+included. The thread that writes takes processor time from the steps where they use all cores, and where cores are
+shared `adds` is noise before it is a figure. The copy alone stands beside it. The last column is what a save adds to
+the steps where every 50th is saved, as in the shortest runs.
 """
 
 import argparse
