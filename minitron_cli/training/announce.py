@@ -75,16 +75,17 @@ def host_memory(ready: Prepared, world: World) -> tuple[int, int]:
     """Bytes of host memory of the first process and of each other one, at the most and beside the interpreter.
 
     A process reads its part of the weights in blocks, and saves it in blocks or from a copy; where transformers
-    converts a weight it is whole for a moment. The first gathers the finished student and, beside other ranks, loads it
-    again on the CPU to compare. On a CPU the step is in host memory too.
+    converts a weight it is whole for a moment. The first gathers the student whenever tasks grade it, and the finished
+    one, which beside other ranks it loads again on the CPU to compare. On a CPU the step is in host memory too.
     """
     student = ready.sizes[0]
     reading = _LARGEST_BLOCK + (student.layer * 4 if "expert" in student.shape else 0)
     step = memory(ready, world).total() if world.device.type == "cpu" else 0
     at_work = step + (_copy(ready, world) if ready.options.async_save else 0)
+    graded = student.parameters * ready.export_dtype.itemsize if ready.options.eval_tasks else 0
     whole = student.parameters * (ready.export_dtype.itemsize + (4 if world.size > 1 or step else 0))
     weights = -(-student.parameters // world.size) * 4 if step else 0  # the optimizer has been let go
-    return max(reading, at_work, weights + whole), max(reading, at_work)
+    return max(reading, at_work + graded, weights + whole), max(reading, at_work)
 
 
 def _lacks_host(ready: Prepared, world: World) -> bool:
@@ -174,6 +175,7 @@ def _memory(ready: Prepared, stretch: Stretch, world: World) -> preflight.Need:
         gradients=options.gradients,
         copies=options.replicate,
         trained=ready.trained,
+        graded=choose_dtype("auto", world.device).itemsize if options.eval_tasks else 0,
     )
 
 

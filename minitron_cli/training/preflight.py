@@ -64,15 +64,16 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
 def memory(
     student: Size, teachers: Sequence[Size], *, tokens: int, world: int, item: int, teacher_item: int,
     shard_teacher: bool, checkpointing: bool, accumulated: bool = True, device: str = "cuda",
-    gradients: str = "whole", copies: int = 1, trained: int | None = None,
+    gradients: str = "whole", copies: int = 1, trained: int | None = None, graded: int = 0,
 ) -> Need:  # fmt: skip
     """Forecast a step on one of `world` devices: `tokens` in a micro-batch, `item` bytes per computed value.
 
     Master weights, gradients and AdamW's two moments are float32, in parts over world / `copies` devices; one device
     alone adds a low-precision copy. While micro-batches are `accumulated`, gradients are "whole" on every device until
     the last of them, or "sharded": reduced after each. Only the `trained` parameters, all unless given, have gradients
-    and moments. The result is the largest of a step's moments: the teacher's run, the student's loss, the first layer
-    of the backward pass, and its last.
+    and moments. Where tasks grade the student, the first device holds it whole beside its part, `graded` bytes a value;
+    the batches of tasks are cut to what is free then. The result is the largest of a step's moments: the teacher's run,
+    the student's loss, the first layer of the backward pass, its last, and grading.
     """
     parts = world // copies
     share = -(-student.parameters // parts) * 4
@@ -111,6 +112,9 @@ def memory(
         {
             "gathered": at_work, "activations": 0, "loss": 0, "teacher": held,
             "gradients": max(before, learning_share) + reduced,
+        },
+        {
+            "gathered": student.parameters * graded, "gradients": 0, "activations": 0, "loss": 0, "teacher": held,
         },
     ]  # fmt: skip
     return max((Need(**always, **moment) for moment in moments), key=Need.total)

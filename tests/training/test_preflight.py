@@ -92,6 +92,24 @@ def test_the_published_pair_in_round_figures() -> None:
     assert whole - sharded == pytest.approx(4.51 * 4 * 7 / 8, rel=0.01)
 
 
+def test_a_student_that_tasks_grade_is_whole_on_the_first_device(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In units of its 4.51B parameters: on one of 64 devices 12/64 bytes for it and 2 to be graded, beside the
+    teacher's whole 16.06 GB; with activations kept, a step takes more. On a CPU one more copy is in host memory.
+    """
+    monkeypatch.setattr(announce, "_LARGEST_BLOCK", 0)
+    graded = need_8b(world=64, graded=2, tokens=0)
+    assert graded == pytest.approx(4.51 * (12 / 64 + 2) + 16.06, rel=0.002)
+    assert need_8b(world=64, tokens=0) < graded
+    assert need_8b(world=8, checkpointing=False, graded=2) == need_8b(world=8, checkpointing=False)
+    line = options(toy("llama"), write_text(tmp_path / "text.jsonl"), tmp_path / "out")
+    plain = prepare(line, ALONE)
+    tasked = prepare(replace(line, eval_tasks="arc_easy"), ALONE)
+    more = announce.host_memory(tasked, ALONE)[0] - announce.memory(tasked, ALONE).total()
+    assert more == 4 * plain.trained
+
+
 def test_8b_from_15b_on_eight_devices_by_hand() -> None:
     """Minitron-8B from Nemotron-4-15B, one sequence of 4096 tokens a device, bf16: every part in GB."""
     student, teacher = size_of_config(MINITRON_8B, 4096), size_of_config(NEMOTRON_15B, 4096)
