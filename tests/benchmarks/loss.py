@@ -3,9 +3,10 @@
     python -m tests.benchmarks.loss [--tokens 4096] [--vocab 32000] [--hidden 256] [--device cuda] [--dtype bfloat16]
 
 Rows: the four head GEMMs and nothing else (the floor), the fused loss, the same loss in plain PyTorch, and, where they
-can be imported, TRL's generalized_jsd_loss and ModelOpt's LogitsDistillationLoss (in an environment of their own: pip
-install torch trl nvidia-modelopt requests). Memory is measured in a process per row, over the inputs; times are taken
-in turns in one process. On a busy machine: OMP_NUM_THREADS=1 and --cpu-time.
+can be imported, TRL's generalized_jsd_loss, ModelOpt's LogitsDistillationLoss and Liger's LigerFusedLinearJSDLoss, the
+one in chunks of PyTorch (in an environment of their own: pip install torch trl nvidia-modelopt requests, and
+liger-kernel from 0.8.5 on, where beta 0 is the forward KL). Memory is measured in a process per row, over the inputs;
+times are taken in turns in one process. On a busy machine: OMP_NUM_THREADS=1 and --cpu-time.
 """
 
 import argparse
@@ -106,12 +107,23 @@ def modelopt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return LogitsDistillationLoss(reduction="batchmean")(student, teacher)
 
 
+def liger_loss(x: Inputs) -> None:
+    """Liger's loss over chunks of 1,024 tokens, compiled on a GPU; no hard labels."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    on_gpu = x.hidden.device.type == "cuda"
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=on_gpu)
+    labels = torch.zeros(len(x.hidden), dtype=torch.long, device=x.hidden.device)
+    loss(x.hidden, x.head, x.teacher_hidden, x.teacher_head, labels).backward()
+
+
 ROWS: dict[str, Callable[[Inputs], None]] = {
     "four head GEMMs": gemms,
     OURS: fused,
     "naive PyTorch": partial(_with_logits, naive),
     "TRL": partial(_with_logits, trl_loss),
     "ModelOpt": partial(_with_logits, modelopt_loss),
+    "Liger": liger_loss,
 }
 
 

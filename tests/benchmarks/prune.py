@@ -48,6 +48,11 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 16000, "tie_word_embeddings": True},
         {"hidden": 384, "ffn": 1024},
     ),
+    "0.3b": (
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16,
+         "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 64000, "tie_word_embeddings": True},
+        {"hidden": 768, "ffn": 2560},
+    ),
     "1.2b": (
         {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
          "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True},
