@@ -6,7 +6,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.hfconfig import config_for
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint, normal_config
 from minitron_cli.families import family_of
 from minitron_cli.spec.axes import Weight
 from minitron_cli.spec.family import Family
@@ -45,7 +45,11 @@ class Architecture:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Read a config.json dictionary. Raises MinitronError where it is no complete config of a known family."""
+    """Read a config.json dictionary; of a model of text and images, its text model's.
+
+    Raises MinitronError where it is no complete config of a known family.
+    """
+    config = normal_config(config)
     family = family_of(str(config.get("model_type")))
     return Architecture(config, family, shape_of(family, config))
 

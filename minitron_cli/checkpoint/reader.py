@@ -197,8 +197,8 @@ def load_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory as a dictionary, in its family's normal form; that of its text model, where it
     is a model of text and images."""
     config = _read_config(path)
-    if (wrapper := wrapper_of(str(config["model_type"]))) is not None:
-        config = text_config(config, wrapper, False if _has_head(path) else None)
+    around = wrapper_of(str(config["model_type"]))
+    config = normal_config(config, False if around is not None and _has_head(path) else None)
     known = known_activations()
     for key in ("hidden_act", "hidden_activation"):
         if known and config.get(key) is not None and config[key] not in known:
@@ -206,7 +206,15 @@ def load_config(path: Path) -> dict[str, Any]:
                 f"{path / 'config.json'}: {key} is {config[key]!r}, which transformers does not know",
                 near_matches(config[key], known),
             )
-    family = next((f for f in FAMILIES if config["model_type"] in f.model_types), None)
+    return config
+
+
+def normal_config(config: Mapping[str, Any], tied: bool | None = None) -> dict[str, Any]:
+    """What a config.json dictionary says of its text model, in its family's normal form (see `text_config`)."""
+    config = dict(config)
+    if (wrapper := wrapper_of(str(config.get("model_type")))) is not None:
+        config = text_config(config, wrapper, tied)
+    family = next((f for f in FAMILIES if config.get("model_type") in f.model_types), None)
     return family.normal(config) if family is not None and family.normal is not None else config
 
 
