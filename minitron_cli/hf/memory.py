@@ -1,5 +1,6 @@
 """Bytes that are free now, on the host (containers included) and on a device. Host memory is read without torch."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -34,6 +35,14 @@ def peak_memory(device: "torch.device") -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back() -> None:
+    """Return to the system what was freed and the C library keeps for later (glibc): of large tensors that can be as
+    much again as is in use, because none of the next fits where one was."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def free_host_memory(root: Path = Path("/")) -> int:

@@ -10,15 +10,14 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.hf.process_group import World
+from minitron_cli.importance.forecast import Needs
 from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.snapshot import Snapshot
 from minitron_cli.spec.counts import bytes_text
-from minitron_cli.spec.shape import num_elements
 
 Say = Callable[[str], None]
 Show = Callable[[float, float], None]  # fraction done, tokens per second
-BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +43,6 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """Bytes that each part of the work takes on the device, in the dtype of the computation."""
-
-    model: int  # every weight
-    block: int  # the largest layer, or the embedding with the first one
-    batch: int  # activations of one batch
-    states: int  # hidden states of all samples, for streaming
-
-
-@dataclass(frozen=True, slots=True)
 class Mode:
     """The way chosen, and why. `on_disk`: streamed hidden states are mapped from files, not held."""
 
@@ -63,27 +52,6 @@ class Mode:
     reason: str
 
 
-def needs(checkpoint: Checkpoint, batch_tokens: int, tokens: int, item_bytes: int) -> Needs:
-    """Estimate the bytes of the parts; `tokens` are those of all samples of this process."""
-    shape, layers, outside = checkpoint.shape, [0] * checkpoint.shape["layer"], 0
-    for match in checkpoint.matches.values():
-        if not match.weight.junk:
-            elements = num_elements(match.weight, shape)
-            if match.layer is not None:
-                layers[match.layer] += elements
-            else:
-                outside += elements
-    wide = max(shape.get("ffn"), shape.get("expert_ffn") * shape.get("expert_active", 1), shape.get("shared_ffn"))
-    per_token = 8 * shape["hidden"] + 4 * wide + 4 * shape.get("head", 0) * shape.get("head_dim", 0)
-    embedding = shape["vocab"] * shape["hidden"]
-    return Needs(
-        model=(sum(layers) + outside) * item_bytes,
-        block=max(max(layers), layers[0] + embedding) * item_bytes,
-        batch=batch_tokens * per_token * item_bytes,
-        states=tokens * shape["hidden"] * item_bytes,
-    )
-
-
 def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = None, whole: str = "") -> Mode:
     """The resident model where it fits, else streaming; its states go to disk where they would fill half of memory.
 
@@ -91,8 +59,8 @@ def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = N
     """
     memory = limit or free_memory(device)
     host = min(limit or free_host_memory(), free_host_memory())
-    resident, on_disk = need.model + need.batch, need.states > host // 2
-    streamed = 2 * need.block + need.batch + (0 if on_disk or device.type == "cuda" else need.states)
+    resident, on_disk = need.resident, need.states > host // 2
+    streamed = need.streamed + (0 if on_disk or device.type == "cuda" else need.states)
     if wanted == "resident" or (wanted == "auto" and resident <= memory * 0.9):
         return Mode("resident", False, resident, "asked for" if wanted != "auto" else "the model fits")
     if whole:
@@ -109,8 +77,3 @@ def choose(wanted: str, need: Needs, device: torch.device, limit: int | None = N
         "asked for" if wanted != "auto" else f"{bytes_text(resident)} do not fit in nine tenths of {bytes_text(memory)}"
     )
     return Mode("stream", on_disk, streamed, reason)
-
-
-def batch_size(asked: int | None, seq_len: int, device: torch.device) -> int:
-    """Samples per batch: as many as make a few thousand tokens, unless asked otherwise."""
-    return asked or max(1, BATCH_TOKENS.get(device.type, 4096) // seq_len)

@@ -1,11 +1,34 @@
 """What a measurement would take, from config and headers alone: no torch, nothing is read or written."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.options import Options, sample_length
 from minitron_cli.spec.shape import copies, flops_per_token, is_routed, num_elements
+
+BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
+INTERPRETER_BYTES = 400 << 20  # with torch and transformers
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes that each part of the work takes on the device, in the dtype of the computation."""
+
+    model: int  # every weight
+    block: int  # the largest layer, or the embedding with the first one
+    batch: int  # activations of one batch
+    states: int  # hidden states of all samples, for streaming
+
+    @property
+    def resident(self) -> int:
+        return self.model + self.batch
+
+    @property
+    def streamed(self) -> int:
+        """Without the hidden states, which may be on disk: one block at work, and the next, as it is read and built."""
+        return 2 * self.block + self.batch
 
 
 def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
@@ -21,9 +44,51 @@ def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
         "tokens": tokens,
         "flops": flops,
         "weight_bytes": checkpoint.num_bytes,
+        **(_memory(checkpoint, options) if options.needs_data else {}),
         "depth_passes": round(passes, 2),
         "depth_samples": min(options.depth_samples, options.samples) if options.wants_depth else 0,
     }
+
+
+def _memory(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
+    """Bytes on a CPU, in the dtype of the computation: whole, layer by layer, and the hidden states of all samples,
+    which are in memory too where they fill less than half of it, and else on disk."""
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    seq_len = sample_length(checkpoint.config, options, str(checkpoint.path))
+    batch = min(batch_size(options.batch_size, seq_len, "cpu"), options.samples)
+    need = needs(checkpoint, batch * seq_len, options.samples * seq_len, 4 if dtype == "float32" else 2)
+    return {
+        "memory_dtype": dtype,
+        "resident_memory": INTERPRETER_BYTES + need.resident,
+        "streamed_memory": INTERPRETER_BYTES + need.streamed,
+        "states_bytes": need.states,
+    }
+
+
+def needs(checkpoint: Checkpoint, batch_tokens: int, tokens: int, item_bytes: int) -> Needs:
+    """Estimate the bytes of the parts; `tokens` are those of all samples of this process."""
+    shape, layers, outside = checkpoint.shape, [0] * checkpoint.shape["layer"], 0
+    for match in checkpoint.matches.values():
+        if not match.weight.junk:
+            elements = num_elements(match.weight, shape)
+            if match.layer is not None:
+                layers[match.layer] += elements
+            else:
+                outside += elements
+    wide = max(shape.get("ffn"), shape.get("expert_ffn") * shape.get("expert_active", 1), shape.get("shared_ffn"))
+    per_token = 8 * shape["hidden"] + 4 * wide + 4 * shape.get("head", 0) * shape.get("head_dim", 0)
+    embedding = shape["vocab"] * shape["hidden"]
+    return Needs(
+        model=(sum(layers) + outside) * item_bytes,
+        block=max(max(layers), layers[0] + embedding) * item_bytes,
+        batch=batch_tokens * per_token * item_bytes,
+        states=tokens * shape["hidden"] * item_bytes,
+    )
+
+
+def batch_size(asked: int | None, seq_len: int, device: str) -> int:
+    """Samples per batch: as many as make a few thousand tokens, unless asked otherwise."""
+    return asked or max(1, BATCH_TOKENS.get(device, 4096) // seq_len)
 
 
 def pass_cost(model: Checkpoint | Architecture, options: Options, name: str) -> tuple[int, int]:

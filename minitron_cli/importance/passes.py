@@ -13,7 +13,8 @@ from minitron_cli.hf.devices import choose_dtype, dtype_name
 from minitron_cli.hf.process_group import World
 from minitron_cli.hf.source import load_source
 from minitron_cli.importance import resident, second_moments, stream
-from minitron_cli.importance.execution import Execution, Mode, Say, Show, batch_size, choose, needs
+from minitron_cli.importance.execution import Execution, Mode, Say, Show, choose
+from minitron_cli.importance.forecast import batch_size, needs
 from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.identity import pass_identity
 from minitron_cli.importance.options import Options
@@ -40,7 +41,7 @@ def plan(checkpoint: Checkpoint, options: Options, world: World) -> Planned:
     dtype = choose_dtype(options.dtype, device)
     samples, data = draw(checkpoint, options)
     identity = pass_identity(checkpoint.path, data, dtype_name(dtype))
-    size = min(batch_size(options.batch_size, samples.rows.shape[1], device), len(samples))
+    size = min(batch_size(options.batch_size, samples.rows.shape[1], device.type), len(samples))
     begin, end = world.share(len(samples))
     seq_len, item = samples.rows.shape[1], dtype.itemsize
     need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item)

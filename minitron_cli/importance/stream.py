@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.hf.hooks import block_output
+from minitron_cli.hf.memory import give_back
 from minitron_cli.importance.block import Block, build_block, read_layer
 from minitron_cli.importance.execution import Execution
 from minitron_cli.importance.forward import forward
@@ -78,6 +79,7 @@ def run(execution: Execution, on_disk: bool) -> Progress:
             execution.moments.close(block.layer)
         if resumable and done < num_layers:
             execution.snapshot.save(Progress(raw, recorder.rows, done))
+        del block
     if execution.moments is not None:
         execution.moments.finish()
     if on_disk:
@@ -95,8 +97,10 @@ def _blocks(execution: Execution, first: int) -> Iterator[Block]:
             block = build_block(execution.checkpoint, coming.result(), execution.dtype, execution.device)
             if layer + 1 < num_layers:
                 coming = pool.submit(read_layer, execution.checkpoint, layer + 1, vocab=False)
+            give_back()
             yield block
-            del block
+            del block  # before the next is built; whoever was given it lets go of it too
+            give_back()
 
 
 def _through(execution: Execution, block: Block, recorder: Recorder, states: States) -> None:

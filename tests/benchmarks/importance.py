@@ -1,12 +1,12 @@
 """What measuring importance costs over the forward passes it rides on, and what streaming costs over residency.
 
     python -m tests.benchmarks.importance [--shape medium] [--device cuda --dtype bfloat16 --shape llama-8b]
-    python -m tests.benchmarks.importance --stream [--shape large]
+    python -m tests.benchmarks.importance --stream [--shape large | mixtral]
 
 The first compares the recorded pass with the bare decoder forward on the same batches, taking turns (target: 1.10 x),
 and the memory it adds at its peak with that of the model and the bare pass (target: 5 %). The second makes a checkpoint
-several times larger than the memory a streamed run may have (the kernel enforces it), and times both ways in processes
-of their own (target: 1.3 x). On a busy machine: OMP_NUM_THREADS=1 and --cpu-time.
+four times larger than the memory a streamed run may have above what torch takes (the kernel enforces it), and times
+both ways in processes of their own (target: 1.3 x). On a busy machine: OMP_NUM_THREADS=1 and --cpu-time.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.hf.devices import DTYPES, choose_device, dtype_name
@@ -35,30 +35,35 @@ from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.snapshot import Snapshot
 from tests.benchmarks.measure import paired_ratio, paired_seconds, parse, peak_bytes
 
-# (hidden, ffn, layers, heads, kv heads, vocab), and (samples, tokens a sample, batch)
+# (hidden, ffn, layers, heads, kv heads, vocab, experts), and (samples, tokens a sample, batch)
 SHAPES = {
-    "tiny": ((64, 160, 2, 4, 2, 256), (4, 32, 2)),
-    "small": ((512, 1536, 8, 8, 4, 8192), (8, 256, 4)),
-    "medium": ((1024, 3072, 6, 16, 4, 16384), (8, 512, 4)),
-    "large": ((1024, 4096, 24, 8, 4, 8192), (4, 256, 2)),
-    "llama-8b": ((4096, 14336, 32, 32, 8, 128256), (16, 4096, 4)),
+    "tiny": ((64, 160, 2, 4, 2, 256, 0), (4, 32, 2)),
+    "small": ((512, 1536, 8, 8, 4, 8192, 0), (8, 256, 4)),
+    "medium": ((1024, 3072, 6, 16, 4, 16384, 0), (8, 512, 4)),
+    "large": ((1024, 4096, 24, 8, 4, 8192, 0), (4, 256, 2)),
+    "mixtral": ((1024, 1792, 24, 8, 4, 8192, 8), (16, 256, 4)),
+    "llama-8b": ((4096, 14336, 32, 32, 8, 128256, 0), (16, 4096, 4)),
 }
 
 
-def config_of(name: str) -> LlamaConfig:
-    hidden, ffn, layers, heads, kv, vocab = SHAPES[name][0]
-    return LlamaConfig(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=False, use_cache=False,
-        max_position_embeddings=8192,
-    )  # fmt: skip
+def model_of(name: str) -> PreTrainedModel:
+    """A random Llama, or Mixtral of that many experts, two to a token."""
+    hidden, ffn, layers, heads, kv, vocab, experts = SHAPES[name][0]
+    sizes = {
+        "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "tie_word_embeddings": False, "use_cache": False,
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    if experts:
+        return MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=experts))
+    return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
 def make(name: str, dtype: torch.dtype, folder: Path) -> Path:
     """Save a random checkpoint of a shape, layer values drawn in its dtype."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    LlamaForCausalLM(config_of(name)).save_pretrained(folder)
+    model_of(name).save_pretrained(folder)
     torch.set_default_dtype(torch.float32)
     return folder
 

@@ -15,16 +15,22 @@ from typer.testing import CliRunner
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.checkpoint.tensor_digests import source_digest
+from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names, shards, write_index
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
+from minitron_cli.families import family_of
 from minitron_cli.importance import depth, resident
 from minitron_cli.importance.curves import Judge
+from minitron_cli.importance.forecast import forecast
 from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
 from minitron_cli.importance.samples import draw
+from minitron_cli.prune.preflight import prune_facts
+from minitron_cli.spec.axes import size
 from minitron_cli.spec.counts import parse_bytes
-from tests.toys import toy_ids, toy_tokenizer
+from minitron_cli.spec.shape import shape_of
+from tests.toys import toy_config, toy_ids, toy_tokenizer
 
 
 @pytest.fixture
@@ -290,3 +296,35 @@ def test_a_dry_run_refuses_what_the_run_refuses(toy, text, tmp_path, wrong, told
     assert isinstance(result.exception, MinitronError)
     assert told in result.exception.message
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
+
+
+def test_what_a_mixture_of_120_billion_parameters_would_take(tmp_path, text):
+    """Its files are there by their headers, and hold nothing: what importance and a cut of its experts would take."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_local_experts": 20, "num_hidden_layers": 34}
+    config = toy_config("mixtral", **sizes, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
+    model = tmp_path / "model"
+    config.save_pretrained(model)
+    toy_tokenizer(97).save_pretrained(model)
+    family, shape = family_of("mixtral"), shape_of(family_of("mixtral"), config.to_dict())
+    parts = [
+        TensorOut(
+            weight.format(layer=layer, expert=expert), "BF16", tuple(size(dim, shape.sizes) for dim in weight.dims)
+        )
+        for weight in family.expected(config.to_dict())
+        for layer in range(shape["layer"] if "layer" in weight.name_axes else 1)
+        for expert in range(shape["expert"] if "expert" in weight.name_axes else 1)
+    ]
+    cut = shards(parts)
+    for name, part in zip(shard_names(len(cut)), cut):
+        header = header_bytes(part)
+        with (model / name).open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + sum(tensor.num_bytes for tensor in part))
+    write_index(model, cut)
+    facts = forecast(open_checkpoint(model), Options(data=(text,), samples=512, seq_len=128))
+    layer = 20 * 3 * 4096 * 14336 + 2 * 4096 * 4096 + 2 * 4096 * 1024 + 20 * 4096 + 2 * 4096
+    assert facts["weight_bytes"] == 2 * (34 * layer + 2 * 97 * 4096 + 4096) > 2 * 119e9
+    assert facts["states_bytes"] == 512 * 128 * 4096 * 4
+    assert 2 * 4 * layer < facts["streamed_memory"] < facts["weight_bytes"] / 4
+    assert facts["resident_memory"] > 2 * facts["weight_bytes"], "in float32"
+    assert prune_facts(open_checkpoint(model), shape.with_(expert=10), tmp_path / "small").peak_memory < 1e9

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,8 @@ from minitron_cli.families import family_of
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
 from minitron_cli.importance import resident, stream
-from minitron_cli.importance.execution import Execution, choose, needs
+from minitron_cli.importance.execution import Execution, choose
+from minitron_cli.importance.forecast import needs
 from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.snapshot import Snapshot
 from tests.toys import TOY_CONFIGS, toy_ids
@@ -151,3 +153,18 @@ def test_two_processes_are_one(toy, tmp_path, mode):
         np.testing.assert_allclose(one.values[axis], two.values[axis], rtol=1e-6)
     for name in raw_one:
         np.testing.assert_allclose(raw_one[name], raw_two[name], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_one_layer_is_gone_before_the_next_is_built(toy, family, tmp_path, monkeypatch):
+    built, original = [], stream.build_block
+
+    def build(*args):
+        assert not built or built[-1]() is None, "the layer before is still there"
+        block = original(*args)
+        built.append(weakref.ref(block.module))
+        return block
+
+    monkeypatch.setattr(stream, "build_block", build)
+    stream.run(execution_of(toy(family), tmp_path), on_disk=False)
+    assert len(built) == 3
