@@ -9,6 +9,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.spec.axes import Weight
 from minitron_cli.spec.family import Family
+from minitron_cli.spec.shape import is_routed
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -47,6 +48,12 @@ def final_norm_of(model: Any) -> nn.Module:
     """The norm between the last block and the head."""
     (line,) = (w for w in _lines(model, _family_of(model)) if _is_norm(w) and not w.name_axes)
     return _module(model, line.format())
+
+
+def experts_of(model: Any, layer: int) -> nn.Module:
+    """The module of all routed experts of a layer, called with hidden states, chosen experts and their weights."""
+    line = next(weight for weight in _lines(model, _family_of(model)) if is_routed(weight))
+    return _module(model, line.format(layer=layer, expert=0))
 
 
 def input_norm(family: Family) -> Weight | None:

@@ -16,10 +16,12 @@ from minitron_cli.training.loop import Job
 from minitron_cli.training.masks.term import Masks
 from minitron_cli.training.optimizer import Call, build, measurer, trainer
 from minitron_cli.training.prepare import Prepared
+from minitron_cli.training.routers import RouterDrift
 from minitron_cli.training.rows import Rows
 from minitron_cli.training.state import prime
 from minitron_cli.training.step import KDStep, kd_step
 from minitron_cli.training.student import compile_blocks
+from minitron_cli.training.terms import Term
 from minitron_cli.training.trainable import restrict
 
 
@@ -70,7 +72,9 @@ def build_step(ready: Prepared, world: World, dtype: torch.dtype) -> KDStep:
     there = choose_device(options.teacher_device) if options.teacher_device else world.device
     stored = dtype if options.teacher_dtype == "auto" else choose_dtype(options.teacher_dtype, there)
     teachers = [empty_teacher(path, stored, code) for path in models.teachers]
-    more = (masks_of(ready, student),) if ready.shear is not None else ()
+    more: tuple[Term, ...] = (masks_of(ready, student),) if ready.shear is not None else ()
+    if ready.routers:
+        more = (*more, RouterDrift(student, teachers[0], ready.routers))
     images = [None if reader is None else torch.from_numpy(reader.image) for reader in models.readers]
     step = kd_step(student, teachers, ready.objective, origin=ready.origin, seed=options.seed, more=more, images=images)
     if options.checkpoint_activations:

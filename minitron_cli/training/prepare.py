@@ -50,6 +50,7 @@ from minitron_cli.training.mix import Mixing, mixing_of
 from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check, parse_sizes
 from minitron_cli.training.preflight import Size, size_of
+from minitron_cli.training.routers import Counterpart, counterparts
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
 from minitron_cli.training.streams import check_streaming, open_streams
@@ -74,6 +75,7 @@ class Prepared:
     known; `export_dtype` is the type of the exported weights, `export_steps` are the steps after which the student is
     exported on the way, `stretches` those with rows of one size. `trained` is how many of the student's parameters
     change. `shear` is there where masks are learned, `mixing` where the weights of the data follow losses.
+    `routers` are the layers whose experts correspond to those of the (first) teacher.
     """
 
     options: Options
@@ -91,6 +93,7 @@ class Prepared:
     export_steps: tuple[int, ...]
     shear: Shear | None = None
     mixing: Mixing | None = None
+    routers: tuple[Counterpart, ...] = ()
 
     def inputs(self) -> dict[str, str]:
         """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
@@ -143,6 +146,7 @@ def prepare(options: Options, world: World) -> Prepared:
         export_steps=export_steps(options),
         shear=_shear(options, models, sizes[0].shape) if options.verb == "shear" else None,
         mixing=mixing_of(options, models, order, held_out),
+        routers=_routers(options, models, sizes),
     )
 
 
@@ -295,3 +299,10 @@ def _origin(models: Models, sizes: tuple[Size, ...]) -> np.ndarray | None:
     if plan is None or not models.teachers or plan.source["hidden"] != sizes[1].shape["hidden"]:
         return None
     return hidden_origin(plan)
+
+
+def _routers(options: Options, models: Models, sizes: tuple[Size, ...]) -> tuple[Counterpart, ...]:
+    """The layers whose routers are compared: not across vocabularies, where the models read other tokens."""
+    if options.verb != "distill" or not models.teachers or any(models.readers):
+        return ()
+    return counterparts(read_plan(models.student), *(size.shape for size in sizes[:2]))

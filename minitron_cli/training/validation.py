@@ -13,7 +13,7 @@ from minitron_cli.training.optimizer import Call
 from minitron_cli.training.options import Options
 from minitron_cli.training.rows import Share, micro_batches, pad_rows, share_of
 
-_TERMS = ("ce", "kd", "agreement", "unmatched_share")
+_TERMS = ("ce", "kd", "agreement", "unmatched_share", "router_drift")
 
 
 def evaluator(job: Job, measure: Call, shares: Sequence[Share], names: Sequence[str]) -> Callable[[], dict[str, float]]:
@@ -21,7 +21,8 @@ def evaluator(job: Job, measure: Call, shares: Sequence[Share], names: Sequence[
 
     It returns means over predicted tokens: `eval_ce` in nats, with a teacher `eval_kd` (the divergence that is trained)
     and `eval_agreement` (share of equal top-1); where there are several sets `eval_ce/NAME` and so on for each. A token
-    that the teacher reads otherwise counts as 0 in both; `eval_unmatched_share` says how many do.
+    that the teacher reads otherwise counts as 0 in both; `eval_unmatched_share` says how many do. Of mixtures whose
+    experts correspond to the teacher's `eval_router_drift` (see routers.py).
     """
 
     def run() -> dict[str, float]:

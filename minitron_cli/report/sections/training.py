@@ -10,7 +10,13 @@ from minitron_cli.report.read.figures import last_evaluated, options_of, teacher
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Cell, Table
 
-_EVALUATED = {"eval_ce": "nats per token", "eval_kd": "divergence", "eval_agreement": "agrees with teacher"}
+_EVALUATED = {
+    "eval_ce": "nats per token",
+    "eval_kd": "divergence",
+    "eval_agreement": "agrees with teacher",
+    "eval_router_drift": "experts missed",
+}
+_SHARES = ("eval_agreement", "eval_router_drift")
 
 
 def compared(run: Run) -> list[Model]:
@@ -122,4 +128,4 @@ def _score(evaluated: Mapping[str, np.ndarray], name: str, i: int) -> str:
 def _cell(name: str, value: float) -> str:
     if not np.isfinite(value):
         return text.NOTHING
-    return text.share(value) if name == "eval_agreement" else f"{value:.4f}"
+    return text.share(value) if name in _SHARES else f"{value:.4f}"
