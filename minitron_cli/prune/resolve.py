@@ -209,7 +209,8 @@ def _expert_warnings(
         return found
     if num % PARALLEL and num > 1 and not source["expert"] % PARALLEL:
         found.append(
-            f"--experts {num} is not a multiple of {PARALLEL}: engines cannot share them among {PARALLEL} GPUs"
+            f"--experts {num} is not a multiple of {PARALLEL}: engines that give each of {PARALLEL} GPUs as many "
+            "(SGLang with DeepEP) cannot share them; vLLM shares them unevenly"
         )
     for layer, lost in (scores.provenance.get("unrouted", {}) if scores else {}).items():
         if source["expert"] - len(lost) < num:
