@@ -219,3 +219,17 @@ def test_inspect_says_what_the_tokenizer_spells(tmp_path: Path, minitron: Minitr
     assert "spells any text, by its bytes" in minitron("inspect", model).out
     (model / "tokenizer.json").write_text('{"model": ')
     assert "tokenizer.json is damaged" in minitron("inspect", model).out
+
+
+def test_what_engines_make_of_a_model_and_of_a_cut(toy: Toy, tmp_path: Path, minitron: Minitron) -> None:
+    """The toy's heads have 10 channels, hidden / heads is 8: CTranslate2 takes it for another model."""
+    shown = minitron("inspect", toy("llama"), "--servable")
+    assert shown.code == 0, shown.err
+    assert "hidden / heads is 8" in shown.out
+    facts = json.loads(minitron("inspect", toy("llama"), "--servable", "--json").out)["servable"]
+    assert facts["engines"]["CTranslate2"] == ["a head is taken to have hidden / heads = 8 channels, and has 10"]
+    assert facts["tensor_parallel"] == [1, 2]  # 6 heads over 2 groups
+    assert "servable" not in json.loads(minitron("inspect", toy("llama"), "--json").out)
+    for dry in ([], ["--dry-run"]):
+        done = minitron("prune", toy("llama"), "--drop-layers", 1, "-o", tmp_path / f"small{len(dry)}", *dry)
+        assert "to serve: tensor parallel over 1, 2; " in done.out
