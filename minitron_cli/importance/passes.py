@@ -26,21 +26,20 @@ from minitron_cli.spec.shape import flops_per_token
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A pass before anything of it is made: its samples, what identifies it, its arithmetic and the way to run it."""
+    """A pass before anything of it is made: its samples and what identifies them, its arithmetic, the way to run it."""
 
     samples: Samples
-    identity: Mapping[str, Any]
+    data: Mapping[str, Any]
     dtype: torch.dtype
     batch_size: int
     mode: Mode
 
 
 def plan(checkpoint: Checkpoint, options: Options, world: World) -> Planned:
-    """Draw the samples and choose dtype and mode; nothing is written but the token files of the data."""
+    """Draw the samples and choose dtype and mode; no weight is read, and only token files of the data are written."""
     device = world.device
     dtype = choose_dtype(options.dtype, device)
     samples, data = draw(checkpoint, options)
-    identity = pass_identity(checkpoint.path, data, dtype_name(dtype))
     size = min(batch_size(options.batch_size, samples.rows.shape[1], device.type), len(samples))
     begin, end = world.share(len(samples))
     seq_len, item = samples.rows.shape[1], dtype.itemsize
@@ -56,7 +55,7 @@ def plan(checkpoint: Checkpoint, options: Options, world: World) -> Planned:
             f"depth curves need the whole model in memory, and the pass would stream ({mode.reason})",
             "leave --depth-block and --depth-greedy out, or use --mode resident or --device-map auto",
         )
-    return Planned(samples, identity, dtype, size, mode)
+    return Planned(samples, data, dtype, size, mode)
 
 
 def prepare(
@@ -64,7 +63,8 @@ def prepare(
 ) -> tuple[Execution, Mode, Mapping[str, Any]]:
     """The pass that is planned, with the places that it is kept in."""
     planned = plan(checkpoint, options, world)
-    identity, size, mode = planned.identity, planned.batch_size, planned.mode
+    identity = pass_identity(checkpoint.path, planned.data, dtype_name(planned.dtype))
+    size, mode = planned.batch_size, planned.mode
     work = f"{mode.name} rank {world.rank} of {world.size}, batches of {size}" + " damage" * options.wants_damage
     snapshot = Snapshot(output.with_name(f".{output.name}.partial-{world.rank}"), {**identity, "work": work})
     scratch = stream.scratch_of(output, world.rank)
