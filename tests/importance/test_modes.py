@@ -40,8 +40,9 @@ def resident_sums(execution):
     return resident.run(execution, load_model(execution.checkpoint.path, execution.dtype, CPU))
 
 
-# A layer alone is a model of its own, in which transformers may multiply in another order: equal but for rounding.
-ROUNDED = {"granitemoe": 1e-5}
+# A layer alone is a model of its own, whose weights are at other addresses, and in which transformers may multiply in
+# another order. On some processors products of matrices round by the alignment of their operands: equal but for that.
+ROUNDING = 1e-5
 
 
 def assert_same(one, other, rounding=0.0):
@@ -54,14 +55,14 @@ def assert_same(one, other, rounding=0.0):
 @pytest.mark.parametrize("family", [name for name in TOY_CONFIGS if not family_of(name).whole])
 def test_streamed_is_resident(toy, family, tmp_path):
     execution = execution_of(toy(family), tmp_path)
-    assert_same(resident_sums(execution), stream.run(execution, on_disk=False), ROUNDED.get(family, 0.0))
+    assert_same(resident_sums(execution), stream.run(execution, on_disk=False), ROUNDING)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 def test_streamed_from_disk_with_padding_is_resident(toy, family, tmp_path):
     samples = Samples(toy_ids(3, 9).numpy(), ((0, 9), (2, 9), (0, 4)))
     execution = execution_of(toy(family), tmp_path, samples)
-    assert_same(resident_sums(execution), stream.run(execution, on_disk=True))
+    assert_same(resident_sums(execution), stream.run(execution, on_disk=True), ROUNDING)
     assert not execution.scratch.exists()
 
 
@@ -81,7 +82,7 @@ def test_a_killed_stream_goes_on_at_its_layer(toy, tmp_path):
         stream.run(replace(execution, show=die), on_disk=True)
     assert execution.snapshot.load().done == 1
     said = []
-    assert_same(whole, stream.run(replace(execution, say=said.append), on_disk=True))
+    assert_same(whole, stream.run(replace(execution, say=said.append), on_disk=True), ROUNDING)
     assert said == ["going on at layer 1 of an interrupted run"]
 
 
