@@ -1,6 +1,7 @@
 """`minitron distill`: train a student towards a teacher's distribution."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from minitron_cli.cli import training_options as o
@@ -17,6 +18,7 @@ EXAMPLES = examples(
 
 
 def _act(given: Mapping[str, Any]) -> int:
+    from minitron_cli.training.cached_logits.store import is_recording
     from minitron_cli.training.defaults import is_address, split_share
 
     plain = {name: value for name, value in given.items() if name not in RECORDING}
@@ -24,9 +26,8 @@ def _act(given: Mapping[str, Any]) -> int:
         return record(plain, given["record_teacher"], *(() if given["record"] is None else (given["record"],)))
     if given["record"] is not None:
         raise MinitronError("--record says what --record-teacher DIR writes", "give --record-teacher DIR too")
-    if given["top_k"] is not None and not any(
-        is_address(split_share(teacher)[0]) for teacher in given["teacher"] or ()
-    ):
+    teachers = [split_share(teacher)[0] for teacher in given["teacher"] or ()]
+    if given["top_k"] is not None and not any(is_address(one) or is_recording(Path(one)) for one in teachers):
         raise MinitronError(
             "--top-k says how much of a teacher is recorded, or asked of a server",
             "leave it out, or give --record-teacher DIR too",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +150,9 @@ def _with_recording(options: Options, student: Path, path: Path) -> Models:
             f"--kind {options.kind} needs the teacher's probabilities: {path} holds draws from it",
             f"give --kind {' or '.join(DRAWN_KINDS)}, or record with --record top-k",
         )
+    usual = next(field.default for field in fields(Options) if field.name == "top_k")
+    if options.top_k not in (usual, recording.header.top_k):
+        raise MinitronError(f"{path} holds {recording.header}, not the top {options.top_k}", "leave --top-k out")
     if options.cross_doc != recording.header.cross_doc:
         given = ["--no-cross-doc", "--cross-doc"]
         raise MinitronError(

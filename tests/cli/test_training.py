@@ -64,6 +64,10 @@ def test_record_and_learn_from_the_record(
     assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "16"]) == 0
     assert f"--teacher {tmp_path / 'top'}" in capfd.readouterr().out
     assert run(typed("distill", toy("llama"), text, tmp_path / "out", "--teacher", str(tmp_path / "top"))) == 0
+    again = typed("distill", toy("llama"), text, tmp_path / "y", "--teacher", str(tmp_path / "top"), "--dry-run")
+    assert run([*again, "--top-k", "16"]) == 0
+    assert run([*again, "--top-k", "8"]) == 1
+    assert "holds the top 16, not the top 8" in capfd.readouterr().err
     assert run([*first, "--record", "sampled:16"]) == 1
     assert "error: --record says what --record-teacher DIR writes" in capfd.readouterr().err
     assert run([*first, "--top-k", "16", "--dry-run"]) == 1
