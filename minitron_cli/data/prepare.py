@@ -126,7 +126,12 @@ def run_job(
         raise MinitronError(f"{workers} workers", "ask for 1 or more")
     if is_made(job, out):
         return TokenFile.open(out)
-    check_token_output(job, out, overwrite)
+    try:
+        check_token_output(job, out, overwrite)
+    except MinitronError:
+        if is_made(job, out):  # by another process, since we looked
+            return TokenFile.open(out)
+        raise
     parts_dir = out.with_name(f".{out.name}.minitron-parts")
     with _own(parts_dir):
         if not is_made(job, out):  # by the process that was waited for

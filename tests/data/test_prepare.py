@@ -217,6 +217,22 @@ def test_processes_that_want_one_file_make_it_once(tmp_path: Path, tokenizer_dir
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
 
 
+def test_a_file_that_appears_between_two_looks_is_used(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, cache = write_jsonl(tmp_path / "d.jsonl", TEXTS), tmp_path / "cache"
+    job = make_job(parse_sources([str(source)]), load_tokenizer(tokenizer_dir), "auto", None, cache)
+    check = prepare.check_token_output
+
+    def meanwhile(*args: object) -> None:
+        monkeypatch.setattr(prepare, "check_token_output", check)
+        run_job(job, tmp_path / "out")  # as another process would
+        check(*args)
+
+    monkeypatch.setattr(prepare, "check_token_output", meanwhile)
+    assert run_job(job, tmp_path / "out").path == tmp_path / "out"
+
+
 def _open_hash(source: str, tokenizer_dir: str, cache: str) -> str:
     return token_files(parse_sources([source]), Path(tokenizer_dir), cache_dir=Path(cache))[0].header.tokens_sha256
 
