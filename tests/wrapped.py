@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from minitron_cli.spec.wrapper import Prefixes
+from minitron_cli.families import family_of, wrapper_of
+from minitron_cli.spec.shape import shape_of
+from minitron_cli.spec.wrapper import Prefixes, Wrapper
+from tests.prune.cutting import sizes_in
 from tests.toys import BASE, TOY_CONFIGS, randomise, toy_tokenizer
 
 IMAGE = 90  # the id that stands for an image's tokens
@@ -33,6 +36,8 @@ QWEN = {
     "out_hidden_size": 48,
 }
 QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+QWEN2 = {**{key: value for key, value in TOY_CONFIGS["qwen2"].items() if key != "head_dim"}, **MROPE}
 SIGLIP = {**_TOWER, "model_type": "siglip_vision_model"}
 WRAPPED: dict[str, dict[str, Any]] = {
     "gemma3": {
@@ -101,6 +106,21 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "vision_config": QWEN,
         **QWEN_IDS,
     },
+    "qwen2_vl": {
+        "text_config": {**QWEN2, "model_type": "qwen2_vl_text"},
+        "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2, "patch_size": 2},
+        **QWEN_IDS,
+    },
+    # Windows of 4 x 4 pixels: the only layer sees the whole image.
+    "qwen2_5_vl": {
+        "text_config": {**QWEN2, "model_type": "qwen2_5_vl_text"},
+        "vision_config": {
+            **{key: value for key, value in QWEN.items() if key != "num_position_embeddings"},
+            "fullatt_block_indexes": [0],
+            "window_size": 4,
+        },
+        **QWEN_IDS,
+    },
     "qwen3_vl": {
         "text_config": {
             **{key: value for key, value in TOY_CONFIGS["qwen3"].items() if key in BASE},
@@ -115,7 +135,21 @@ WRAPPED: dict[str, dict[str, Any]] = {
 
 def text_type(model_type: str) -> str:
     """The model_type of a toy's text model, by itself."""
-    return {"qwen3_vl": "qwen3"}.get(model_type, str(WRAPPED[model_type]["text_config"]["model_type"]))
+    own = str(WRAPPED[model_type]["text_config"]["model_type"])
+    return _wrapper(model_type).text_types.get(own, own)
+
+
+def sizes_for(model_type: str, cut: str) -> dict[str, int]:
+    """Target sizes of a cut of a toy's text model inside the whole; empty where it has no such axis."""
+    own = WRAPPED[model_type]["text_config"]
+    family = _wrapper(model_type).around(family_of(text_type(model_type)))
+    return sizes_in(family, shape_of(family, own), cut)
+
+
+def _wrapper(model_type: str) -> Wrapper:
+    found = wrapper_of(model_type)
+    assert found is not None
+    return found
 
 
 def wrapped_model(model_type: str, seed: int = 0, **text: Any) -> Any:

@@ -1,6 +1,6 @@
 """Models of text and images: what stands beside their text model, whose table is that of its own family."""
 
-from minitron_cli.spec.wrapper import SINCE_5, Wrapper, wrapper
+from minitron_cli.spec.wrapper import SIDE_BY_SIDE, SINCE_5, Wrapper, wrapper
 
 _QWEN_MERGER = """
     visual.merger.linear_fc2.weight                    hidden *
@@ -54,6 +54,21 @@ WRAPPERS: tuple[Wrapper, ...] = (
             prefixes=(SINCE_5,),
         )
         for model_type in ("qwen3_5", "qwen3_5_moe")
+    ),
+    *(
+        wrapper(
+            model_type,
+            "visual",
+            """
+            visual.merger.mlp.2.weight                     hidden *
+            visual.merger.mlp.2.bias                       hidden
+            """,
+            follows={f"vision_config.{out}": "hidden"},
+            prefixes=(SINCE_5, SIDE_BY_SIDE),
+            text_types={f"{model_type}_text": "qwen2"},
+            derived=("head_dim",),
+        )
+        for model_type, out in (("qwen2_vl", "hidden_size"), ("qwen2_5_vl", "out_hidden_size"))
     ),
     wrapper(
         "qwen3_vl",

@@ -48,6 +48,7 @@ class Prefixes:
 
 BEFORE_5 = Prefixes("language_model.model.", "language_model.lm_head.", "")
 SINCE_5 = Prefixes("model.language_model.", "lm_head.", "model.")
+SIDE_BY_SIDE = Prefixes("model.", "lm_head.", "")  # in names of SINCE_5 this beginning is found too: it comes after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Wrapper:
     it repeats. `prefixes` are the ways in which its checkpoints spell names. `text_types` maps the type of a text model
     that is no language model by itself to the one that it is equal to where there is only text. `early` is the key of
     config.json that lists one entry for each of the first layers after which features of images enter once more.
+    `derived` are the axes of the text model whose sizes config.json cannot state inside the whole, though it can of the
+    text model by itself: heads are then as wide as hidden / heads.
     """
 
     model_type: str
@@ -67,13 +70,15 @@ class Wrapper:
     follows: Mapping[str, str] = field(default_factory=dict)
     text_types: Mapping[str, str] = field(default_factory=dict)
     early: str = ""
+    derived: tuple[str, ...] = ()
     prefixes: tuple[Prefixes, ...] = (SINCE_5, BEFORE_5)
 
     def around(self, family: Family) -> Family:
         """The family of the text model, with the axis of a projector that config.json makes as wide as it."""
+        keys = {axis: key for axis, key in family.config_keys.items() if axis not in self.derived}
         if not any(PROJECTOR in dims.split() for dims in self.lines.values()):
-            return family
-        keys = {**family.config_keys, PROJECTOR: family.config_keys["hidden"]}
+            return replace(family, config_keys=keys)
+        keys[PROJECTOR] = keys["hidden"]
         return replace(family, config_keys=keys, follows=(*family.follows, (PROJECTOR, "hidden")))
 
     def spelling(self, names: Iterable[str]) -> Prefixes | None:
@@ -86,7 +91,8 @@ class Wrapper:
         own = name.removeprefix(prefixes.beside)
         if not name.startswith(prefixes.beside) or own.partition(".")[0] not in self.modules:
             return None
-        dims = self.lines[_template(own)].split() if _template(own) in self.lines else ["*"] * len(shape) or ["[]"]
+        line = self._line_name(own)
+        dims = self.lines[line].split() if line in self.lines else ["*"] * len(shape) or ["[]"]
         if len(shape) != len([dim for dim in dims if dim not in ("?", "[]")]):
             return None
         sizes = [str(shape[i]) if dim == "*" else dim for i, dim in enumerate(dims)]
@@ -94,8 +100,12 @@ class Wrapper:
 
     def missing(self, names: Iterable[str], prefixes: Prefixes) -> list[str]:
         """The lines that no tensor has, but for those that may be absent (`?`)."""
-        there = {_template(name.removeprefix(prefixes.beside)) for name in names}
+        there = {self._line_name(name.removeprefix(prefixes.beside)) for name in names}
         return [own for own, dims in self.lines.items() if own not in there and not dims.endswith("?")]
+
+    def _line_name(self, name: str) -> str:
+        """A name as lines have it: as it is, or else with `{}` for an index."""
+        return name if name in self.lines else _INDEX.sub("{}", name)
 
     def resized(self, config: Mapping[str, Any], target: Shape) -> dict[str, Any]:
         """A config.json dictionary whose keys that repeat a size have those of `target`."""
@@ -107,11 +117,6 @@ class Wrapper:
                 level[name] = level = dict(level[name])
             level[key] = target[axis]
         return result
-
-
-def _template(name: str) -> str:
-    """A name as lines have it: `{}` for an index."""
-    return _INDEX.sub("{}", name)
 
 
 def wrapper(model_type: str, modules: str, table: str, **fields: Any) -> Wrapper:

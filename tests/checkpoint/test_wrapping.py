@@ -13,9 +13,12 @@ from minitron_cli.checkpoint.architecture import architecture_of
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.load import load_model
-from tests.prune.cutting import difference, prune_to
+from minitron_cli.prune.execute import dry_run
+from minitron_cli.prune.request import PruneRequest
+from minitron_cli.prune.write import write_pruned
+from tests.prune.cutting import difference, logits_of, plan_for, prune_to
 from tests.toys import toy_ids
-from tests.wrapped import load_whole, make_wrapped, stored, wrapped_model
+from tests.wrapped import image_batch, load_whole, make_wrapped, stored, wrapped_model
 
 # What the published gemma-3-4b-it says of its text model: the other sizes are transformers' defaults.
 SPARSE = {"hidden_size", "intermediate_size", "model_type", "num_hidden_layers", "sliding_window"}
@@ -71,7 +74,7 @@ def test_a_head_of_its_own_in_the_files_counts_and_not_the_default(gemma3: Path,
 
 
 # Sizes that published configs name, and parameters of the text model: Gemma 3 4B and Vicuna 7B (64 more tokens each),
-# Qwen3 1.7B, LFM2 350M. All else is left to transformers' defaults, as it is there.
+# Qwen3 1.7B, Qwen2.5 3B, LFM2 350M. All else is left to transformers' defaults, as it is there.
 PUBLISHED: list[tuple[dict[str, Any], int]] = [
     (
         {
@@ -106,6 +109,23 @@ PUBLISHED: list[tuple[dict[str, Any], int]] = [
         },
         1_720_574_976,
     ),
+    # As it is published, all on one level.
+    (
+        {
+            "model_type": "qwen2_5_vl",
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "vision_config": {"hidden_size": 1280, "model_type": "qwen2_5_vl", "out_hidden_size": 2048},
+            "vocab_size": 151936,
+        },
+        3_085_938_688,
+    ),
     (
         {
             "model_type": "lfm2_vl",
@@ -129,6 +149,28 @@ PUBLISHED: list[tuple[dict[str, Any], int]] = [
 def test_parameters_of_published_text_models(config: dict[str, Any], parameters: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert architecture_of(load_config(tmp_path)).parameters == parameters
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_config_on_one_level_and_heads_that_only_the_text_model_can_leave_alone(
+    model_type: str, tmp_path: Path
+) -> None:
+    source = make_wrapped(model_type, tmp_path / "made")
+    config = json.loads((source / "config.json").read_text())
+    text = {key: value for key, value in config.pop("text_config").items() if key not in ("model_type", "layer_types")}
+    text["rope_scaling"] = {**text.pop("rope_parameters"), "type": "mrope"}
+    (source / "config.json").write_text(json.dumps(text | config))
+    batch = image_batch(model_type)
+    with torch.no_grad():
+        expected = load_whole(source)(**batch).logits
+        prune_to(source, tmp_path / "same", {})
+        assert difference(load_whole(tmp_path / "same")(**batch).logits, expected) < 1e-6
+    with pytest.raises(MinitronError, match="derives head_dim from hidden / heads"):
+        dry_run(PruneRequest(model=str(source), hidden=36, force=True))
+    alone = open_checkpoint(source).unwrapped()
+    write_pruned(alone, plan_for(alone, {"hidden": 36}), tmp_path / "text")
+    assert json.loads((tmp_path / "text" / "config.json").read_text())["head_dim"] == 8
+    assert logits_of(tmp_path / "text").isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from minitron_cli.families import family_of
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.axes import FOLLOWING_AXES, SCORED_AXES
+from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores, score_shape
 from minitron_cli.spec.shape import Shape, shape_of
@@ -49,12 +50,16 @@ CUTS: dict[str, dict[str, int]] = {
 
 
 def sizes_for(model_type: str, cut: str) -> dict[str, int]:
-    """Target sizes of a cut; empty where the toy has no such axis.
+    """Target sizes of a cut; empty where the toy has no such axis."""
+    family = family_of(model_type)
+    return sizes_in(family, shape_of(family, TOY_CONFIGS[model_type]), cut)
+
+
+def sizes_in(family: Family, shape: Shape, cut: str) -> dict[str, int]:
+    """Target sizes of a cut of toys of this shape.
 
     Families that derive head_dim from hidden / heads get width and heads together.
     """
-    family = family_of(model_type)
-    shape = shape_of(family, TOY_CONFIGS[model_type])
     sizes = {axis: size for axis, size in CUTS[cut].items() if axis in shape and axis not in family.refuses}
     if "layer" in sizes:
         sizes["layer"] = shape["layer"] - 1

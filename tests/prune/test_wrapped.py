@@ -27,10 +27,10 @@ from minitron_cli.prune.request import PruneRequest
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
-from minitron_cli.spec.axes import axes_of
+from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
 from minitron_cli.spec.plan import Plan, keep_all
 from minitron_cli.spec.scores import Scores
-from tests.prune.cutting import difference, load, logits_of, plan_for, prune_to, random_scores, sizes_for
+from tests.prune.cutting import difference, load, logits_of, plan_for, prune_to, random_scores
 from tests.prune.test_compensate import measure, random_rows
 from tests.toys import toy_ids
 from tests.training.runs import options
@@ -41,6 +41,7 @@ from tests.wrapped import (
     image_batch,
     load_whole,
     make_wrapped,
+    sizes_for,
     spelled,
     stored,
     text_type,
@@ -69,16 +70,14 @@ def image_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torc
 
 
 # The cuts that each text model has are tested with its family; here are those that have to do with what is around it.
-CASES = [
-    (name, cut) for name in WRAPPED for cut in ("hidden", "layer", "expert", "all") if sizes_for(text_type(name), cut)
-]
+CASES = [(name, cut) for name in WRAPPED for cut in ("hidden", "layer", "expert", "all") if sizes_for(name, cut)]
 
 
 @pytest.mark.parametrize(("model_type", "cut"), CASES)
 def test_trim_equals_mask_for_text_and_for_images(model_type: str, cut: str, wrapped: Wrapped, tmp_path: Path) -> None:
     source = wrapped(model_type)
     checkpoint = open_checkpoint(source)
-    plans = (plan_for(checkpoint, sizes_for(text_type(model_type), cut), seed) for seed in range(9))
+    plans = (plan_for(checkpoint, sizes_for(model_type, cut), seed) for seed in range(9))
     # Behind the first layer, Qwen3-VL's features of images enter once more: it stays.
     plan = next(plan for plan in plans if plan.kept.get("layer", [0])[0] == 0)
     write_pruned(checkpoint, plan, tmp_path / "small")
@@ -103,7 +102,7 @@ def test_trim_equals_mask_for_text_and_for_images(model_type: str, cut: str, wra
 @pytest.mark.parametrize("model_type", WRAPPED)
 def test_what_stands_beside_the_text_model_keeps_its_bytes(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
     source = wrapped(model_type)
-    prune_to(source, tmp_path / "small", sizes_for(text_type(model_type), "all"))
+    prune_to(source, tmp_path / "small", sizes_for(model_type, "all"))
     before, after, checkpoint = stored(source), stored(tmp_path / "small"), open_checkpoint(source)
     cut = [name for name, match in checkpoint.beside.items() if any(map(axes_of, match.weight.dims))]
     assert cut
@@ -123,8 +122,8 @@ def test_names_are_written_as_they_were_read(model_type: str, wrapped: Wrapped, 
     (after,) = others
     other = spelled(Path(shutil.copytree(source, tmp_path / "other")), wrapping.prefixes, after)
     assert stored(other).keys().isdisjoint(stored(source).keys() - {"lm_head.weight"})
-    prune_to(source, tmp_path / "one", sizes_for(text_type(model_type), "all"))
-    prune_to(other, tmp_path / "two", sizes_for(text_type(model_type), "all"))
+    prune_to(source, tmp_path / "one", sizes_for(model_type, "all"))
+    prune_to(other, tmp_path / "two", sizes_for(model_type, "all"))
     assert stored(tmp_path / "two").keys() <= stored(other).keys()
     batch = image_batch(model_type)
     assert (
@@ -138,7 +137,7 @@ def test_names_are_written_as_they_were_read(model_type: str, wrapped: Wrapped, 
 
 @pytest.mark.parametrize("model_type", WRAPPED)
 def test_the_text_model_alone_is_the_text_of_the_whole(model_type: str, wrapped: Wrapped, tmp_path: Path) -> None:
-    source, sizes = wrapped(model_type), {"hidden": 36, "layer": 2}
+    source, sizes = wrapped(model_type), {**sizes_for(model_type, "hidden"), "layer": 2}
     checkpoint = open_checkpoint(source)
     plan = plan_for(checkpoint, sizes)
     alone = checkpoint.unwrapped()
@@ -163,8 +162,14 @@ def test_a_second_cut_and_verify(model_type: str, wrapped: Wrapped, tmp_path: Pa
     prune(first, never)
     scores = tmp_path / "scores.safetensors"
     write_scores(scores, random_scores(open_checkpoint(tmp_path / "first").shape))
+    width = sizes_for(model_type, "hidden")
     again = PruneRequest(
-        model=str(tmp_path / "first"), hidden=36, scores=scores, force=True, output=tmp_path / "second"
+        model=str(tmp_path / "first"),
+        hidden=width["hidden"],
+        heads=width.get("head"),
+        scores=scores,
+        force=True,
+        output=tmp_path / "second",
     )
     facts = dry_run(again).facts
     result = prune(again, never)
@@ -275,7 +280,8 @@ def test_the_projector_is_turned_with_the_residual_stream(model_type: str, wrapp
     write_pruned(checkpoint, plan, tmp_path / "turned", compensation=by)
     expected = image_logits(load_whole(source), batch)
     assert difference(image_logits(load_whole(tmp_path / "turned"), batch), expected) < 1e-3
-    cut = ["prune", str(source), "--hidden", "36", "--compensate", "least-squares", "--rotate", "--ridge", "1e-9"]
+    cut = ["prune", str(source), "--compensate", "least-squares", "--rotate", "--ridge", "1e-9"]
+    cut += [word for axis, n in sizes_for(model_type, "hidden").items() for word in (f"--{FLAG_OF_AXIS[axis]}", str(n))]
     scores = random_scores(checkpoint.shape)
     write_scores(tmp_path / "s.safetensors", scores)
     given = ["--scores", str(tmp_path / "s.safetensors"), "--moments", str(tmp_path / "s.moments"), "--force"]
