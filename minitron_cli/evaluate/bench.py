@@ -14,6 +14,8 @@ from typing import Any
 
 from minitron_cli.errors import MinitronError
 
+_UNSTEADY = 0.5  # of the median: how far the middle half of the rounds may spread
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -156,6 +158,19 @@ def figure(values: Sequence[float]) -> Figure:
         return Figure(median, 0.0)
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return Figure(median, (high - low) / median)
+
+
+def unsteady(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """A warning about the figure that varies most between the rounds, None where the rounds agree well enough."""
+    spread, metric, row = max(
+        ((row[metric]["spread"], metric, row) for row in rows for metric in METRICS), key=lambda found: found[0]
+    )
+    if spread <= _UNSTEADY:
+        return None
+    return (
+        f"{metric.replace('_', ' ')} of {row['model']} varies by {spread:.0%} between the rounds: other work on this "
+        "machine holds threads up; give more --repeats, or OMP_NUM_THREADS fewer than the free processors"
+    )
 
 
 def batch_ceiling(budget: int, weight_bytes: int, kv_bytes_per_sequence: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.atomic import check_file
-from minitron_cli.evaluate.bench import Cell, batch_ceiling, check_context, measure, parse_grid
+from minitron_cli.evaluate.bench import Cell, batch_ceiling, check_context, measure, parse_grid, unsteady
 from minitron_cli.evaluate.options import distinct_names
 from minitron_cli.evaluate.request import write_results
 
@@ -73,6 +73,8 @@ def bench(request: BenchRequest, say: Say = lambda text: None) -> dict[str, Any]
     rounds = f"{request.warmup_rounds} + {request.repeats} rounds"
     say(f"{len(subjects)} models, {len(cells)} cells, {rounds}, engine {request.engine}")
     rows = measure(subjects, cells, repeats=request.repeats, warmup=request.warmup_rounds, say=say)
+    if warning := unsteady(rows):
+        say(f"warning: {warning}")
     found = _results(request, subjects, rows, machine_words(choose_device(request.device)))
     if request.output:
         write_results(found, request.output, say)

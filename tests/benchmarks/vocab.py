@@ -2,20 +2,22 @@
 
     python -m tests.benchmarks.vocab [--model DIR] [--text DIR] [--tasks DIR] [--work DIR] [--sizes 32768 24576 16384]
         [--widths ffn=1264 hidden=513] [--samples 256] [--train TOKENS] [--speed 128x32] [--limit 200]
-        [--chunks 24] [--tiny]
+        [--chunks 24] [--dtype float32] [--tiny]
 
 Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
-characters that every tokenizer encodes by itself, after the end-of-text token; in float32 by transformers, not by the
+characters that every tokenizer encodes by itself, after the end-of-text token; in `--dtype` by transformers, not by the
 package. The error is that of the paired difference from the source over the chunks. `--widths` cuts neurons or channels
 instead. With `--train` every cut is also distilled from the source for so many tokens (100K), and beside that trained
 on the text alone. Every model is made and evaluated by command lines of `minitron`; WORK keeps what is done, and a
 second call goes on. The first line says how fast tokens are counted by words, against tokenising the same text whole;
-`--speed` times prefill and decoding of the cuts against the source (`minitron bench`).
+`--speed` times prefill and decoding of the cuts against the source (`minitron bench`): on a machine that does other
+work give OMP_NUM_THREADS fewer threads than it has processors.
 """
 
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,7 @@ class Setting:
     work: Path
     chunks: int
     limit: int
+    dtype: str = "float32"  # that the models are evaluated and timed in
     batch: tuple[int, int] = (4, 256)
     samples: int = 256  # that neurons and channels are ranked by
 
@@ -84,12 +87,12 @@ def chunks(setting: Setting) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def bits(model: Path, text: dict[str, list[str]]) -> dict[str, Any]:
+def bits(model: Path, text: dict[str, list[str]], dtype: str) -> dict[str, Any]:
     """Bits, bytes and tokens of every chunk by domain: {domain: [[bits, bytes, tokens], ..]}, and tokens a second."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
     found: dict[str, Any] = {}
     start, tokens = time.perf_counter(), 0
     for domain, pieces in text.items():
@@ -97,7 +100,7 @@ def bits(model: Path, text: dict[str, list[str]]) -> dict[str, Any]:
         for piece in pieces:
             ids = tokenizer(piece, add_special_tokens=False).input_ids
             row = torch.tensor([[tokenizer.eos_token_id, *ids]])
-            log_probs = loaded(row, use_cache=False).logits[0, :-1].log_softmax(-1)
+            log_probs = loaded(row, use_cache=False).logits[0, :-1].float().log_softmax(-1)
             nats = -float(log_probs.gather(-1, row[0, 1:, None]).double().sum())
             found[domain].append([nats / math.log(2), len(piece.encode()), len(ids)])
             tokens += len(ids)
@@ -106,16 +109,16 @@ def bits(model: Path, text: dict[str, list[str]]) -> dict[str, Any]:
 
 def measured(setting: Setting, model: Path, text: dict[str, list[str]]) -> dict[str, Any]:
     """Bits per byte, LAMBADA and parameters of a model, kept beside the others."""
-    kept = setting.work / f"{model.name}.bits-{setting.chunks}.json"
+    kept = setting.work / f"{model.name}.bits-{setting.chunks}-{setting.dtype}.json"
     if not kept.is_file():
         parameters = json.loads(minitron("inspect", model, "--json"))["parameters"]
-        kept.write_text(json.dumps(bits(model, text) | {"parameters": parameters}))
+        kept.write_text(json.dumps(bits(model, text, setting.dtype) | {"parameters": parameters}))
     found = dict(json.loads(kept.read_text()))
     if setting.tasks:
-        result = setting.work / f"{model.name}.lambada-{setting.limit}.json"
+        result = setting.work / f"{model.name}.lambada-{setting.limit}-{setting.dtype}.json"
         if not result.is_file():
             minitron("eval", model, "--tasks", "real_lambada", "--include", setting.tasks, "--limit", setting.limit,
-                     "--no-throughput", "-o", result)  # fmt: skip
+                     "--dtype", setting.dtype, "--no-throughput", "-o", result)  # fmt: skip
         found["lambada"] = next(
             r["value"] for r in json.loads(result.read_text())["rows"] if r["metric"].startswith("acc")
         )
@@ -200,7 +203,8 @@ def compare(
         students[f"{flag} {int(size):,}"] = place
         print(row(f"{flag} {int(size):,}", measured(setting, place, text), source), flush=True)
     if speed:
-        print(minitron("bench", setting.model, *students.values(), "--grid", speed), flush=True)
+        models = (setting.model, *students.values())
+        print(minitron("bench", *models, "--grid", speed, "--dtype", setting.dtype), flush=True)
     rows, length = setting.batch
     steps = tokens // (rows * length)
     for name, place in students.items() if steps else ():
@@ -222,7 +226,10 @@ def tiny(work: Path) -> None:
     for part, seed in (("train", 1), ("eval", 2)):
         lines = [json.dumps({"text": text}) for text in made_text(40, seed, 300)]
         (work / "text" / f"words_{part}.jsonl").write_text("\n".join(lines) + "\n")
-    setting = Setting(model, work / "text", None, work, 2, 0, (2, 32), 8)
+    # A pass of the toy takes less than a millisecond. With a thread on each processor every other process that runs
+    # there holds it up for a time slice, and it looks up to a hundred times slower.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    setting = Setting(model, work / "text", None, work, 2, 0, batch=(2, 32), samples=8)
     compare(setting, [384], ["ffn=56"], 64, "8x2")
 
 
@@ -239,6 +246,7 @@ def main() -> None:
     parser.add_argument("--speed")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=24)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -249,7 +257,8 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         tasks = args.tasks if args.tasks.is_dir() else None
-        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit, samples=args.samples)
+        setting = Setting(args.model, args.text, tasks, work, args.chunks, args.limit, args.dtype,
+                          samples=args.samples)  # fmt: skip
         compare(setting, args.sizes, args.widths, args.train, args.speed)
 
 

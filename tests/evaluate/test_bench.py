@@ -12,7 +12,7 @@ from minitron_cli.cli.app import app
 from minitron_cli.cli.common import parse_bytes
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import bench
-from minitron_cli.evaluate.bench import Cell, Sample, Subject, batch_ceiling, figure, measure, parse_grid
+from minitron_cli.evaluate.bench import Cell, Sample, Subject, batch_ceiling, figure, measure, parse_grid, unsteady
 from minitron_cli.evaluate.engines import make_subjects
 from minitron_cli.spec.shape import kv_bytes_per_token
 
@@ -42,6 +42,15 @@ def test_rounds_are_interleaved_and_ratios_taken_within_a_round() -> None:
     assert a["time_per_output_token"]["median"] == 40.0 / 10
     assert b["ratios"]["decode_tokens_per_second"] == b["ratios"]["prefill_tokens_per_second"] == 2.0
     assert set(a["ratios"].values()) == {1.0}
+
+
+def test_rounds_that_do_not_agree_are_named() -> None:
+    """Of b, three rounds of seven are held up by other work."""
+    slow = [1.0, 1.0, 1.0, 1.0, 20.0, 20.0, 20.0]
+    models = [subject("a", [1.0, 1.1, 1.0, 1.1, 1.0, 1.1, 1.0], []), subject("b", slow, [])]
+    rows = measure(models, [Cell(8, 11, 2)], repeats=7, warmup=0, say=lambda text: None)
+    assert "of b varies by 1900% between the rounds" in (unsteady(rows) or "")
+    assert unsteady(rows[:1]) is None
 
 
 def test_figure_is_the_median_and_the_middle_half() -> None:
