@@ -1,6 +1,6 @@
 """A request meets its source: sizes, scores and files are checked, nothing is written, no tensor is read (no torch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from minitron_cli.prune.target import (
 )
 from minitron_cli.prune.to_dense import why_sparse
 from minitron_cli.prune.vocabulary import Vocabulary, covering_size
-from minitron_cli.spec.pattern import whole_counts
+from minitron_cli.spec.pattern import Pattern, whole_counts
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
@@ -85,11 +85,7 @@ def resolve(
     scores = _read_scores(request, source) if request.params is not None else None
     target = _target(request, source, scores)
     shape = target_shape(source, target)  # what can be refused is refused before a corpus is counted
-    pattern = None
-    if shape["layer"] != source.shape["layer"] and (request.keep_pattern or isinstance(source, Checkpoint)):
-        pattern = layer_pattern(source.config, source.family, source.shape)
-        if request.keep_pattern:
-            check_pattern(pattern, target, shape)
+    pattern = _pattern(request, source, target, shape)
     counted = None
     if request.cuts_vocabulary and vocabulary is not None and isinstance(source, Checkpoint):
         counted = vocabulary(request, source)
@@ -97,21 +93,13 @@ def resolve(
         target = _covering(request, source, target, counted)
         shape = target_shape(source, target)
     dense = request.experts == 1 and not why_sparse(source.family, shape)
-    if not dense and (not request.changes_uncut or request.sizes):
-        check_something_is_cut(source.shape, shape, request.sizes)
-    check_strides(source, shape)
-    if request.rotate:
-        check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
+    _check_shape(request, source, shape, dense)
     output = request.output or Path(
         default_name(name, source.shape, shape, text_only=request.text_only, dense=dense, dtype=request.dequantized_to)
     )
     if isinstance(source, Checkpoint):
-        inputs = [
-            source.path,
-            *local_paths(request.data),
-            *filter(None, (request.scores, request.moments, request.keep_tokens)),
-        ]
-        check_output(output, request.overwrite, inputs)
+        files = filter(None, (request.scores, request.moments, request.keep_tokens))
+        check_output(output, request.overwrite, [source.path, *local_paths(request.data), *files])
     # Directions of the residual stream are not ranked by scores.
     ranked = shape.with_alone(hidden=source.shape["hidden"]) if request.rotate else shape
     needed = tuple(needed_scores(source.shape, ranked, target))
@@ -120,23 +108,51 @@ def resolve(
     if scores is not None:
         for axis in needed:
             scores.require(axis, source.shape)
-    layers = kept_layers(source.shape, shape, target, scores)
-    if layers is not None:  # which layers stay decides what is left
-        shape = shape.of_layers(layers, source.shape)
-    if shape["layer"] != source.shape["layer"] and layers is not None:
-        layers_stated(source.config, source.family, shape)  # refused now, not after measuring and writing
+    layers, shape = _layers(source, target, shape, scores)
     unranked = needed if scores is None else ()
     measurement = _measurement(request, request.output or Path(name) if request.params else output, unranked)
     missing = "" if measurement is not None else _missing(request, source, output, unranked)
     merges = request.merges and shape["expert"] < source.shape["expert"]
     routing = read_routing(request, source.shape) if merges and scores is not None else None
     facts = _facts(request, source, shape, output, scores, counted, merges, dense)
-    if pattern is not None and layers is not None:
-        facts = replace(facts, warnings=(*facts.warnings, *pattern_warnings(pattern, layers)))
-    facts = replace(facts, servable=servable_cut(source, shape, layers, pattern, dense))
+    leaves_pattern = () if pattern is None or layers is None else pattern_warnings(pattern, layers)
+    servable = servable_cut(source, shape, layers, pattern, dense)
+    facts = replace(facts, warnings=(*facts.warnings, *leaves_pattern), servable=servable)
     return ResolvedPrune(
         request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted, dense
     )
+
+
+def _pattern(request: PruneRequest, source: Checkpoint | Architecture, target: Target, shape: Shape) -> Pattern | None:
+    """The kinds of the source's layers, in order, where layers go; checked against the target with --keep-pattern."""
+    if shape["layer"] == source.shape["layer"] or not (request.keep_pattern or isinstance(source, Checkpoint)):
+        return None
+    pattern = layer_pattern(source.config, source.family, source.shape)
+    if request.keep_pattern:
+        check_pattern(pattern, target, shape)
+    return pattern
+
+
+def _layers(
+    source: Checkpoint | Architecture, target: Target, shape: Shape, scores: Scores | None
+) -> tuple[Sequence[int] | None, Shape]:
+    """Which layers stay (None: all, or unknown without scores), and the shape, which depends on them."""
+    layers = kept_layers(source.shape, shape, target, scores)
+    if layers is None:
+        return None, shape
+    left = shape.of_layers(layers, source.shape)
+    if left["layer"] != source.shape["layer"]:
+        layers_stated(source.config, source.family, left)  # refused now, not after measuring and writing
+    return layers, left
+
+
+def _check_shape(request: PruneRequest, source: Checkpoint | Architecture, shape: Shape, dense: bool) -> None:
+    """Refuse a target that cuts nothing, or that cannot run."""
+    if not dense and (not request.changes_uncut or request.sizes):
+        check_something_is_cut(source.shape, shape, request.sizes)
+    check_strides(source, shape)
+    if request.rotate:
+        check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
 
 
 def _source(request: PruneRequest) -> Checkpoint:

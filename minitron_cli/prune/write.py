@@ -55,47 +55,40 @@ def write_pruned(
     # after a rejection.
     with atomic_dir(output, overwrite) as temporary, ThreadPoolExecutor(1) as pool:
         validation = pool.submit(_validate, checkpoint, plan, config)
-        streamed = write_model(
-            temporary,
-            checkpoint,
-            cut,
-            max_shard_bytes,
-            lambda: validation.done() and validation.result(),
-            finite=not force,
-        )
+
+        def stop_if_rejected() -> None:
+            if validation.done():
+                validation.result()
+
+        streamed = write_model(temporary, checkpoint, cut, max_shard_bytes, stop_if_rejected, finite=not force)
         validation.result()
         digest = combined(checkpoint.stored, streamed.source)
-        if scores is not None and not force:
-            hint = "measure this model with `minitron importance`, or add --force to use them all the same"
-            _check_measured("scores", scores.provenance, digest, hint)
-        if compensation is not None and not force:
-            hint = "measure this model with `minitron importance --second-moments`"
-            _check_measured("input Gram matrices", compensation.moments.identity, digest, hint)
+        if not force:
+            _check_measured(scores, compensation, digest)
         write_config(temporary, config)
         carry_files(checkpoint, temporary, plan)
         write_plan(temporary, plan)
-        checked = _checked(checkpoint, plan, temporary, check_data, compensation) if check else None
         return write_manifest(
             temporary,
             verb="prune",
             options=options or {},
             inputs={
-                "model": {
-                    "name": str(checkpoint.path),
-                    "digest": digest,
-                    **({"dequantised": checkpoint.dequantised} if checkpoint.dequantised else {}),
-                },
+                "model": {"name": str(checkpoint.path), "digest": digest, **_dequantised(checkpoint)},
                 "scores": dict(scores.provenance) if scores else None,
             },
             parent=checkpoint.path,
             known=streamed.target,
             shape={"source": dict(plan.source.sizes), "target": dict(plan.left.sizes)},
             max_shard_bytes=max_shard_bytes,
-            check=checked,
+            check=_checked(checkpoint, plan, temporary, check_data, compensation) if check else None,
             **({"compensation": record(compensation)} if compensation else {}),
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
             **(facts or {}),
         )
+
+
+def _dequantised(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"dequantised": checkpoint.dequantised} if checkpoint.dequantised else {}
 
 
 def _checked(
@@ -112,15 +105,23 @@ def _validate(checkpoint: Checkpoint, plan: Plan, config: Mapping[str, Any]) -> 
         raise rejection(checkpoint, plan.target, f"transformers rejects the target's config: {why}")
 
 
-def _check_measured(what: str, identity: Mapping[str, Any], digest: str, hint: str) -> None:
-    """What pruning goes by must have been measured on the very model that is pruned."""
-    measured = identity.get("model", {})
-    if measured.get("digest") != digest:
-        raise MinitronError(
-            f"the {what} were measured on another model ({measured.get('name', 'unnamed')}, "
-            f"digest {str(measured.get('digest'))[:12]}; this one has {digest[:12]})",
-            hint,
-        )
+def _check_measured(scores: Scores | None, compensation: Compensation | None, digest: str) -> None:
+    """Refuse scores and Gram matrices that were not measured on the very model that is pruned."""
+    measured: list[tuple[str, Mapping[str, Any], str]] = []
+    if scores is not None:
+        hint = "measure this model with `minitron importance`, or add --force to use them all the same"
+        measured.append(("scores", scores.provenance, hint))
+    if compensation is not None:
+        hint = "measure this model with `minitron importance --second-moments`"
+        measured.append(("input Gram matrices", compensation.moments.identity, hint))
+    for what, identity, hint in measured:
+        model = identity.get("model", {})
+        if model.get("digest") != digest:
+            raise MinitronError(
+                f"the {what} were measured on another model ({model.get('name', 'unnamed')}, "
+                f"digest {str(model.get('digest'))[:12]}; this one has {digest[:12]})",
+                hint,
+            )
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:

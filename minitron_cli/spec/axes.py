@@ -42,6 +42,8 @@ class Axis:
     is what sizes should be a multiple of for fast matrix products; 0 where the size is not rounded. Without `units`
     it is a number of the config and no direction of a weight. `masks` says whether its units can have learned masks.
     `searched` is the least share of the source's size that a search looks at by itself; 0 where the size stays.
+    `spread` says how engines share its units over GPUs (see `engines`): "even", as many on each; "copied", or each on
+    several GPUs; "single", or one on all; "padded" or "any", whatever their number. Empty: each GPU has them all.
     """
 
     name: str
@@ -68,21 +70,9 @@ AXES: tuple[Axis, ...] = (
     Axis("kv", "key/value heads", "kv", "kv-heads", "num_key_value_heads", _L, spread="copied"),
     Axis("head_dim", "channels a head", "d", key="head_dim"),
     Axis("ffn", "MLP neurons", "f", "ffn", "intermediate_size", _L, "input", multiple=64, searched=0.5, spread="even"),
-    Axis(
-        "shared_ffn", "shared-expert neurons", "sf", "shared-ffn", scope=_L, scored="input", multiple=64, spread="even"
-    ),
-    Axis("expert", "experts", "e", "experts", scope=_L, scored="routed"),
-    Axis(
-        "expert_ffn",
-        "expert neurons",
-        "ef",
-        "expert-ffn",
-        scope=_E,
-        scored="routed",
-        multiple=8,
-        searched=0.5,
-        spread="even",
-    ),
+    Axis("shared_ffn", "shared-expert neurons", "sf", "shared-ffn", "", _L, "input", multiple=64, spread="even"),
+    Axis("expert", "experts", "e", "experts", scope=_L, scored="routed", spread="any"),
+    Axis("expert_ffn", "expert neurons", "ef", "expert-ffn", "", _E, "routed", multiple=8, searched=0.5, spread="even"),
     Axis("expert_active", "experts a token is routed to", "a", "experts-per-token", units=False),
     Axis("value_head", "linear-attention value heads", "vh", "value-heads", "", _L, "input", "key_head", masks=False),
     Axis("key_head", "linear-attention key heads", "kh", "key-heads", scope=_L, masks=False, spread="even"),

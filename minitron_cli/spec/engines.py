@@ -41,7 +41,7 @@ def servable(family: Family, config: Config, shape: Shape, pattern: Pattern | No
     `pattern` is that of its layers (None: not known). `quantised_apart` holds the sizes of rows, in words, that
     llama.cpp's K-quants do not take.
     """
-    spread = [axis for axis in AXES if axis.name in shape and axis.units and (axis.spread or axis.name == "expert")]
+    spread = [axis for axis in AXES if axis.name in shape and axis.units and axis.spread]
     return {
         "tensor_parallel": [n for n in DEGREES if all(_divides(axis.spread, shape[axis.name], n) for axis in spread)],
         "divided_by": {axis.name: [n for n in DEGREES if shape[axis.name] % n == 0] for axis in spread},
