@@ -1,10 +1,11 @@
-"""How long an input may be: from the config alone, without torch."""
+"""How long an input may be: from the config alone, without torch; and how many go together."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.errors import MinitronError
 
+_BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # of forward passes
 _KEYS = ("max_position_embeddings", "n_positions")
 
 
@@ -35,3 +36,8 @@ def sequence_length(asked: int | None, usual: int, contexts: Mapping[str, int | 
                 f"use {flag} {min(limits.values())} or shorter",
             )
     return asked
+
+
+def batch_size(asked: int | None, seq_len: int, device: str) -> int:
+    """Samples per batch of a forward pass: as many as make a few thousand tokens, unless asked otherwise."""
+    return asked or max(1, _BATCH_TOKENS.get(device, 4096) // seq_len)

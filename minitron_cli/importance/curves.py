@@ -17,11 +17,11 @@ from torch import nn
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import replaced
 from minitron_cli.hf.parts import blocks_of
+from minitron_cli.hf.samples import Batch
 from minitron_cli.importance import depth
 from minitron_cli.importance.bypass import answers_with_tuple, without
 from minitron_cli.importance.execution import Execution
 from minitron_cli.importance.options import Options
-from minitron_cli.importance.statistics import Batch
 
 PREFIX = "depth."
 Curve = tuple[np.ndarray, dict[str, Any]]

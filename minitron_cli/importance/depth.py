@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import block_inputs, replaced
 from minitron_cli.hf.parts import decoder_of
+from minitron_cli.hf.samples import Batch, forward
 from minitron_cli.importance.bypass import answers_with_tuple, chunk_tokens, logits_of, without
-from minitron_cli.importance.forward import forward
-from minitron_cli.importance.statistics import Batch
 
 Total = Callable[[np.ndarray], np.ndarray]
 Tick = Callable[[Batch, int], None]  # a candidate of a batch is done; its number

@@ -10,8 +10,8 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.hf.process_group import World
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance.forecast import Needs
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.snapshot import Snapshot
 from minitron_cli.spec.counts import bytes_text

@@ -5,10 +5,10 @@ from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.hf.context import batch_size
 from minitron_cli.importance.options import Options, sample_length
 from minitron_cli.spec.shape import copies, flops_per_token, is_routed, num_elements
 
-BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
 INTERPRETER_BYTES = 400 << 20  # with torch and transformers
 
 
@@ -84,11 +84,6 @@ def needs(checkpoint: Checkpoint, batch_tokens: int, tokens: int, item_bytes: in
         batch=batch_tokens * per_token * item_bytes,
         states=tokens * shape["hidden"] * item_bytes,
     )
-
-
-def batch_size(asked: int | None, seq_len: int, device: str) -> int:
-    """Samples per batch: as many as make a few thousand tokens, unless asked otherwise."""
-    return asked or max(1, BATCH_TOKENS.get(device, 4096) // seq_len)
 
 
 def pass_cost(model: Checkpoint | Architecture, options: Options, name: str) -> tuple[int, int]:

@@ -9,13 +9,14 @@ import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import batch_size
 from minitron_cli.hf.devices import choose_dtype, dtype_name
 from minitron_cli.hf.process_group import World
+from minitron_cli.hf.samples import Samples
 from minitron_cli.hf.source import load_source
 from minitron_cli.importance import resident, second_moments, stream
 from minitron_cli.importance.execution import Execution, Mode, Say, Show, choose
-from minitron_cli.importance.forecast import batch_size, needs
-from minitron_cli.importance.forward import Samples
+from minitron_cli.importance.forecast import needs
 from minitron_cli.importance.identity import pass_identity
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.samples import draw

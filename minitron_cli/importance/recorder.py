@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.experts import Part, routed
 from minitron_cli.hf.hooks import Site, block_input, block_output, replaced
 from minitron_cli.hf.parts import decoder_of
 from minitron_cli.hf.readers import EXPERT, EXPERT_DAMAGE, EXPERT_FFN, EXPERT_LOGITS, EXPERT_ROUTING
-from minitron_cli.importance.experts import Part, join_parts, part_statistics, routed
+from minitron_cli.hf.samples import Batch
+from minitron_cli.importance.experts import join_parts, part_statistics
 from minitron_cli.importance.routers import damage, logit_gram, router_of
 from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.importance.statistics import (
-    Batch,
     accumulate,
     block_change,
+    half_of,
     sequence_statistics,
 )
 from minitron_cli.importance.sums import COUNT, HALVES, MOMENTS, PER_BLOCK, Row, Rows
@@ -63,7 +65,7 @@ class Recorder:
         """Name the batch that the coming forward pass is about; it is counted the `first` time it comes by."""
         self.batch = batch
         if first:
-            self.count += [batch.count(half) for half in range(HALVES)]
+            self.count += [len(range(len(batch.ids))[half_of(batch, half)]) for half in range(HALVES)]
 
     def add_inputs(self, site: Site, x: Tensor) -> None:
         """Take in one site's input: x (batch, token, channel), or with batch and token flattened."""
@@ -92,7 +94,7 @@ class Recorder:
             self.sums[key] = torch.zeros((HALVES, size, size), dtype=torch.float64)
         self.sums[key] = self.sums[key].to(hidden.device)
         for half in range(HALVES):
-            self.sums[key][half] += logit_gram(router, hidden, self.batch.half(half), self.batch)
+            self.sums[key][half] += logit_gram(router, hidden, half_of(self.batch, half), self.batch)
 
     def add_block(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Take in the hidden states around one block: (batch, token, hidden) each."""

@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 from minitron_cli.hf.hooks import find_sites
+from minitron_cli.hf.samples import Batch
 from minitron_cli.importance import forward
 from minitron_cli.importance.execution import Execution
 from minitron_cli.importance.recorder import Recorder, check_finite
 from minitron_cli.importance.snapshot import SECONDS, Progress
-from minitron_cli.importance.statistics import Batch
 
 
 def run(execution: Execution, model: Any) -> Progress:

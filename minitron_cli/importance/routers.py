@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.importance.experts import members_of, routed
-from minitron_cli.importance.statistics import Batch
+from minitron_cli.hf.experts import routed
+from minitron_cli.hf.samples import Batch
+from minitron_cli.importance.experts import members_of
 
 
 def router_of(model: nn.Module, experts: str) -> Any:

@@ -10,7 +10,7 @@ from minitron_cli.data.order import mixture_weights
 from minitron_cli.data.prepare import token_files
 from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import require_ids_in
-from minitron_cli.importance.forward import Samples
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance.options import Options, sample_length
 
 

@@ -20,8 +20,9 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.hooks import Site
 from minitron_cli.hf.process_group import World
 from minitron_cli.hf.readers import EXPERT_FFN
+from minitron_cli.hf.samples import Batch
 from minitron_cli.importance.identity import require_same
-from minitron_cli.importance.statistics import Batch
+from minitron_cli.importance.statistics import half_of
 from minitron_cli.importance.sums import HALVES
 from minitron_cli.spec.axes import axes_of, is_head, reading_dim, reads, size
 from minitron_cli.spec.shape import is_routed
@@ -85,7 +86,7 @@ class SecondMoments:
 
     def _add_samples(self, key: Key, x: Tensor, batch: Batch) -> None:
         for half in range(HALVES):
-            rows = batch.half(half)
+            rows = half_of(batch, half)
             if batch.spans is None:
                 self._add(key, half, x[rows].flatten(0, 1))
             else:

@@ -5,44 +5,12 @@ can depend neither on the batch size nor on padding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from minitron_cli.hf.samples import Batch, Span
 from minitron_cli.importance.sums import HALVES
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Samples that go through the model together.
-
-    `ids` (batch, token) int64; `spans` [begin, end) of each row's valid tokens, None when every token is valid;
-    `first` is the number of the first sample in the whole calibration set.
-    """
-
-    ids: Tensor
-    spans: tuple[Span, ...] | None
-    first: int
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """(batch, token) of 0 and 1 for padded batches, None for packed ones."""
-        if self.spans is None:
-            return None
-        mask = torch.zeros_like(self.ids)
-        for row, (begin, end) in enumerate(self.spans):
-            mask[row, begin:end] = 1
-        return mask
-
-    def half(self, half: int) -> slice:
-        """The rows whose sample number is even (0) or odd (1)."""
-        return slice((half - self.first) % HALVES, None, HALVES)
-
-    def count(self, half: int) -> int:
-        return len(range(len(self.ids))[self.half(half)])
 
 
 def sequence_statistics(x: Tensor, spans: Sequence[Span] | None) -> Tensor:
@@ -95,9 +63,14 @@ def block_change(before: Tensor, after: Tensor, spans: Sequence[Span] | None) ->
     return torch.stack(influence), torch.stack(ratio)
 
 
+def half_of(batch: Batch, half: int) -> slice:
+    """The rows of a batch whose sample number is even (0) or odd (1)."""
+    return slice((half - batch.first) % HALVES, None, HALVES)
+
+
 def accumulate(sums: Tensor, statistics: Tensor, batch: Batch) -> None:
     """Add samples to running sums in place: statistics (batch, ...) into sums (half, moment, ...), both float64."""
     for half in range(HALVES):
-        rows = statistics[batch.half(half)]
+        rows = statistics[half_of(batch, half)]
         sums[half, 0] += rows.sum(0)
         sums[half, 1] += rows.square().sum(0)

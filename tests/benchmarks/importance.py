@@ -28,9 +28,9 @@ from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.parts import decoder_of, weight_bytes
 from minitron_cli.hf.process_group import World
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import forward, resident, stream
 from minitron_cli.importance.execution import Execution
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.snapshot import Snapshot
 from tests.benchmarks.measure import paired_ratio, paired_seconds, parse, peak_bytes

@@ -19,10 +19,10 @@ from minitron_cli.checkpoint.writer import TensorOut, header_bytes, shard_names,
 from minitron_cli.cli.app import app
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import depth, resident
 from minitron_cli.importance.curves import Judge
 from minitron_cli.importance.forecast import forecast
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.run import measure
 from minitron_cli.importance.samples import draw

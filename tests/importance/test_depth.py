@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import depth
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.options import DEPTH_METRICS
 from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.write import write_pruned

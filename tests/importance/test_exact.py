@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.hf.hooks import find_sites
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import forward
 from minitron_cli.importance.aggregate import Aggregation, to_scores
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.recorder import Recorder
 from tests.importance import literal
 from tests.toys import TOY_CONFIGS, toy_ids

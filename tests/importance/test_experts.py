@@ -11,10 +11,10 @@ from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.readers import EXPERT_LOGITS
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import forward
 from minitron_cli.importance.aggregate import EXPERT_SCORES, Aggregation, to_scores
 from minitron_cli.importance.forecast import pass_cost
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.options import Options
 from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.run import measure

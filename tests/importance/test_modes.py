@@ -15,12 +15,13 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.hf import stream as blockwise
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import resident, stream
 from minitron_cli.importance.execution import Execution, choose
 from minitron_cli.importance.forecast import needs
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.snapshot import Snapshot
 from tests.toys import TOY_CONFIGS, toy_ids
 
@@ -158,7 +159,7 @@ def test_two_processes_are_one(toy, tmp_path, mode):
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_one_layer_is_gone_before_the_next_is_built(toy, family, tmp_path, monkeypatch):
-    built, original = [], stream.build_block
+    built, original = [], blockwise.build_block
 
     def build(*args):
         assert not built or built[-1]() is None, "the layer before is still there"
@@ -166,6 +167,6 @@ def test_one_layer_is_gone_before_the_next_is_built(toy, family, tmp_path, monke
         built.append(weakref.ref(block.module))
         return block
 
-    monkeypatch.setattr(stream, "build_block", build)
+    monkeypatch.setattr(blockwise, "build_block", build)
     stream.run(execution_of(toy(family), tmp_path), on_disk=False)
     assert len(built) == 3

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance.aggregate import Aggregation, to_scores
 from minitron_cli.importance.baselines import magnitude_scores, random_scores, wanda_scores
-from minitron_cli.importance.forward import Samples
 from tests.importance.test_exact import PAIRS, run
 from tests.toys import toy_ids
 

@@ -18,8 +18,8 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import find_sites
 from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
+from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import forward
-from minitron_cli.importance.forward import Samples
 from minitron_cli.importance.recorder import Recorder
 from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
 from minitron_cli.prune.compensate import (
