@@ -65,13 +65,8 @@ def fused_distillation(
         labels = None if targets is None else Labels.of(z_s, student, div.temperature, targets[tokens])
         agree = (z_s.argmax(-1) == z_t.argmax(-1)).to(z_s.dtype) if agreement else None
         kd = divergence(div, student, softmax(z_t, div.temperature), slope)
-        if matched is None or labels is None:
-            return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight), agree)
-        known = matched[tokens].to(z_s.dtype)
-        if slope is not None:
-            slope.mul_(known[:, None])
-        ce = mix_labels(slope, kd_weight * div.temperature, labels, ce_weight + kd_weight * (1 - known))
-        return Block(kd * known, ce, None if agree is None else agree * known, labels.loss * (1 - known))
+        known = None if matched is None else matched[tokens]
+        return learned(kd, labels, slope, known, kd_weight, ce_weight, div.temperature, agree)
 
     call = LossCall(
         weights,
@@ -125,15 +120,16 @@ def fused_cached_distillation(
 
     Of its k largest log-probabilities and one bucket for all other ids the divergence is that of the two distributions
     over k + 1 buckets, a lower bound of the full one that is tight when the student spreads the rest as the teacher
-    does. Of draws from it divergence and gradient are the full ones in expectation.
+    does. Of draws from it divergence and gradient are the full ones in expectation. Where a token is not `matched`, it
+    is the cross-entropy with the target.
     """
-    assert targets is not None or ce_weight == 0, "cross-entropy needs targets"
+    assert targets is not None or (ce_weight == 0 and cache.matched is None), "cross-entropy needs targets"
 
     def pointwise(z_s: Tensor, _: Tensor | None, tokens: Tensor, slope: Tensor | None) -> Block:
-        student = softmax(z_s, div.temperature)
+        student, rows = softmax(z_s, div.temperature), cache.at(tokens)
         labels = None if targets is None else Labels.of(z_s, student, div.temperature, targets[tokens])
-        kd = cache.at(tokens).divergence(div, student, slope)
-        return Block(kd, mix_labels(slope, kd_weight * div.temperature, labels, ce_weight))
+        kd = rows.divergence(div, student, slope)
+        return learned(kd, labels, slope, rows.matched, kd_weight, ce_weight, div.temperature)
 
     vocab = shared_vocab([head], vocab)
     call = LossCall(
@@ -154,6 +150,23 @@ class Labels(NamedTuple):
         """From logits (r, V), and their softmax at some temperature, which is used again where that is 1."""
         student = student if temperature == 1.0 else softmax(z_s)
         return Labels(ids[:, None], student.probs, -student.log_prob(ids[:, None])[:, 0])
+
+
+def learned(
+    kd: Tensor, labels: Labels | None, slope: Tensor | None, matched: Tensor | None, kd_weight: float, ce_weight: float,
+    temperature: float, agree: Tensor | None = None,
+) -> Block:  # fmt: skip
+    """The divergences (r,) of a block and, mixed into their slope (r, V), the hard labels.
+
+    Of rows that are not `matched` (r,) bool the hard label is learned in place of the teacher.
+    """
+    if matched is None or labels is None:
+        return Block(kd, mix_labels(slope, kd_weight * temperature, labels, ce_weight), agree)
+    known = matched.to(kd.dtype)
+    if slope is not None:
+        slope.mul_(known[:, None])
+    ce = mix_labels(slope, kd_weight * temperature, labels, ce_weight + kd_weight * (1 - known))
+    return Block(kd * known, ce, None if agree is None else agree * known, labels.loss * (1 - known))
 
 
 def mix_labels(slope: Tensor | None, factor: float, labels: Labels | None, ce_weight: float | Tensor) -> Tensor | None:

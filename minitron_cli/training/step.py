@@ -1,6 +1,7 @@
 """One training step as the root module: every weight it uses is gathered for the whole of its forward."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,15 +113,11 @@ class KDStep(nn.Module):
 
     def _taught(self, index: int, ids: Tensor, position_ids: Tensor | None, reading: Reading | None) -> Side:
         """What a teacher makes of rows (B, S) in the student's ids, at the student's places."""
-        teacher, run = self._teachers[index], self._teacher_taps[index].run
         image = self._images[index]
-        if image is None:
-            return Side(teacher, *self._with_teacher(index, run, ids, position_ids))
-        image = self._images[index] = image.to(ids.device)
-        reading = reading or same_ids(ids, image, position_ids)
-        last, states = self._with_teacher(index, run, reading.ids, reading.positions)
-        placed = {block: reading.at_places(state) for block, state in states.items()}
-        return Side(teacher, reading.at_places(last), placed, match(reading, ids, image))
+        if image is not None:
+            image = self._images[index] = image.to(ids.device)
+        run = partial(self._with_teacher, index, self._teacher_taps[index].run)
+        return side_of(self._teachers[index], run, ids, position_ids, image, reading)
 
     def term(self, kind: type[T]) -> T | None:
         """The term of a kind, None where there is none."""
@@ -145,6 +142,26 @@ class KDStep(nn.Module):
         """Tell every term the global sums of the step whose update was just made."""
         for term in self._terms:
             term.after_update(values)
+
+
+def side_of(
+    teacher: nn.Module,
+    run: Callable[[Tensor, Tensor | None], tuple[Tensor, dict[int, Tensor]]],
+    ids: Tensor,
+    position_ids: Tensor | None = None,
+    image: Tensor | None = None,
+    reading: Reading | None = None,
+) -> Side:
+    """What a teacher makes of rows (B, S) in the student's ids, at the student's places; `run` is that of its taps.
+
+    With an `image` (V,) it reads them by its own `reading`; without one, the student's tokens.
+    """
+    if image is None:
+        return Side(teacher, *run(ids, position_ids))
+    reading = reading or same_ids(ids, image, position_ids)
+    last, states = run(reading.ids, reading.positions)
+    placed = {block: reading.at_places(state) for block, state in states.items()}
+    return Side(teacher, reading.at_places(last), placed, match(reading, ids, image))
 
 
 def kd_step(

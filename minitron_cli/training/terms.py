@@ -47,6 +47,11 @@ class Side:
     states: Mapping[int, Tensor]
     match: Match | None = None
 
+    @property
+    def head(self) -> Head:
+        """Its head; of a teacher with a larger vocabulary, the rows of the student's tokens."""
+        return replace(head_of(self.model), rows=None if self.match is None else self.match.image)
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -143,43 +148,39 @@ class Logits(Term):
         self.objective = objective
 
     def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        if not context.teachers and context.cached is None:
+        cached = context.cached
+        if not context.teachers and cached is None:
             return CrossEntropy(self.objective).loss(context)
         wanted, measuring = self.objective, not torch.is_grad_enabled()
         # At temperature 1 the cross-entropy falls out of the same softmax; otherwise it is made only when asked for.
-        matched = _matched(context.teachers)
+        matched = _matched(context.teachers) if cached is None else cached.matched
         with_ce = measuring or wanted.ce_weight > 0 or wanted.divergence.temperature == 1.0 or matched is not None
-        last, head, weights = context.student.last.flatten(0, 1), head_of(context.student.model), context.weights
+        last, head, weights = context.student.last.flatten(0, 1), context.student.head, context.weights.flatten()
         common: dict[str, Any] = {
             **{"vocab": wanted.vocab, "chunk_tokens": wanted.chunk_tokens, "div": wanted.divergence},
             **{"kd_weight": wanted.kd_weight, "ce_weight": wanted.ce_weight},
             "targets": context.targets if with_ce else None,
         }
-        if context.cached is not None:
-            sums = fused_cached_distillation(last, head, context.cached, weights.flatten(), **common)
+        if cached is not None:
+            sums = fused_cached_distillation(last, head, cached, weights, **common)
         else:
             teachers = self._teachers(context.teachers)
-            common["matched"] = None if matched is None else matched.flatten()
-            sums = fused_distillation(last, head, teachers, weights.flatten(), agreement=measuring, **common)
+            common["matched"] = matched
+            sums = fused_distillation(last, head, teachers, weights, agreement=measuring, **common)
         values = {"kd": sums.kd} | ({"ce": sums.ce} if with_ce else {})
         if matched is not None:
             values |= {"unmatched": sums.unmatched, "unmatched_share": weights[~matched].sum()}
-        return sums.loss, values | ({"agreement": sums.agreement} if measuring and context.cached is None else {})
+        return sums.loss, values | ({"agreement": sums.agreement} if measuring and cached is None else {})
 
     def _teachers(self, sides: Sequence[Side]) -> list[Teacher]:
         shares = self.objective.shares or (1.0,) * len(sides)
-        return [Teacher(side.last.flatten(0, 1), _head_of(side), share) for side, share in zip(sides, shares)]
-
-
-def _head_of(side: Side) -> Head:
-    """A teacher's head, of which the rows of the student's tokens are read."""
-    return replace(head_of(side.model), rows=None if side.match is None else side.match.image)
+        return [Teacher(side.last.flatten(0, 1), side.head, share) for side, share in zip(sides, shares)]
 
 
 def _matched(teachers: Sequence[Side]) -> Tensor | None:
-    """Where the next token is the same to all (B, S) bool; None where all have the student's vocabulary."""
+    """Where the next token is the same to all (B * S,) bool; None where all have the student's vocabulary."""
     matches = [side.match.next for side in teachers if side.match is not None]
-    return torch.stack(matches).all(0) if matches else None
+    return torch.stack(matches).all(0).flatten() if matches else None
 
 
 class States(Term):

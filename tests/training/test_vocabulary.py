@@ -18,9 +18,13 @@ from minitron_cli import api
 from minitron_cli.__main__ import run
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
-from minitron_cli.training.cached_logits.record import record_teacher
+from minitron_cli.training.cached_logits import store, topk
+from minitron_cli.training.cached_logits.layout import Cached
+from minitron_cli.training.cached_logits.record import parse_record, record_teacher
+from minitron_cli.training.cached_logits.sampled import draw
+from minitron_cli.training.divergences import softmax
 from minitron_cli.training.head import Head
-from minitron_cli.training.losses import Teacher, fused_distillation
+from minitron_cli.training.losses import Teacher, fused_cached_distillation, fused_distillation
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.objectives import KINDS, Divergence, Objective
 from minitron_cli.training.prepare import prepare
@@ -416,12 +420,90 @@ def test_what_does_not_go_is_refused(whole: Path, cut: Path, text: Path, tmp_pat
         with pytest.raises(MinitronError, match="the student's is no cut of the teacher's") as refused:
             rehearse(options(student, text, tmp_path / "out", teacher), 1)
         assert "minitron prune --vocab" in (refused.value.hint or "")
-    with pytest.raises(MinitronError, match="what it says cannot be recorded"):
-        record_teacher(options(cut, text, tmp_path / "x", whole, top_k=8), tmp_path / "top")
     record_teacher(options(whole, text, tmp_path / "x", whole, top_k=8), tmp_path / "top")
     with pytest.raises(MinitronError, match="was recorded with another tokenizer"):
         train(options(cut, text, tmp_path / "out", tmp_path / "top"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("div", [Divergence(kind=kind, temperature=1.5) for kind in KINDS])
+def test_all_kept_ids_but_one_recorded_are_the_live_loss(div: Divergence) -> None:
+    """The last one is alone in the bucket of the rest."""
+    case, matched = larger(make(tokens=13))
+    (teacher,) = case["teachers"]
+    given = {"div": div, "ce_weight": 0.2, "targets": case["targets"]}
+    live = fused_distillation(case["hidden"], case["head"], case["teachers"], case["weights"], matched=matched, **given)
+    top = topk.record(teacher.hidden, teacher.head, case["head"].vocab - 1, div.temperature)
+    cached = replace(top, matched=matched)
+    found = fused_cached_distillation(case["hidden"], case["head"], cached, case["weights"], **given)
+    for name in ("loss", "kd", "ce", "unmatched"):
+        torch.testing.assert_close(getattr(found, name), getattr(live, name), rtol=1e-5, atol=1e-7)
+    tensors = [case["hidden"], case["head"].weight, case["head"].bias]
+    for one, other in zip(*(torch.autograd.grad(sums.loss, tensors) for sums in (found, live))):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("record", ["top-k", "sampled:300", "sampled:40:0.7"])
+def test_gaps_come_back_from_the_disk(record: str) -> None:
+    """Of two windows; what is not in a gap is as in a record without gaps."""
+    g = torch.Generator().manual_seed(5)
+    hidden, head = torch.randn(14, 6, generator=g), Head(torch.randn(WHOLE, 6, generator=g))
+    matched = torch.rand(14, generator=g) > 0.4
+    draws, power = parse_record(record)
+    said: Cached
+    if draws:
+        said = draw(hidden, head, torch.rand(14, generator=g), draws, power)
+    else:
+        said = topk.record(hidden, head, 4)
+    header = store.Header("teacher", "tokens", ("data",), 8, 0 if draws else 4, WHOLE, 1.0, draws=draws, power=power)
+    plain = header.layout().unpack(header.layout().pack(said, 2))
+    layout = replace(header, reader="reader").layout()
+    records = layout.pack(replace(said, matched=matched), 2)
+    assert list(layout.ends(np.frombuffer(b"".join(records), np.uint8), 9)) == list(np.cumsum([*map(len, records)]))
+    found = layout.unpack(records)
+    known = torch.cat([matched.view(2, 7), matched.view(2, 7)[:, -1:]], 1).flatten()
+    assert found.matched is not None
+    assert found.matched.tolist() == known.tolist()
+    z = torch.randn(16, WHOLE, generator=g)
+    values = [one.at(known).divergence(Divergence(), softmax(z[known]), None) for one in (plain, found)]
+    torch.testing.assert_close(*values)
+    assert found.divergence(Divergence(), softmax(z), None).isfinite().all()
+
+
+@pytest.mark.parametrize("more", [{}, {"cross_doc": False, "seq_len": 96}], ids=["joined", "apart"])
+def test_a_recorded_teacher_is_the_live_one_across_the_cut(
+    more: dict[str, Any], whole: Path, cut: Path, text: Path, tmp_path: Path
+) -> None:
+    line = options(cut, text, tmp_path / "x", whole, top_k=KEPT - 1, steps=4, ce_weight=0.2, **more)
+    record_teacher(line, tmp_path / "top")
+    live = train(replace(line, output=str(tmp_path / "live")))
+    recorded = train(replace(line, output=str(tmp_path / "recorded"), teacher=(str(tmp_path / "top"),)))
+    before, after = recorded.progress.first, recorded.progress.last
+    assert before is not None
+    assert after is not None
+    assert live.progress.first is not None
+    assert live.progress.last is not None
+    assert before["unmatched_share"] > 0
+    for name in ("ce", "unmatched", "unmatched_share"):
+        assert before[name] == pytest.approx(live.progress.first[name], rel=1e-6), name
+    # Cached values are float16.
+    for found, expected in ((before, live.progress.first), (after, live.progress.last)):
+        assert found["kd"] == pytest.approx(expected["kd"], rel=2e-3)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+
+
+def test_draws_are_recorded_across_the_cut(whole: Path, cut: Path, text: Path, tmp_path: Path) -> None:
+    line = options(cut, text, tmp_path / "x", whole, steps=4)
+    record_teacher(line, tmp_path / "drawn", "sampled:200")
+    live = train(replace(line, output=str(tmp_path / "live"))).progress.first
+    drawn = train(replace(line, output=str(tmp_path / "out"), teacher=(str(tmp_path / "drawn"),))).progress.first
+    assert live is not None
+    assert drawn is not None
+    assert drawn["unmatched"] == pytest.approx(live["unmatched"], rel=1e-6)
+    assert drawn["kd"] == pytest.approx(live["kd"], abs=0.01), "the draws of 100 tokens"
+    # Recorded for the student's tokens: no other student of the teacher can read it.
+    with pytest.raises(MinitronError, match="was recorded with another tokenizer"):
+        train(options(whole, text, tmp_path / "other", tmp_path / "drawn"))
 
 
 def test_another_teachers_tokenizer_is_another_run(whole: Path, cut: Path, text: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""How what a teacher says of one window lies on disk: a record, the bytes of its seq_len - 1 predictions."""
+"""How what a teacher says of one window lies on disk: a record, the bytes of its seq_len - 1 predictions.
+
+A teacher with a larger vocabulary says nothing of what it reads otherwise than the student: such a layout has `gaps`.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,11 +41,13 @@ class Layout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TopKLayout:
-    """ids (uint16, or uint32), log-probabilities and the log of the rest's probability (float16)."""
+    """ids (uint16, or uint32), log-probabilities and the log of the rest's probability (float16): NaN where there is a
+    gap."""
 
     predictions: int
     top_k: int
     vocab: int
+    gaps: bool = False
     name: str = "top"
 
     @property
@@ -55,7 +60,8 @@ class TopKLayout:
     def pack(self, cached: Cached, rows: int) -> list[bytes]:
         assert isinstance(cached, TopK)
         packed = np.empty(rows, self.record)
-        for name, values in (("ids", cached.ids), ("log_probs", cached.log_probs), ("tail", cached.tail)):
+        tail = cached.tail if cached.matched is None else cached.tail.masked_fill(~cached.matched, torch.nan)
+        for name, values in (("ids", cached.ids), ("log_probs", cached.log_probs), ("tail", tail)):
             # float16 has nothing below -65504: a rest of probability 0 becomes that, not -inf.
             limited = values.clamp_min(-65504.0) if values.is_floating_point() else values
             packed[name] = limited.cpu().numpy().reshape(packed[name].shape)
@@ -65,10 +71,14 @@ class TopKLayout:
         rows = np.frombuffer(b"".join(records), self.record)
         # Rounding to float16 leaves sums a little off 1.
         log_probs, tail = (_repeat_last(rows[name]).astype(np.float32) for name in ("log_probs", "tail"))
+        gap = np.isnan(tail) if self.gaps else None
+        if gap is not None:
+            tail[gap] = 0.0
         with np.errstate(invalid="ignore"):  # what damaged bytes hold is refused by its ids
             total = np.logaddexp(np.logaddexp.reduce(log_probs, axis=-1), tail)
-        ids = _repeat_last(rows["ids"]).astype(np.int64)
-        return TopK(*(_flat(a) for a in (ids, log_probs - total[..., None], tail - total)))
+        ids = _flat(_repeat_last(rows["ids"]).astype(np.int64))
+        matched = None if gap is None else _flat(~gap)
+        return TopK(ids, _flat(log_probs - total[..., None]), _flat(tail - total), matched)
 
     def ends(self, data: np.ndarray, most: int) -> np.ndarray:
         size = self.record.itemsize
@@ -80,13 +90,15 @@ class TopKLayout:
 
 @dataclass(frozen=True, slots=True)
 class SampledLayout:
-    """Per prediction the entropy (float16) and how many ids were drawn; then of all of them the ids, and how often each
-    was drawn (an unsigned integer), or where the proposal is not the teacher its weight (float32)."""
+    """Per prediction the entropy (float16) and how many ids were drawn, none where there is a gap; then of all of them
+    the ids, and how often each was drawn (an unsigned integer), or where the proposal is not the teacher its weight
+    (float32)."""
 
     predictions: int
     draws: int
     power: float
     vocab: int
+    gaps: bool = False
     name: str = "drawn"
 
     @property
@@ -105,6 +117,10 @@ class SampledLayout:
         weights = np.diff(starts, append=first.size)
         if self.power != 1.0:
             weights = weights * cached.weights.cpu().numpy().ravel()[starts]
+        if cached.matched is not None:
+            matched = cached.matched.cpu().numpy()
+            weights = weights[matched[starts // ids.shape[1]]]
+            first &= matched[:, None]
         lengths = first.sum(1).reshape(rows, self.predictions)
         bounds = np.concatenate([[0], lengths.sum(1).cumsum()])
         entropy = cached.entropy.cpu().numpy().reshape(rows, self.predictions).astype("<f2")
@@ -125,7 +141,8 @@ class SampledLayout:
         ids[:, -1], weights[:, -1] = ids[:, -2], weights[:, -2]
         if self.power == 1.0:
             weights /= self.draws
-        return Sampled(*(_flat(a) for a in (ids, weights, entropy.astype(np.float32))))
+        matched = _flat(lengths > 0) if self.gaps else None
+        return Sampled(_flat(ids), _flat(weights), _flat(entropy.astype(np.float32)), matched)
 
     def ends(self, data: np.ndarray, most: int) -> np.ndarray:
         found: list[int] = []

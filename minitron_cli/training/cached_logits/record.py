@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +25,15 @@ from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.cached_logits.sampled import draw, offsets_of
 from minitron_cli.training.cached_logits.served import IN_FLIGHT
 from minitron_cli.training.cached_logits.store import Header
-from minitron_cli.training.head import check_head, head_of
+from minitron_cli.training.head import check_head
 from minitron_cli.training.inputs import paths_read, require_one_length, windows_read
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
 from minitron_cli.training.load import load_teacher
 from minitron_cli.training.options import Options
 from minitron_cli.training.prepare import Prepared, prepare
 from minitron_cli.training.progress import Display
-from minitron_cli.training.rows import Share, share_of
+from minitron_cli.training.rows import Share, read_by, share_of
+from minitron_cli.training.step import side_of
 from minitron_cli.training.student import Taps
 
 TOP_K = "top-k"  # what is recorded unless draws are asked for
@@ -91,11 +92,6 @@ def plan_recording(options: Options, path: Path, record: str = TOP_K) -> Recordi
         raise MinitronError(
             "a recording is of one teacher", "give one --teacher MODEL, and record each into its own directory"
         )
-    if any(ready.models.readers):
-        raise MinitronError(
-            f"{ready.models.teachers[0]} reads text in more tokens than the student: what it says cannot be recorded",
-            "distil from the model itself, without --record-teacher",
-        )
     require_one_length(ready.order, str(path))
     header = _header(ready, ready.order, record)
     assert ready.options.steps is not None
@@ -106,9 +102,9 @@ def plan_recording(options: Options, path: Path, record: str = TOP_K) -> Recordi
 
 
 def _header(ready: Prepared, order: Order, record: str) -> Header:
-    vocab = min(size.shape["vocab"] for size in ready.sizes)
+    vocab, _ = ready.vocabulary
     draws, power = parse_record(record)
-    served = ready.models.served
+    served, reader = ready.models.served, next(filter(None, ready.models.readers), None)
     if draws and served is not None:
         raise MinitronError(f"--record {record} needs the teacher itself: a server gives its top k", "record top-k")
     top_k = 0 if draws else ready.options.top_k
@@ -128,6 +124,7 @@ def _header(ready: Prepared, order: Order, record: str) -> Header:
         draws=draws,
         power=power,
         seed=ready.options.seed if draws else 0,
+        reader="" if reader is None else reader.digest,
     )
 
 
@@ -217,22 +214,27 @@ def _teller(plan: RecordingPlan) -> Iterator[Callable[[int, np.ndarray], list[by
 
 
 def _share(plan: RecordingPlan, file: int, windows: np.ndarray) -> Share:
-    """Some windows of a token file; documents are kept apart as the header says."""
+    """Some windows of a token file, and how the teacher reads them; documents are kept apart as the header says."""
     order, files = plan.order, np.full(len(windows), file)
     documents = None if plan.header.cross_doc else order.documents_at(files, windows, order.seq_len)
-    return share_of(order.rows_at(files, windows, order.seq_len), documents)
+    share = share_of(order.rows_at(files, windows, order.seq_len), documents)
+    return read_by(plan.ready.models.readers, share)
 
 
 @torch.no_grad()
 def _records(teacher: nn.Module, plan: RecordingPlan, file: int, windows: np.ndarray) -> list[bytes]:
     """The records of some windows of a token file by a teacher in memory."""
     share, header = _share(plan, file, windows), plan.header
-    last, _ = Taps(teacher, ()).run(share.ids, share.positions)
-    hidden, head = last[:, :-1].flatten(0, 1), head_of(teacher)
+    reader, reading = next(zip(plan.ready.models.readers, share.readings), (None, None))
+    image = None if reader is None else torch.from_numpy(reader.image)
+    side = side_of(teacher, Taps(teacher, ()).run, share.ids, share.positions, image, reading)
+    hidden, head = side.last[:, :-1].flatten(0, 1), side.head
     found: Cached
     if header.draws:
         offsets = torch.from_numpy(offsets_of(header.seed, file, windows, header.seq_len - 1)).flatten()
         found = draw(hidden, head, offsets, header.draws, header.power, header.temperature, header.vocab)
     else:
         found = topk.record(hidden, head, header.top_k, header.temperature, header.vocab)
+    if side.match is not None:
+        found = replace(found, matched=side.match.next[:, :-1].flatten())
     return header.layout().pack(found, len(windows))

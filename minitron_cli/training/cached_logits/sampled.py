@@ -22,20 +22,24 @@ KINDS = ("forward_kl", "soft_ce")  # the divergences that are linear in the teac
 class Sampled:
     """ids (N, m) int64, weights (N, m) of the draws, entropy (N,) of the teacher in nats.
 
-    An id may stand in several places, whose weights add up; places that hold none have weight 0.
+    An id may stand in several places, whose weights add up; places that hold none have weight 0. `matched` (N,) bool is
+    there where the teacher has a larger vocabulary: of other rows it says nothing.
     """
 
     ids: Tensor
     weights: Tensor
     entropy: Tensor
+    matched: Tensor | None = None
 
     def at(self, tokens: Tensor) -> "Sampled":
         """The rows of some tokens."""
-        return Sampled(self.ids[tokens], self.weights[tokens], self.entropy[tokens])
+        matched = None if self.matched is None else self.matched[tokens]
+        return Sampled(self.ids[tokens], self.weights[tokens], self.entropy[tokens], matched)
 
     def to(self, device: torch.device) -> "Sampled":
         """The same on a device."""
-        return Sampled(self.ids.to(device), self.weights.to(device), self.entropy.to(device))
+        matched = None if self.matched is None else self.matched.to(device)
+        return Sampled(self.ids.to(device), self.weights.to(device), self.entropy.to(device), matched)
 
     def divergence(self, div: Divergence, student: Softmax, slope: Tensor | None) -> Tensor:
         """An unbiased estimate (r,) of `divergences.divergence` over all ids, and of its slope (r, V)."""

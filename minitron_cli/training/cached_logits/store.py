@@ -32,7 +32,8 @@ _AGAIN = "remove the directory and record the teacher again"
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a recording is of. `vocab` ids were compared at `temperature`, and of each distribution kept the `top_k`
-    ids, or where these are 0 `draws` of them, drawn by `seed` from the distribution raised to `power`."""
+    ids, or where these are 0 `draws` of them, drawn by `seed` from the distribution raised to `power`. Of a teacher
+    with a larger vocabulary than the student `reader` identifies how it reads the student's text."""
 
     teacher: str  # digest of the model
     tokenizer_hash: str
@@ -45,13 +46,14 @@ class Header:
     draws: int = 0
     power: float = 1.0
     seed: int = 0
+    reader: str = ""
     format: str = FORMAT
 
     def layout(self) -> Layout:
         """How a window lies on disk."""
         if self.draws:
-            return SampledLayout(self.seq_len - 1, self.draws, self.power, self.vocab)
-        return TopKLayout(self.seq_len - 1, self.top_k, self.vocab)
+            return SampledLayout(self.seq_len - 1, self.draws, self.power, self.vocab, bool(self.reader))
+        return TopKLayout(self.seq_len - 1, self.top_k, self.vocab, bool(self.reader))
 
     def file(self, path: Path, index: int) -> Path:
         """The records of a token file."""
@@ -301,8 +303,8 @@ def _read_header(file: Path) -> tuple[Header, dict[str, str]]:
     if isinstance(found, dict):
         require_unaltered(found, file)
         found.pop(DIGEST, None)
-        # A header from before these fields were: documents were always joined, and the top k kept.
-        found = {"cross_doc": True, "draws": 0, "power": 1.0, "seed": 0, **found}
+        # A header from before these fields were: documents were always joined, the top k kept, of the same vocabulary.
+        found = {"cross_doc": True, "draws": 0, "power": 1.0, "seed": 0, "reader": "", **found}
     files = found.pop("files", {}) if isinstance(found, dict) else {}
     if not isinstance(found, dict) or set(found) != {f.name for f in fields(Header)} or found["format"] != FORMAT:
         raise MinitronError(f"{file} is not the header of a recorded teacher", _AGAIN)

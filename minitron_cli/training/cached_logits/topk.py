@@ -16,19 +16,25 @@ from minitron_cli.training.head import Head, logits
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """ids (N, k) distinct per row, log_probs (N, k), tail (N,): log of the probability of every other id."""
+    """ids (N, k) distinct per row, log_probs (N, k), tail (N,): log of the probability of every other id.
+
+    `matched` (N,) bool is there where the teacher has a larger vocabulary: of other rows it says nothing.
+    """
 
     ids: Tensor
     log_probs: Tensor
     tail: Tensor
+    matched: Tensor | None = None
 
     def at(self, tokens: Tensor) -> "TopK":
         """The rows of some tokens."""
-        return TopK(self.ids[tokens], self.log_probs[tokens], self.tail[tokens])
+        matched = None if self.matched is None else self.matched[tokens]
+        return TopK(self.ids[tokens], self.log_probs[tokens], self.tail[tokens], matched)
 
     def to(self, device: torch.device) -> "TopK":
         """The same on a device."""
-        return TopK(self.ids.to(device), self.log_probs.to(device), self.tail.to(device))
+        matched = None if self.matched is None else self.matched.to(device)
+        return TopK(self.ids.to(device), self.log_probs.to(device), self.tail.to(device), matched)
 
     def buckets(self, dtype: torch.dtype) -> Tensor:
         """(N, k + 1) log-probabilities, the rest last; a tail of mass 0 becomes the smallest number of the dtype."""
