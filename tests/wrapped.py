@@ -130,6 +130,17 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "vision_config": {**QWEN, "deepstack_visual_indexes": [0]},
         **QWEN_IDS,
     },
+    "qwen3_vl_moe": {
+        "text_config": {
+            **TOY_CONFIGS["qwen3_moe"],
+            "moe_intermediate_size": 32,  # 2 * 24 would be as many rows as there are columns
+            "model_type": "qwen3_vl_moe_text",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+        },
+        "vision_config": {**QWEN, "deepstack_visual_indexes": [0]},
+        **QWEN_IDS,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -169,9 +180,19 @@ def wrapped_model(model_type: str, seed: int = 0, **text: Any) -> Any:
 def make_wrapped(model_type: str, path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **text: Any) -> Path:
     """Save a toy model of text and images with a toy tokenizer and a file of its processor; returns `path`."""
     wrapped_model(model_type, seed, **text).to(dtype).save_pretrained(path)
+    if model_type == "qwen3_vl_moe":
+        turn_experts(path)
     toy_tokenizer(TOY_CONFIGS["llama"]["vocab_size"]).save_pretrained(path)
     (path / "preprocessor_config.json").write_text('{"size": 8}\n')
     return path
+
+
+def turn_experts(directory: Path) -> None:
+    """Store experts as Qwen publishes them, each matrix transposed, in place."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    turned = {name: t.transpose(1, 2).contiguous() for name, t in tensors.items() if ".experts." in name}
+    save_file(tensors | turned, file, {"format": "pt"})
 
 
 def spelled(directory: Path, before: Prefixes, after: Prefixes) -> Path:

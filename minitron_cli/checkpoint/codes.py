@@ -1,16 +1,18 @@
-"""How the values of a quantised tensor follow from what is stored: a code for each, and a scale for each block of them.
+"""How the values of a tensor follow from what is stored: where it is quantised, a code for each value and a scale for
+each block of them; where it is transposed, the values in another order.
 
 A code stands for one of few numbers, exactly, and is multiplied by its scale in float32.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
 import numpy as np
 
 from minitron_cli.checkpoint.bits import from_bits
-from minitron_cli.checkpoint.headers import TensorInfo
+from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.values import read_bits
 
 EXPONENTS = ("U8", "F8_E8M0")  # scales that are powers of two, stored as their exponents
@@ -71,16 +73,57 @@ class Packed:
         """Rows first .. first + count, float32 (count, column): `raw` are the bytes from row `begin` on."""
         (height, width), parts = self.matrix, []
         size, groups = height * width // 2, height // GROUP
-        while count:
-            expert, low = divmod(first, height)
-            high = min(low + count, height)
+        for expert, low, high in _within(first, count, height):
             packed = raw[(expert - begin // height) * size :][:size].reshape(width, height // 2)
             values = _looked_up(_e2m1_pairs(), np.ascontiguousarray(packed[:, low // 2 : -(-high // 2)]))
             values = values.reshape(width, -1)[:, low % 2 :][:, : high - low]
             scales = _scales(self.scale, expert * width * groups, width * groups).reshape(width, groups)
             parts.append((values * scales[:, np.arange(low, high) // GROUP]).T)
-            first, count = first + high - low, count - (high - low)
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """Matrices (.., row, column) of plain numbers that are stored as (.., column, row)."""
+
+    dtype: str
+    matrix: tuple[int, int]
+
+    @property
+    def scale(self) -> None:
+        return None
+
+    @property
+    def rows_together(self) -> int:
+        return self.matrix[0]
+
+    def num_bytes(self, count: int) -> int:
+        return count * ITEM_BYTES[self.dtype]
+
+    def rows(self, raw: np.ndarray, begin: int, first: int, count: int) -> np.ndarray:
+        """Rows first .. first + count (count, column): `raw` are the bytes from row `begin` on."""
+        (height, width), parts = self.matrix, []
+        size = self.num_bytes(height * width)
+        for one, low, high in _within(first, count, height):
+            stored = raw[(one - begin // height) * size :][:size].view(f"u{self.num_bytes(1)}")
+            parts.append(from_bits(stored, self.dtype).reshape(width, height)[:, low:high].T)
+        return np.concatenate(parts)
+
+
+def transposed(info: TensorInfo) -> TensorInfo:
+    """A plain tensor with its last two dimensions exchanged, its bytes as they are."""
+    assert info.codes is None
+    *lead, height, width = info.shape
+    return replace(info, shape=(*lead, width, height), codes=Transposed(info.dtype, (width, height)))
+
+
+def _within(first: int, count: int, height: int) -> Iterator[tuple[int, int, int]]:
+    """Rows first .. first + count of matrices of this height: the index of each matrix, and which of its rows."""
+    while count:
+        matrix, low = divmod(first, height)
+        high = min(low + count, height)
+        yield matrix, low, high
+        first, count = first + high - low, count - (high - low)
 
 
 def _scales(info: TensorInfo, first: int, count: int) -> np.ndarray:

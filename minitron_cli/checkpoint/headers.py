@@ -25,11 +25,12 @@ _HINT = "the file is damaged or was not downloaded completely; fetch it again"
 
 
 class Codes(Protocol):
-    """How the values of a quantised tensor, as rows of its last dimension, follow from its bytes (see `codes`)."""
+    """How the values of a tensor that is quantised or transposed, as rows of its last dimension, follow from its bytes
+    (see `codes`)."""
 
     @property
-    def scale(self) -> "TensorInfo":
-        """The scales."""
+    def scale(self) -> "TensorInfo | None":
+        """The scales; None where the bytes are the values, in another order."""
 
     @property
     def rows_together(self) -> int:
@@ -39,14 +40,14 @@ class Codes(Protocol):
         """Bytes of as many values."""
 
     def rows(self, raw: np.ndarray, begin: int, first: int, count: int) -> np.ndarray:
-        """Rows first .. first + count, float32 (count, last): `raw` are the bytes from row `begin` on, uint8."""
+        """Rows first .. first + count, floats (count, last): `raw` are the bytes from row `begin` on, uint8."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies: `begin` is its absolute byte offset in `file`.
 
-    `dtype` and `shape` are those of its values. Where it is quantised, `codes` makes them of the bytes.
+    `dtype` and `shape` are those of its values. Where it is quantised or transposed, `codes` makes them of the bytes.
     """
 
     name: str
@@ -66,7 +67,7 @@ class TensorInfo:
         """Bytes that they take in the files, with their scales where they are quantised."""
         if self.codes is None:
             return self.num_bytes
-        return self.codes.num_bytes(prod(self.shape)) + self.codes.scale.num_bytes
+        return self.codes.num_bytes(prod(self.shape)) + (self.codes.scale.num_bytes if self.codes.scale else 0)
 
     def span(self, first: int, count: int) -> tuple[int, int]:
         """Where the bytes of `count` elements from index `first` on lie: (absolute offset, number of bytes)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minitron_cli.checkpoint.codes import transposed
 from minitron_cli.checkpoint.headers import FLOATS, TensorInfo, read_header
 from minitron_cli.checkpoint.quantised import method_of, plain_config, plain_tensors, require_known
 from minitron_cli.checkpoint.validation import known_activations
@@ -154,9 +155,10 @@ def _parted(
     tensors, beside, problems = {}, {}, []
     for name, info in on_disk.items():
         inside = name if _foresees(family, name) else prefixes.inside(name)
-        tensors[inside or name] = info
         if inside is not None:
+            tensors[inside] = _turned(wrapper, family, shape, inside, info)
             continue
+        tensors[name] = info
         if (line := wrapper.line(name, info.shape, prefixes)) is None:
             problems.append(f"{wrapper.model_type} is not known to have {name} {list(info.shape)}")
         elif info.shape != (wanted := _sizes(line, shape)):
@@ -168,6 +170,16 @@ def _parted(
     if problems:
         raise _not_of_its_config(path, wrapper.model_type, problems)
     return tensors, Wrapping(wrapper, prefixes, beside)
+
+
+def _turned(wrapper: Wrapper, family: Family, shape: Shape, name: str, info: TensorInfo) -> TensorInfo:
+    """A tensor of the text model as its table describes it, where it is stored transposed. Of square matrices
+    transformers takes it that they are not."""
+    found = match(family, [name], shape.kinds)[0].get(name) if wrapper.transposed else None
+    if found is None or found.weight.name not in wrapper.transposed or info.codes is not None:
+        return info
+    other = transposed(info)
+    return other if info.shape != (wanted := _sizes(found.weight, shape)) and other.shape == wanted else info
 
 
 def _is_cut(weight: Weight) -> bool:
@@ -320,8 +332,19 @@ def text_tensors(path: Path) -> dict[str, TensorInfo]:
         tensors = plain_tensors(tensors, config, "bfloat16", path)
     if prefixes is None:
         return tensors
+    wrapper = wrapper_around(path)
+    assert wrapper is not None
+    family = wrapper.around(family_of(str(config["model_type"])))
+    shape = shape_of(family, config)
     named = ((prefixes.inside(name), info) for name, info in tensors.items())
-    return {name: replace(info, name=name) for name, info in named if name is not None}
+    inside = {name: replace(info, name=name) for name, info in named if name is not None}
+    return {name: _turned(wrapper, family, shape, name, info) for name, info in inside.items()}
+
+
+def stored_otherwise(path: Path) -> bool:
+    """Whether a plain directory stores tensors of its text model otherwise than that would by itself."""
+    config = load_config(path)
+    return method_of(config) is None and any(info.codes is not None for info in text_tensors(path).values())
 
 
 def _shards(path: Path, index: Path) -> list[Path]:

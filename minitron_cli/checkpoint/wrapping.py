@@ -40,7 +40,7 @@ def text_config(whole: Mapping[str, Any], wrapper: Wrapper, tied: bool | None = 
     if plain := wrapper.text_types.get(str(text["model_type"])):
         text = dict(_understood(whole)[TEXT])
         rotation = {key: value for key, value in text["rope_parameters"].items() if not key.startswith("mrope")}
-        text |= {"model_type": plain, "rope_parameters": rotation}
+        text |= {"model_type": plain, "rope_parameters": rotation, **wrapper.text_values}
     if tied is None:
         said = whole.get(TIED)
         tied = said if type(said) is bool and said is text.get(TIED) else bool(_understood(whole).get(TIED))

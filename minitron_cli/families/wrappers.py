@@ -1,5 +1,7 @@
 """Models of text and images: what stands beside their text model, whose table is that of its own family."""
 
+from minitron_cli.families.experts import EXPERTS
+from minitron_cli.spec.axes import parse_table
 from minitron_cli.spec.wrapper import SIDE_BY_SIDE, SINCE_5, Wrapper, wrapper
 
 _QWEN_MERGER = """
@@ -70,17 +72,22 @@ WRAPPERS: tuple[Wrapper, ...] = (
         )
         for model_type, out in (("qwen2_vl", "hidden_size"), ("qwen2_5_vl", "out_hidden_size"))
     ),
-    wrapper(
-        "qwen3_vl",
-        "visual",
-        _QWEN_MERGER
-        + """
-        visual.deepstack_merger_list.{}.linear_fc2.weight  hidden * ?
-        visual.deepstack_merger_list.{}.linear_fc2.bias    hidden ?
-        """,
-        follows={"vision_config.out_hidden_size": "hidden"},
-        prefixes=(SINCE_5,),
-        text_types={"qwen3_vl_text": "qwen3"},
-        early="vision_config.deepstack_visual_indexes",
+    *(
+        wrapper(
+            f"qwen3_vl{experts}",
+            "visual",
+            _QWEN_MERGER
+            + """
+            visual.deepstack_merger_list.{}.linear_fc2.weight  hidden * ?
+            visual.deepstack_merger_list.{}.linear_fc2.bias    hidden ?
+            """,
+            follows={"vision_config.out_hidden_size": "hidden"},
+            prefixes=(SINCE_5,),
+            text_types={f"qwen3_vl{experts}_text": f"qwen3{experts}"},
+            early="vision_config.deepstack_visual_indexes",
+            text_values={"norm_topk_prob": True} if experts else {},
+            transposed=tuple(line.name for line in parse_table(EXPERTS) if line.layout == "fused" and experts),
+        )
+        for experts in ("", "_moe")
     ),
 )

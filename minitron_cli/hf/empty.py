@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from minitron_cli.hf.load import quiet
+from minitron_cli.hf.quiet import quiet
 
 
 def empty_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:

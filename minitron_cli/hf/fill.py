@@ -21,8 +21,8 @@ from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import text_tensors
 from minitron_cli.checkpoint.tensors import read_elements, read_tensor
 from minitron_cli.errors import MinitronError
-from minitron_cli.hf.empty import empty_model
-from minitron_cli.hf.process_group import own_part
+from minitron_cli.hf.empty import empty_model, materialise
+from minitron_cli.hf.process_group import CPU, own_part
 
 _BLOCK_BYTES = 64 << 20  # of a file, read at a time
 
@@ -35,6 +35,20 @@ class _Source:
     tensors: tuple[TensorInfo, ...]
     patterns: tuple[str, ...] = ()
     converter: Any = None
+
+
+def filled_model(
+    config: Any,
+    dtype: torch.dtype,
+    path: Path,
+    device: torch.device | None = None,
+    tensors: Mapping[str, TensorInfo] | None = None,
+) -> Any:
+    """The causal LM of a config in evaluation mode, its weights read from a directory (see `fill`)."""
+    model = empty_model(config, dtype)
+    materialise(model, device or CPU)
+    fill(model, path, tensors)
+    return model.eval()
 
 
 @torch.no_grad()

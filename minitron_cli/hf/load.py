@@ -15,6 +15,8 @@ import torch
 from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.validation import spelled_floats
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.fill import filled_model
+from minitron_cli.hf.quiet import quiet
 
 # What transformers raises for a config, weights or a tokenizer that do not fit together.
 _REJECTIONS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
@@ -36,6 +38,13 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    if reader.wrapper_around(path) is not None and reader.stored_otherwise(path):
+        if device_map:
+            raise MinitronError(
+                f"{path} stores weights of its text model transposed, which accelerate does not place",
+                "leave --device-map out, or write the text model first: minitron prune MODEL --text-only -o OUT",
+            )
+        return _ready(filled_model(load_config(path), dtype, path, device), None, train)
     placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
     with loading(path):
         if (prefixes := reader.text_prefixes(path)) is not None:
@@ -132,19 +141,3 @@ def loading(path: Path) -> Iterator[None]:
         raise MinitronError(
             f"{path} does not load: {reason}", f"`minitron verify {path}` says what is wrong"
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from showing progress bars, and from warning about weights that are left out on purpose."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.hf.empty import empty_model, materialise
-from minitron_cli.hf.fill import fill
+from minitron_cli.hf.fill import filled_model
 from minitron_cli.hf.load import config_of, load_model
 from minitron_cli.hf.process_group import CPU
 
@@ -26,7 +25,5 @@ def load_source(
     """
     if not checkpoint.dequantised:
         return load_model(checkpoint.path, dtype, device, device_map=device_map, trust_remote_code=trust_remote_code)
-    model = empty_model(config_of(checkpoint.config), dtype)
-    materialise(model, device)
-    fill(model, checkpoint.path, {name: replace(checkpoint.tensors[name], name=name) for name in checkpoint.matches})
-    return model.eval().requires_grad_(False)
+    tensors = {name: replace(checkpoint.tensors[name], name=name) for name in checkpoint.matches}
+    return filled_model(config_of(checkpoint.config), dtype, checkpoint.path, device, tensors).requires_grad_(False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minitron_cli.checkpoint.codes import Transposed
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import TensorOut
@@ -43,7 +44,8 @@ class Piece:
 class Cut:
     """One output tensor: the pieces of the source tensor it is gathered from, in their order on disk.
 
-    `written` are the tensors that its bytes are written as, in order: itself, or those of a dense model.
+    `written` are the tensors that its bytes are written as, in order: itself, or those of a dense model. `transposed`
+    says that its matrices are written as they are stored, with rows and columns exchanged; `out` has the shape of this.
     """
 
     out: TensorOut
@@ -51,6 +53,11 @@ class Cut:
     pieces: tuple[Piece, ...]
     written: tuple[TensorOut, ...]
     repair: Repair | None = None
+    transposed: bool = False
+
+    def in_one(self, piece: Piece) -> bool:
+        """Whether a piece has to come in one block."""
+        return self.transposed or (piece.change is not None and piece.change.whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ class Read:
         assert self.cut is not None
         assert self.piece is not None
         whole = self.cut.out.shape[-len(self.piece.shape) :] or (1,)
+        whole = whole[::-1] if self.cut.transposed else whole
         if self.piece.change is not None and self.piece.change.whole:
             return whole
         return (self.num_rows if self.rows is None else len(self.rows), *whole[1:])
@@ -118,7 +126,11 @@ def _cut(checkpoint: Checkpoint, plan: Plan, match: Match, layer: int | None, ex
     out, dense = TensorOut(weight.format(**place), info.dtype, shape), checkpoint.family.dense if plan.dense else None
     tensors = (out, *((out,) if dense is None else dense_tensors(dense, weight, layer, out)))
     out, *written = (replace(tensor, name=checkpoint.on_disk(tensor.name)) for tensor in tensors)
-    return Cut(out, info, pieces, tuple(written), repair_of(checkpoint.family, checkpoint.config, plan, weight))
+    repair = repair_of(checkpoint.family, checkpoint.config, plan, weight)
+    if checkpoint.wrapping is not None and isinstance(info.codes, Transposed) and shape[-1] != shape[-2]:
+        out = replace(out, shape=(*shape[:-2], shape[-1], shape[-2]))
+        return Cut(out, info, pieces, (out,), repair, transposed=True)
+    return Cut(out, info, pieces, tuple(written), repair)
 
 
 def _expert_pieces(info: TensorInfo, match: Match, plan: Plan, layer: int | None) -> Iterator[Piece]:
@@ -160,8 +172,10 @@ def _rows(cut: Cut, piece: Piece, block_bytes: int) -> Iterator[Read]:
     assert piece.shape[0] % together == 0, f"{cut.source.name}: a piece ends inside rows that are stored together"
     step = max(together, block_bytes // max(1, piece.row * ITEM_BYTES[cut.source.dtype]) // together * together)
     kept = piece.keep[0]
+    if cut.in_one(piece):
+        step = piece.shape[0]
     if piece.change is not None and piece.change.whole:
-        step, kept = piece.shape[0], None  # what a new row is made of is anywhere in the tensor
+        kept = None  # what a new row is made of is anywhere in the tensor
     for first in range(0, piece.shape[0], step):
         last = min(first + step, piece.shape[0])
         read = Read(cut.source.file, *cut.source.span(piece.first + first * piece.row, (last - first) * piece.row))

@@ -70,7 +70,7 @@ def write_model(
     sizes = {file: file.stat().st_size for file in source.files}
     parts = _parts(cut, max_shard_bytes)
     read = _source_hashed(ahead(_read_all(reads(sizes, cut, BLOCK_BYTES), buffers)), source, digests.source)
-    if source.dequantised:
+    if any(one.source.codes is not None for one in cut):
         read = _decoded(ahead(read), buffers)
     values = _watched(read, source) if finite else read
     target = _hashed(ahead(_assembled(parts, ahead(values), buffers)), digests.target)
@@ -126,7 +126,7 @@ def _source_hashed(blocks: Iterable[Block], source: Checkpoint, digests: dict[st
 
 
 def _decoded(blocks: Iterable[Block], buffers: Buffers) -> Iterator[Block]:
-    """Blocks of values in the place of quantised ones, several for one where values take more bytes than a block."""
+    """Blocks of values in the place of quantised or transposed ones, several for one where they take more bytes."""
     for block in blocks:
         read = block.read
         if read is None or read.cut is None or read.piece is None or read.cut.source.codes is None:
@@ -135,7 +135,7 @@ def _decoded(blocks: Iterable[Block], buffers: Buffers) -> Iterator[Block]:
         source, piece = read.cut.source, read.piece
         width = source.shape[-1]
         row_bytes = piece.row * ITEM_BYTES[source.dtype]
-        step = read.num_rows if piece.change is not None and piece.change.whole else max(1, BLOCK_BYTES // row_bytes)
+        step = read.num_rows if read.cut.in_one(piece) else max(1, BLOCK_BYTES // row_bytes)
         begin, of_row = (piece.first + read.first_row * piece.row) // width, piece.row // width
         for first in range(0, read.num_rows, step):
             last = min(first + step, read.num_rows)
@@ -231,7 +231,8 @@ def gather(read: Read, data: np.ndarray, out: np.ndarray) -> None:
     dtype, piece = read.cut.source.dtype, read.piece
     word = f"u{ITEM_BYTES[dtype]}"
     rows = data.view(word).reshape(-1, *piece.shape[1:])
-    kept = out.view(word).reshape(read.kept_shape)
+    kept = out.view(word)
+    kept = kept.reshape(read.kept_shape[::-1]).T if read.cut.transposed else kept.reshape(read.kept_shape)
     if piece.change is not None:
         kept[:] = piece.change.apply(rows if read.rows is None else rows[read.rows], dtype, piece.keep[-1])
         return

@@ -61,7 +61,9 @@ class Wrapper:
     that is no language model by itself to the one that it is equal to where there is only text. `early` is the key of
     config.json that lists one entry for each of the first layers after which features of images enter once more.
     `derived` are the axes of the text model whose sizes config.json cannot state inside the whole, though it can of the
-    text model by itself: heads are then as wide as hidden / heads.
+    text model by itself: heads are then as wide as hidden / heads. `text_values` holds values of config.json without
+    which a text model of `text_types` is not that of the whole. `transposed` are the lines of the text model's table
+    whose matrices published checkpoints store transposed; transformers tells by their shape.
     """
 
     model_type: str
@@ -71,10 +73,14 @@ class Wrapper:
     text_types: Mapping[str, str] = field(default_factory=dict)
     early: str = ""
     derived: tuple[str, ...] = ()
+    text_values: Mapping[str, Any] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
     prefixes: tuple[Prefixes, ...] = (SINCE_5, BEFORE_5)
 
     def around(self, family: Family) -> Family:
         """The family of the text model, with the axis of a projector that config.json makes as wide as it."""
+        if self.text_types:
+            family = replace(family, dense=None)  # what is around it takes no text model of another type
         keys = {axis: key for axis, key in family.config_keys.items() if axis not in self.derived}
         if not any(PROJECTOR in dims.split() for dims in self.lines.values()):
             return replace(family, config_keys=keys)

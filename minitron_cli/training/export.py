@@ -17,7 +17,7 @@ from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import write_manifest
 from minitron_cli.checkpoint.reader import load_whole_config, text_tensors, wrapper_around
-from minitron_cli.checkpoint.rewrap import rewrap, room
+from minitron_cli.checkpoint.rewrap import is_usual, rewrap, room
 from minitron_cli.checkpoint.wrapping import TEXT
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.load import load_config as hf_config
@@ -92,7 +92,7 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
     with write_errors(directory / "model.safetensors"), quiet_transformers():
         if wrapped:
             text = directory / ".text"
-            shell.save_pretrained(text)
+            shell.save_pretrained(text, save_original_format=is_usual(origin.model))
             rewrap(text, origin.model, directory)
             shutil.rmtree(text)
         else:

@@ -74,7 +74,7 @@ def test_a_head_of_its_own_in_the_files_counts_and_not_the_default(gemma3: Path,
 
 
 # Sizes that published configs name, and parameters of the text model: Gemma 3 4B and Vicuna 7B (64 more tokens each),
-# Qwen3 1.7B, Qwen2.5 3B, LFM2 350M. All else is left to transformers' defaults, as it is there.
+# Qwen3 1.7B and 30B-A3B, Qwen2.5 3B, LFM2 350M. All else is left to transformers' defaults, as it is there.
 PUBLISHED: list[tuple[dict[str, Any], int]] = [
     (
         {
@@ -108,6 +108,28 @@ PUBLISHED: list[tuple[dict[str, Any], int]] = [
             },
         },
         1_720_574_976,
+    ),
+    (
+        {
+            "model_type": "qwen3_vl_moe",
+            "text_config": {
+                "model_type": "qwen3_vl_moe_text",
+                "decoder_sparse_step": 1,
+                "head_dim": 128,
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "mlp_only_layers": [],
+                "moe_intermediate_size": 768,
+                "num_attention_heads": 32,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "num_hidden_layers": 48,
+                "num_key_value_heads": 4,
+                "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+                "vocab_size": 151936,
+            },
+        },
+        30_532_122_624,
     ),
     # As it is published, all on one level.
     (

@@ -18,6 +18,7 @@ from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.hf.load import load_model
 from minitron_cli.importance.baselines import following_scores, magnitude_scores
 from minitron_cli.prune.compensate import open_compensation
 from minitron_cli.prune.directions import by_directions
@@ -109,6 +110,22 @@ def test_what_stands_beside_the_text_model_keeps_its_bytes(model_type: str, wrap
     for name in checkpoint.beside:
         assert torch.equal(before[name], after[name]) is (name not in cut), name
     assert (tmp_path / "small" / "preprocessor_config.json").read_text() == '{"size": 8}\n'
+
+
+def test_transposed_experts_are_written_transposed_where_their_shape_can_tell(wrapped: Wrapped, tmp_path: Path) -> None:
+    """Of square matrices transformers takes it that they are not: 2 x 16 rows for 32 channels."""
+    source, name = wrapped("qwen3_vl_moe"), "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    assert stored(source)[name].shape == (5, 48, 64)
+    for hidden, shape in ((36, (5, 36, 32)), (32, (5, 32, 32))):
+        out = tmp_path / str(hidden)
+        plan = prune_to(source, out, {"hidden": hidden, "expert_ffn": 16})
+        assert stored(out)[name].shape == shape
+        with torch.no_grad():
+            masked = masked_source(TextView(load_whole(source)), open_checkpoint(source).family, plan)
+            whole, alone = load_whole(out), load_model(out, torch.float32)
+            found, text = (model(toy_ids(2, 11), use_cache=False).logits for model in (whole, alone))
+            assert difference(found, masked(toy_ids(2, 11))) < TOLERANCE
+        assert difference(text, found) < 1e-6
 
 
 @pytest.mark.parametrize("model_type", WRAPPED)
