@@ -29,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich help costs 0.1 to 0.2 s at start-up
     pretty_exceptions_enable=False,  # a bug keeps its traceback
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 

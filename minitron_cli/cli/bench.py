@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.cli.common import bytes_text, emit, examples, interruptible, parse_bytes, require_model, say, table
-from minitron_cli.cli.parameters import AS_JSON, DRY_RUN, command_of, defaults_of, flag, models, typed
+from minitron_cli.cli.parameters import AS_JSON, DRY_RUN, MODELS, command_of, defaults_of, flag, typed
 
 NAME = "bench"
 EXAMPLES = examples(
@@ -32,7 +32,7 @@ def _act(given: Mapping[str, Any]) -> None:
 
 command = command_of(
     (
-        models(),
+        MODELS,
         flag("grid", str, "input x output tokens: 128x128,2048x128"),
         flag("batch_sizes", str, "sequences at a time: 1,8"),
         flag("repeats", int, "timed rounds", min=1),

@@ -30,7 +30,7 @@ def option(*names: str, help: str, **settings: Any) -> Any:
 
 def argument(metavar: str, *, help: str, **settings: Any) -> Any:
     """A typer argument whose default can come from MINITRON_<METAVAR>."""
-    variable = "MINITRON_" + metavar.rstrip(".").upper()
+    variable = "MINITRON_" + metavar.upper()
     return typer.Argument(metavar=metavar, help=help, envvar=variable, show_envvar=False, **settings)
 
 

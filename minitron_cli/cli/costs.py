@@ -6,6 +6,10 @@ from typing import Any
 from minitron_cli.cli.common import bytes_text, count_text, say, table
 from minitron_cli.errors import MinitronError
 
+# By these a dry run makes hours of FLOPs: the bfloat16 peak of an H100, and a usual share of it.
+GPU_TFLOPS, MFU = 989.0, 0.4
+GPU_WORDS = ("peak of one GPU, for the hours of --dry-run", "share of that peak that training reaches")
+
 _TIMES = {"d": 86400.0, "h": 3600.0, "min": 60.0}
 
 

@@ -1,11 +1,14 @@
 """`minitron data tokenize`: raw text to a token file."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from minitron_cli.cli.common import argument, bytes_text, command_line, count_text, emit, examples, option, say, table
+from minitron_cli.cli.common import bytes_text, command_line, count_text, emit, examples, say, table
+from minitron_cli.cli.help import grouped
+from minitron_cli.cli.parameters import AS_JSON, DRY_RUN, OVERWRITE, command_of, flag, positional
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -25,39 +28,21 @@ def _group() -> None:
     """Prepare data: raw text to token files."""
 
 
-@app.command("tokenize", epilog=EXAMPLES)
-def tokenize(
-    sources: Annotated[
-        list[str] | None,
-        argument("SOURCE...", help="files, directories, globs, datasets names (as --data), or - for a pipe"),
-    ] = None,
-    tokenizer: Annotated[Path | None, option("--tokenizer", help="a model directory, for its tokenizer")] = None,
-    output: Annotated[Path | None, option("-o", "--output", help="the token directory to make")] = None,
-    text_field: Annotated[str | None, option("--text-field", help="the column that holds the text")] = None,
-    separator: Annotated[
-        str, option("--separator", help="around each document: auto, bos, eos, bos+eos or none")
-    ] = "auto",
-    workers: Annotated[int, option("--workers", help="processes; 1 uses every core inside the tokenizer")] = 1,
-    overwrite: Annotated[bool, option("--overwrite", help="replace an output that minitron made")] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="only say what would be done")] = False,
-    as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
-) -> None:
-    """Tokenise text once, into a token file for training, calibration and validation.
-
-    Typed again it goes on where it was interrupted, and finds a finished file done.
-    """
+def _act(given: Mapping[str, Any]) -> None:
     from minitron_cli.data.pipes import spooled
     from minitron_cli.data.prepare import default_cache
 
-    where, out = _required(sources, tokenizer, output)
-    with spooled(sources or [], default_cache()) as files:
-        _tokenize(files, where, out, text_field, separator, workers, overwrite, dry_run, as_json)
+    needed = {"SOURCE...": "sources", "--tokenizer MODEL": "tokenizer", "-o DIRECTORY": "output"}
+    if missing := [words for words, name in needed.items() if not given[name]]:
+        raise MinitronError(
+            f"`minitron data tokenize` needs {', '.join(missing)}",
+            "minitron data tokenize stories.jsonl --tokenizer MODEL -o tokens/",
+        )
+    with spooled(given["sources"], default_cache()) as files:
+        _tokenize(files, given)
 
 
-def _tokenize(
-    sources: list[str], where: Path, out: Path, text_field: str | None, separator: str, workers: int, overwrite: bool,
-    dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
+def _tokenize(sources: list[str], given: Mapping[str, Any]) -> None:
     from minitron_cli.checkpoint.atomic import check_apart
     from minitron_cli.cli.progress import byte_progress
     from minitron_cli.data.prepare import check_token_output, default_cache, is_made, make_job, run_job
@@ -65,35 +50,25 @@ def _tokenize(
     from minitron_cli.data.source import local_paths, parse_sources
     from minitron_cli.data.tokenizer import load_tokenizer
 
+    tokenizer, output, overwrite = given["tokenizer"], given["output"], given["overwrite"]
     parsed = parse_sources(sources)
     if any(source.weight is not None for source in parsed):
         raise MinitronError("a token file has no weights", "give the weights to --data, when it is used")
-    job = make_job(parsed, load_tokenizer(where), separator, text_field, default_cache())
-    check_apart(out, [where, *local_paths(sources)])
-    done = is_made(job, out)
+    job = make_job(parsed, load_tokenizer(tokenizer), given["separator"], given["text_field"], default_cache())
+    check_apart(output, [tokenizer, *local_paths(sources)])
+    done = is_made(job, output)
     if not done:
-        check_token_output(job, out, overwrite)
-    if dry_run:
-        facts = preview(job) | {"output": str(out), "done": done}
-        emit(facts, as_json, lambda: _show_plan(facts))
+        check_token_output(job, output, overwrite)
+    if given["dry_run"]:
+        facts = preview(job) | {"output": str(output), "done": done}
+        emit(facts, given["as_json"], lambda: _show_plan(facts))
         return
     if not done:
-        say(f"tokenising {len(job.tasks)} piece(s) of {', '.join(source.spec for source in parsed)} -> {out}")
+        say(f"tokenising {len(job.tasks)} piece(s) of {', '.join(source.spec for source in parsed)} -> {output}")
     with byte_progress("tokenising") as progress:
-        made = run_job(job, out, workers, progress, overwrite, lambda directory, _: _sign(directory, job))
-    facts = _facts(made.header) | {"output": str(out)}
-    emit(facts, as_json, lambda: _show_done(facts, where))
-
-
-def _required(sources: list[str] | None, tokenizer: Path | None, output: Path | None) -> tuple[Path, Path]:
-    if not sources or tokenizer is None or output is None:
-        given = {"SOURCE...": sources, "--tokenizer MODEL": tokenizer, "-o DIRECTORY": output}
-        missing = [name for name, value in given.items() if not value]
-        raise MinitronError(
-            f"`minitron data tokenize` needs {', '.join(missing)}",
-            "minitron data tokenize stories.jsonl --tokenizer MODEL -o tokens/",
-        )
-    return tokenizer, output
+        made = run_job(job, output, given["workers"], progress, overwrite, lambda directory, _: _sign(directory, job))
+    facts = _facts(made.header) | {"output": str(output)}
+    emit(facts, given["as_json"], lambda: _show_done(facts, tokenizer))
 
 
 def _sign(directory: Path, job: "Job") -> None:
@@ -135,3 +110,26 @@ def _show_done(facts: dict[str, Any], tokenizer: Path) -> None:
         f"{facts['bytes_per_token']:.2f} bytes a token, separator {facts['separator']}"
     )
     print("next: " + command_line("importance", tokenizer, "--data", facts["output"], "-o", "scores.safetensors"))
+
+
+command = command_of(
+    (
+        positional(
+            "sources", list[str], "SOURCE", "files, directories, globs, datasets names (as --data), or - for a pipe"
+        ),
+        flag("tokenizer", Path, "a model directory, for its tokenizer"),
+        flag("output", Path, "the token directory to make", "-o", "--output"),
+        flag("text_field", str, "the column that holds the text"),
+        flag("separator", str, "around each document: auto, bos, eos, bos+eos or none", default="auto"),
+        flag("workers", int, "processes; 1 uses every core inside the tokenizer", default=1),
+        OVERWRITE,
+        DRY_RUN,
+        AS_JSON,
+    ),
+    """Tokenise text once, into a token file for training, calibration and validation.
+
+    Typed again it goes on where it was interrupted, and finds a finished file done.
+    """,
+    _act,
+)
+app.command("tokenize", epilog=EXAMPLES, cls=grouped({}))(command)

@@ -41,6 +41,7 @@ _PARAMETERS = (
     *o.DATA,
     *o.LENGTH,
     *o.LOSS,
+    *o.TEACHER_AT,
     *o.OPTIMIZER,
     *o.RUNNING,
 )

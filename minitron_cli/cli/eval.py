@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.cli.common import emit, examples, interruptible, require_model, say, table
-from minitron_cli.cli.parameters import AS_JSON, command_of, defaults_of, flag, joined, models, names, typed
+from minitron_cli.cli.parameters import AS_JSON, MODELS, command_of, defaults_of, flag, joined, names, typed
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ EXAMPLES = examples(
     'minitron eval meta-llama/Llama-3.1-8B runs/4b --suite minitron --assert "winogrande.acc >= 0.95 * reference"',
 )
 _FIRST = (
-    models(),
+    MODELS,
     flag("suite", str, "minitron (the paper's table) or quick"),
     flag("tasks", str, "lm-eval tasks or groups: winogrande,toy"),
     flag("include", list[Path], "a directory of task YAMLs; repeatable"),

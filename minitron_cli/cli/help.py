@@ -1,11 +1,13 @@
 """The help of a command: the options that most people need first, the others in named groups."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand
 
 Panels = Mapping[str, Sequence[str]]  # title -> names of parameters, in the order of the help
+_KIND = re.compile(r"<list\[(\w+)\]>|<(\w+) range>")  # how typer spells that an option is repeatable, or limited
 
 
 def grouped(panels: Panels, defaults: Callable[[], Mapping[str, Any]] = dict) -> type[TyperCommand]:
@@ -25,7 +27,7 @@ def grouped(panels: Panels, defaults: Callable[[], Mapping[str, Any]] = dict) ->
                 record = parameter.get_help_record(ctx)
                 if record is None:
                     continue
-                flags, text = record
+                flags, text = _KIND.sub(_kind, record[0]), record[1]
                 if shown.get(str(parameter.name)) is not None and "[default" not in text:
                     text += f"  [default: {_text(shown[str(parameter.name)])}]"
                 kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
@@ -36,6 +38,11 @@ def grouped(panels: Panels, defaults: Callable[[], Mapping[str, Any]] = dict) ->
                         formatter.write_dl(rows)
 
     return Grouped
+
+
+def _kind(found: re.Match[str]) -> str:
+    """<list[Path]> -> <path>..., <int range> -> <int>."""
+    return f"<{found[1].lower()}>..." if found[1] else f"<{found[2]}>"
 
 
 def _text(value: Any) -> str:

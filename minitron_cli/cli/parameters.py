@@ -31,18 +31,18 @@ def counted(name: str, help: str, *spelled: str) -> Parameter:
     return flag(name, int, help, *spelled, parser=parse_count)
 
 
+def positional(name: str, kind: Any, metavar: str, help: str) -> Parameter:
+    """An argument; None where it is not given, for an error that says how to give it."""
+    annotation = Annotated[kind | None, argument(metavar, help=help)]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
 def model(metavar: str = "MODEL", help: str = "a model directory or a hub id") -> Parameter:
-    """The positional: the model that a verb is about."""
-    annotation = Annotated[str | None, argument(metavar, help=help)]
-    return Parameter("model", Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    """The model that a verb is about."""
+    return positional("model", str, metavar, help)
 
 
-def models() -> Parameter:
-    """The positional of verbs that compare several models."""
-    annotation = Annotated[list[str] | None, argument("MODEL...", help="model directories or hub ids")]
-    return Parameter("models", Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
+MODELS = positional("models", list[str], "MODEL", "model directories or hub ids")
 OVERWRITE = flag("overwrite", bool, "replace an output that minitron made")
 DRY_RUN = flag("dry_run", bool, "only say what would be done")
 AS_JSON = flag("as_json", bool, "one JSON object on stdout", "--json")

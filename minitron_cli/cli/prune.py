@@ -43,7 +43,6 @@ _FIRST = (
     flag("kv_heads", int, "key/value groups a layer keeps"),
     flag("layers", int, "layers to keep, by block influence"),
     flag("drop_layers", str, "layers to drop, from 0: 15-30 or 3,7"),
-    flag("keep_pattern", bool, "keep layers in the source's order of kinds, in whole periods"),
     counted("params", "parameters to end at: 4.5B"),
     flag("scores", Path, "scores of `minitron importance`"),
     flag("data", list[str], "text to count tokens on, or to measure scores on"),
@@ -51,6 +50,10 @@ _FIRST = (
     DRY_RUN,
 )
 _MORE = {
+    "Sizes": (
+        flag("keep_pattern", bool, "keep layers in the source's order of kinds, in whole periods"),
+        flag("multiple_of", int, "round widths to multiples, for speed", min=1),
+    ),
     "Experts": (
         flag("experts", int, "experts a layer keeps; 1 makes it dense, where such a model type exists"),
         flag("expert_ffn", int, "neurons an expert keeps"),
@@ -86,7 +89,6 @@ _MORE = {
     ),
     "Output": (
         flag("text_only", bool, "of a model of text and images, write the text model alone"),
-        flag("multiple_of", int, "round widths to multiples, for speed", min=1),
         counted("max_shard_size", "bytes a weight file may have: 5B, 500M"),
         flag("check", bool, "load the result and compare it with plain trimming, by --data if compensated"),
         flag("force", bool, "use scores although they are of another model"),

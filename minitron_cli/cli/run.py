@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from minitron_cli.cli.common import argument, emit, examples, option, say, table
-from minitron_cli.cli.costs import hours_at, show_plan, show_took
+from minitron_cli.cli.costs import GPU_TFLOPS, GPU_WORDS, MFU, hours_at, show_plan, show_took
 from minitron_cli.errors import MinitronError
 
 NAME = "run"
@@ -26,8 +26,8 @@ def command(
         bool, option("--print-commands", help="print the chain as shell lines, run nothing")
     ] = False,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be run, and why")] = False,
-    tflops: Annotated[float, option("--gpu-tflops", help="peak of one GPU, for the hours of --dry-run")] = 989.0,
-    mfu: Annotated[float, option("--mfu", help="share of that peak that training reaches")] = 0.4,
+    tflops: Annotated[float, option("--gpu-tflops", help=GPU_WORDS[0])] = GPU_TFLOPS,
+    mfu: Annotated[float, option("--mfu", help=GPU_WORDS[1])] = MFU,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Run a chain of commands: finished steps are skipped, interrupted ones resumed, changed ones made again."""

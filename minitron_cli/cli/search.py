@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.cli.common import bytes_text, count_text, emit, examples, parse_bytes, require_model, say, table
+from minitron_cli.cli.costs import GPU_TFLOPS, GPU_WORDS, MFU, hours_at, hours_text
 from minitron_cli.cli.parameters import AS_JSON, command_of, counted, defaults_of, flag, joined, model, names, typed
 from minitron_cli.errors import MinitronError
 
@@ -55,8 +56,8 @@ _MORE = {
     "Machine": (
         flag("device", str, "auto, cpu, cuda or cuda:N"),
         flag("devices", str, "refine on several at once: cuda:0,cuda:1 or cpu,cpu [default: all GPUs]"),
-        flag("tflops", float, "peak of one GPU, for the hours of --dry-run", "--gpu-tflops", default=989.0),
-        flag("mfu", float, "share of that peak that training reaches", default=0.4),
+        flag("tflops", float, GPU_WORDS[0], "--gpu-tflops", default=GPU_TFLOPS),
+        flag("mfu", float, GPU_WORDS[1], default=MFU),
     ),
 }
 
@@ -144,7 +145,6 @@ def _list(request: Any, as_json: bool) -> None:
 
 
 def _dry_run(request: Any, tflops: float, mfu: float, as_json: bool) -> None:
-    from minitron_cli.cli.costs import hours_at, hours_text
     from minitron_cli.search.cost import cost
 
     found = cost(request)

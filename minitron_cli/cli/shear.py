@@ -21,7 +21,8 @@ def _act(given: Mapping[str, Any]) -> int:
     return launch(NAME, {**of_shear(given["model"], given), "export_step": None})
 
 
-_LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map", "record_teacher", "record", "top_k"))
+_LOSS = (o.masked_loss(), *o.without(o.LOSS, "loss", "hidden_loss", "layer_map"))
+_TEACHER_AT = o.only("teacher_dtype", "teacher_device", "shard_teacher")
 _OPTIMIZER = o.without(o.OPTIMIZER, "branch_from")
 _RUNNING = o.without(o.RUNNING, "compile", "export_at", "export_step")
 _PARAMETERS = (
@@ -31,6 +32,7 @@ _PARAMETERS = (
     *o.LENGTH,
     *o.MASKS,
     *_LOSS,
+    *_TEACHER_AT,
     *_OPTIMIZER,
     *_RUNNING,
 )

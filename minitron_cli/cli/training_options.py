@@ -30,10 +30,7 @@ def without(parameters: Sequence[Parameter], *names: str) -> tuple[Parameter, ..
     return tuple(p for p in parameters if p.name not in names)
 
 
-TEACHER = (
-    flag("teacher", list[str], "MODEL[:SHARE] to learn from, a recorded one, or http://HOST:PORT/v1"),
-    flag("teacher_key_env", str, "a served teacher: the environment variable with its key"),
-)
+TEACHER = (flag("teacher", list[str], "MODEL[:SHARE] to learn from, a recorded one, or http://HOST:PORT/v1"),)
 FROM_SCRATCH = (flag("from_scratch", bool, "start from new weights, of MODEL's config"),)
 DATA = (
     flag("data", list[str], "training text or token files, SOURCE[:WEIGHT]; repeatable"),
@@ -64,14 +61,13 @@ LOSS = (
     flag("ce_weight", float, "weight at which the hard-label loss is added"),
     flag("hidden_loss", str, "cosine or mse"),
     flag("layer_map", list[str], "STUDENT:TEACHER blocks, or kept [default: third last of both]"),
+)
+# Where the teacher is, and what it says where it is not in memory.
+TEACHER_AT = (
     flag("teacher_dtype", str, "float32 or bfloat16 [default: as --dtype]"),
     flag("teacher_device", str, "where the teacher runs [default: with the student]"),
-    flag(
-        "shard_teacher",
-        bool,
-        "split it over the devices [default: where there are several]",
-        negatable=True,
-    ),
+    flag("shard_teacher", bool, "split it over the devices [default: where there are several]", negatable=True),
+    flag("teacher_key_env", str, "a served teacher: the environment variable with its key"),
     flag("record_teacher", Path, "only write what the teacher says there, to train from later"),
     flag("record", str, "what: top-k, or sampled:N, N draws from it a token [default: top-k]"),
     flag("top_k", int, "ids of each token that are recorded, or asked of a server"),
@@ -111,12 +107,7 @@ MACHINE = (
     flag("dtype", str, "compute type: float32 or bfloat16 [default: by device]"),
     flag("device", str, "cpu, cuda or cuda:N [default: a GPU if there is one]"),
     flag("nproc", int, "processes on this machine, one per GPU (starts torchrun)", default=1),
-    flag(
-        "checkpoint_activations",
-        bool,
-        "run blocks again in the backward pass",
-        negatable=True,
-    ),
+    flag("checkpoint_activations", bool, "run blocks again in the backward pass", negatable=True),
     flag("gradients", str, "while micro-batches add up: whole, or sharded [default: what fits]"),
     flag("replicate", int, "copies of the weights, each over as many devices: one a node"),
     flag("compile", bool, "torch.compile each block", negatable=True),
@@ -150,11 +141,12 @@ WATCHING = (
 )
 RUNNING = (*TEXT, *MIX, *MACHINE, *WATCHING)
 # What help shows first; the rest is grouped.
-FIRST = frozenset({"teacher", "loss", "lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"})
+FIRST = frozenset({"lr", "nproc", "dry_run", "steps", "tokens", "batch", "seq_len"})
 _GROUPS = {
     "Masks": MASKS,
     "Batches": LENGTH,
     "Loss": LOSS,
+    "Teacher": TEACHER_AT,
     "Optimizer": OPTIMIZER,
     "Text": TEXT,
     "Mix": MIX,
