@@ -37,19 +37,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     from minitron_cli.cli.app import app
+    from minitron_cli.cli.usage import PARSER_ERROR, as_error, show_help
 
     try:
         os.getcwd()
-        app(args=None if arguments is None else list(arguments), prog_name="minitron")
+        code = app(args=None if arguments is None else list(arguments), prog_name="minitron", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except MinitronError as error:
         return _fail(error)
+    except PARSER_ERROR as error:
+        return error.exit_code if show_help(error) else _fail(as_error(error))
     except FileNotFoundError as error:
         if error.filename is not None:
             raise
         return _fail(MinitronError("the working directory is gone", "change into one that exists"))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    return 0
 
 
 def _fail(error: MinitronError) -> int:

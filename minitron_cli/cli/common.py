@@ -46,7 +46,7 @@ def _parsed(parse: Callable[[str | int], int]) -> Callable[[str | int], int]:
         try:
             return parse(text)
         except MinitronError as error:
-            raise typer.BadParameter(f"{error.message}; {error.hint}") from error
+            raise typer.BadParameter(error.message) from error
 
     parsed.__name__ = parse.__name__
     return parsed

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from minitron_cli.cli.common import argument, command_line, emit, examples, option, table
+from minitron_cli.cli.usage import PARSER_ERROR, as_error
 from minitron_cli.errors import MinitronError, near_matches
 
 NAME = "recipes"
@@ -67,14 +68,12 @@ def check_values(recipe: Any, commands: Mapping[str, Any]) -> None:
     """Have each verb's own parser (`commands` by name) read its steps' options, before the first step runs."""
     from minitron_cli.spec.recipe import written
 
-    usage_error: Any = typer.BadParameter.__base__
     for step in recipe.steps:
         try:
-            commands[step.verb].make_context(step.verb, written(step, str, step.output)[1:])
-        except usage_error as error:
-            raise MinitronError(
-                f"step {step.name!r}: {error.format_message()}", f"see `minitron {step.verb} --help`"
-            ) from error
+            commands[step.verb].make_context(f"minitron {step.verb}", written(step, str, step.output)[1:])
+        except PARSER_ERROR as error:
+            usage = as_error(error)
+            raise MinitronError(f"step {step.name!r}: {usage.message}", usage.hint) from error
 
 
 def options_by_verb(commands: Mapping[str, Any]) -> dict[str, set[str]]:

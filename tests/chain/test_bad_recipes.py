@@ -20,8 +20,8 @@ def _train(options: str) -> str:
     [
         (WORLD.replace("toy", "toy, optoins: {seed: 0}"), "unknown key 'optoins'\nhint: did you mean 'options'"),
         (_train("stpes: 3"), "has no option 'stpes'\nhint: did you mean 'steps'"),
-        (_train("steps: many"), "step 't': Invalid value for '--steps': 'many' is not a count"),
-        (_train("from-scratch: 7"), "step 't': Got unexpected extra argument"),
+        (_train("steps: many"), "step 't': --steps: 'many' is not a count"),
+        (_train("from-scratch: 7"), "step 't': got unexpected extra argument"),
         (_train("output: elsewhere"), "step 't': --output is set by `run`, not by a step"),
         (_train("dry-run: true"), "step 't': --dry-run is set by `run`, not by a step"),
         (WORLD + SCORES + "  s.safetensors: {verb: toy}\n", "would write to s.safetensors, as step 's' does"),

@@ -136,7 +136,32 @@ def test_an_error_a_hint_and_nothing_left(line: str, message: str, place: Path, 
     ],
 )
 def test_usage_errors_exit_2(line: str, place: Path, minitron: Minitron) -> None:
-    assert minitron("prune", place / "model", *line.split(), "-o", place / "out").code == 2
+    result = minitron("prune", place / "model", *line.split(), "-o", place / "out")
+    assert result.code == 2
+    assert [text.split()[0] for text in result.err.splitlines()] == ["error:", "hint:"]
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "hint"),
+    [
+        ("prune m --hiden 3", "`minitron prune` has no option --hiden", "did you mean '--hidden'"),
+        ("prune m --hidden abc", "--hidden: 'abc' is not a count", "write it like 4.5B"),
+        ("prune m --multiple-of 0", "--multiple-of: ", "see `minitron prune --help`"),
+        ("imporance m", "no such command 'imporance'", "did you mean 'importance'?"),
+        ("data tokenise", "no such command 'tokenise'", "did you mean 'tokenize'?"),
+    ],
+)
+def test_the_parser_says_what_to_type_instead(line: str, error: str, hint: str, minitron: Minitron) -> None:
+    said = minitron(*line.split()).err.splitlines()
+    assert said[0].startswith(f"error: {error}")
+    assert said[1].startswith(f"hint: {hint}")
+
+
+@pytest.mark.parametrize("line", ["", "data", "recipes"])
+def test_a_group_without_a_command_shows_its_help(line: str, minitron: Minitron) -> None:
+    result = minitron(*line.split())
+    assert result.code == 2
+    assert result.err.startswith("Usage: minitron")
 
 
 def test_overwrite_replaces_what_is_ours(place: Path, minitron: Minitron) -> None:
