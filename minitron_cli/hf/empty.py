@@ -15,12 +15,19 @@ from torch import Tensor, nn
 
 from minitron_cli.hf.quiet import quiet
 
+Registered = Callable[[nn.Module, str, nn.Parameter], None]
 
-def empty_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The causal LM of a transformers config, its parameters on the meta device and tied as the config says."""
+
+def empty_model(
+    config: Any, dtype: torch.dtype, trust_remote_code: bool = False, watch: Registered = lambda *one: None
+) -> Any:
+    """The causal LM of a transformers config, its parameters on the meta device and tied as the config says.
+
+    `watch` is called with each parameter as a constructor makes it: the module, the name in it, and its value.
+    """
     from transformers import AutoModelForCausalLM
 
-    with quiet(), parameters_on_meta():
+    with quiet(), parameters_on_meta(watch):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     for pattern, other in model._get_dtype_plan(dtype).items():  # what from_pretrained keeps in float32
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -30,12 +37,13 @@ def empty_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False
 
 
 @contextmanager
-def parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta(watch: Registered) -> Iterator[None]:
     """Within, a parameter that a module registers loses its memory at once: one at a time is real."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and not parameter.is_meta:
+            watch(module, name, parameter)
             parameter = nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 

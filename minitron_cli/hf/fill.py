@@ -4,18 +4,14 @@ A rank reads the bytes of its own rows of every tensor and no others. Where tran
 it holds it (experts apart on disk, fused in memory), its own conversion makes one whole tensor at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
 from minitron_cli.checkpoint.reader import text_tensors
@@ -69,7 +65,7 @@ def fill(model: nn.Module, path: Path, tensors: Mapping[str, TensorInfo] | None 
         for made, tensor in _convert(model, name, source).items():
             if made in left:
                 _require_shape(wanted[made], tuple(tensor.shape), path, made)
-                _put(wanted[made], tensor)
+                put(wanted[made], tensor)
                 left.discard(made)
     # A tied weight is on disk under any one of its names.
     filled = {id(wanted[name]) for name in wanted.keys() - left}
@@ -139,86 +135,7 @@ def _read(wanted: Tensor, stored: TensorInfo, path: Path, name: str) -> None:
         block.copy_(read_elements(stored, start + at, len(block)))
 
 
-def _put(wanted: Tensor, whole: Tensor) -> None:
+def put(wanted: Tensor, whole: Tensor) -> None:
     """Fill this rank's part of a weight from all of it."""
     part, start = own_part(wanted)
     part.view(-1).copy_(whole.reshape(-1)[start : start + part.numel()])
-
-
-@torch.no_grad()
-def draw(model: Any, seed: int) -> None:
-    """New weights, the bits that transformers' `from_config` draws after `torch.manual_seed(seed)`: on any number of
-    ranks, each of which draws every tensor, one at a time, and keeps its part.
-
-    Torch's global generator is left where `from_config` leaves it.
-    """
-    order: list[nn.Module] = []
-
-    def remember(original: Callable[..., None], owner: Any, module: nn.Module) -> None:
-        order.append(module)
-        original(owner, module)
-
-    # Initialisation visits the modules of two equal models in the same order: the first says what they are called.
-    with _initialising(remember):
-        names = {module: name for name, module in empty_model(model.config, torch.float32).named_modules()}
-    wanted, position, drawing = dict(model.named_parameters()), count(), _Drawing(type(model).__name__)
-
-    def initialise(original: Callable[..., None], owner: Any, module: nn.Module) -> None:
-        prefix = names[order[next(position)]]
-        drawing.module = prefix
-        own = {name: p for name, p in module._parameters.items() if p is not None}
-        for name, parameter in own.items():
-            module._parameters[name] = nn.Parameter(torch.full(parameter.shape, torch.nan), parameter.requires_grad)
-        original(owner, module)
-        drawing.module = ""
-        for name, parameter in own.items():
-            made, module._parameters[name] = module._parameters[name], parameter
-            assert made is not None
-            full = f"{prefix}.{name}".removeprefix(".")
-            if made.isnan().any():
-                raise MinitronError(
-                    f"{type(model).__name__} has no rule for new weights of {full}", "train a model that has weights"
-                )
-            if full in wanted:  # not so the other names of a tied weight: it is drawn for them too, and let go
-                _put(wanted[full], made)
-
-    torch.manual_seed(seed)
-    with _initialising(initialise), drawing:
-        empty_model(model.config, torch.float32)
-
-
-@contextmanager
-def _initialising(visit: Callable[[Callable[..., None], Any, nn.Module], None]) -> Iterator[None]:
-    """Within, transformers initialises a module by `visit(original, model, module)`, once for each."""
-    from transformers import PreTrainedModel
-
-    original = PreTrainedModel._initialize_weights
-
-    def initialise(owner: Any, module: nn.Module, is_custom_code: bool = False) -> None:
-        if not getattr(module, "_is_hf_initialized", False):
-            visit(original, owner, module)
-
-    with patch.object(PreTrainedModel, "_initialize_weights", initialise):
-        yield
-
-
-class _Drawing(TorchDispatchMode):
-    """Draws for meta tensors too, and lets the numbers go: constructors draw what initialisation then replaces.
-
-    A module whose rule draws another's weights is refused: `module` is the one that is being initialised.
-    """
-
-    def __init__(self, model: str) -> None:
-        super().__init__()
-        self.model, self.module = model, ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        drawn = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name.endswith("_")
-        if drawn and args[0].is_meta and self.module:
-            raise MinitronError(
-                f"{self.model} has no rule for new weights of each module: {self.module} draws those of others",
-                "train a model that has weights",
-            )
-        if drawn and args[0].is_meta:
-            func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))

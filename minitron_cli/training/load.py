@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from minitron_cli.hf.draw import draw
 from minitron_cli.hf.empty import empty_model, materialise
-from minitron_cli.hf.fill import draw, fill
+from minitron_cli.hf.fill import fill
 from minitron_cli.hf.load import load_config, loading
 from minitron_cli.hf.process_group import CPU
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.draw import draw
 from minitron_cli.hf.empty import empty_model, materialise
-from minitron_cli.hf.fill import draw, fill
+from minitron_cli.hf.fill import fill
 from minitron_cli.hf.load import load_config, load_model
 from minitron_cli.training.inputs import check_weights
 from minitron_cli.training.load import load_teacher
@@ -66,18 +67,7 @@ def test_quantised_weights_are_filled_as_transformers_dequantises_them(toy, tmp_
         check_weights(place)
 
 
-# Weights that only their constructor fills (an activation's, a router's), or that another module's rule draws: drawing
-# them one at a time is refused.
-NOT_ALONE = ("apertus", "qwen3_5_moe_text", "qwen3_next", "nemotron_h")
-
-
-@pytest.mark.parametrize("model_type", NOT_ALONE)
-def test_weights_without_a_rule_are_not_drawn(toy, model_type):
-    with pytest.raises(MinitronError, match="has no rule for new weights of"):
-        draw(empty(toy(model_type)), seed=3)
-
-
-@pytest.mark.parametrize("model_type", [name for name in TOY_CONFIGS if name not in NOT_ALONE])
+@pytest.mark.parametrize("model_type", TOY_CONFIGS)
 def test_drawn_weights_are_those_of_from_config(toy, model_type):
     model = empty(toy(model_type))
     draw(model, seed=3)
@@ -127,6 +117,22 @@ def test_a_weight_without_a_rule_is_not_made_up(toy, monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "_initialize_weights", lambda self, module, is_custom_code=False: None)
     with pytest.raises(MinitronError, match=r"has no rule for new weights of model\.embed_tokens\.weight"):
         draw(empty(toy("llama")), seed=0)
+
+
+def test_a_value_that_a_constructor_changes_afterwards_is_not_made_up(toy, monkeypatch):
+    """It is registered, loses its memory, and what is written into it later is lost."""
+    from transformers.activations import XIELUActivation
+
+    original = XIELUActivation.__init__
+
+    def changed(self, *given, **named):
+        original(self, *given, **named)
+        with torch.no_grad():
+            self.alpha_p.fill_(3.0)
+
+    monkeypatch.setattr(XIELUActivation, "__init__", changed)
+    with pytest.raises(MinitronError, match=r"has no rule for new weights of model\.layers\.0\.mlp\.act_fn\.alpha_p"):
+        draw(empty(toy("apertus")), seed=0)
 
 
 def test_blocks_of_a_file_join_up(toy, monkeypatch):
