@@ -81,6 +81,9 @@ PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
 TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "mistral": {**BASE, "sliding_window": 5},
+    "ministral": {**BASE, **ALTERNATING},
+    "internlm3": BASE,
+    "iquestcoder": BASE,
     # The fifth token and those after it are past the length before extension, so that their queries are scaled.
     "ministral3": {
         **BASE,
@@ -119,6 +122,7 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {**BASE, **EXPERTS, "num_local_experts": 5, "intermediate_size": 24},
     # Half of each head is rotated: 12 / 2 leaves an even number.
     "nemotron": {**BASE, "head_dim": 12, "partial_rotary_factor": 0.5},
+    "jais2": {**BASE, "head_dim": 8},
     "phi3": BASE,
     # As in Nemotron, half of each head is rotated.
     "glm": {**BASE, "head_dim": 12},
@@ -141,6 +145,7 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "olmo3": {**BASE, **ALTERNATING},
     "olmoe": {**DERIVED_HEAD_DIM, **EXPERTS, "num_experts": 5, "intermediate_size": 24, "norm_topk_prob": True},
     "exaone4": {**BASE, **ALTERNATING},
+    "cohere": {**DERIVED_HEAD_DIM, "use_qk_norm": True, "tie_word_embeddings": True},
     "cohere2": {**DERIVED_HEAD_DIM, **ALTERNATING, "tie_word_embeddings": True},
     "stablelm": {**DERIVED_HEAD_DIM, "use_qkv_bias": True},
     "starcoder2": {**BASE, "use_bias": True, "tie_word_embeddings": True, "sliding_window": 5},

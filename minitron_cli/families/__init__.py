@@ -3,7 +3,7 @@
 from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.families.apertus import APERTUS
 from minitron_cli.families.bamba import BAMBA, FALCON_H1
-from minitron_cli.families.cohere import COHERE2
+from minitron_cli.families.cohere import COHERE, COHERE2
 from minitron_cli.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from minitron_cli.families.ernie4_5_moe import ERNIE4_5_MOE
 from minitron_cli.families.exaone import EXAONE4
@@ -21,7 +21,7 @@ from minitron_cli.families.hyperclovax import HYPERCLOVAX
 from minitron_cli.families.lfm2 import LFM2
 from minitron_cli.families.llama import ERNIE4_5, LLAMA, SEED_OSS, SMOLLM3
 from minitron_cli.families.mixtral import MIXTRAL
-from minitron_cli.families.nemotron import ARCEE, NEMOTRON
+from minitron_cli.families.nemotron import ARCEE, JAIS2, NEMOTRON
 from minitron_cli.families.nemotron_h import NEMOTRON_H
 from minitron_cli.families.olmo import OLMO2, OLMOE
 from minitron_cli.families.phi3 import PHI3
@@ -47,6 +47,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_MOE,
     MIXTRAL,
     NEMOTRON,
+    JAIS2,
     ARCEE,
     PHI3,
     GLM,
@@ -58,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMO2,
     OLMOE,
     EXAONE4,
+    COHERE,
     COHERE2,
     STABLELM,
     STARCODER2,

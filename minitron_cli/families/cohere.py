@@ -1,4 +1,7 @@
-"""Command R7B and A (cohere2): attention and MLP read one LayerNorm without bias; head_dim is hidden / heads."""
+"""Command R (cohere), R7B and A (cohere2): attention and MLP read one LayerNorm without bias.
+
+head_dim is hidden / heads. Command R+ normalises queries and keys by a LayerNorm that has weights for each head.
+"""
 
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, O_BIAS, QKV_BIAS
 from minitron_cli.spec.assumptions import one_in
@@ -22,4 +25,14 @@ COHERE2 = family(
         one_in(4, "full_attention", "llama.cpp"),
         one_in("sliding_window_pattern", "full_attention", "MLX", otherwise=4),
     ),
+)
+
+COHERE = COHERE2.with_(
+    """
+    model.layers.{layer}.self_attn.q_norm.weight  head head_dim  ?use_qk_norm
+    model.layers.{layer}.self_attn.k_norm.weight  kv head_dim    ?use_qk_norm
+    """,
+    name="cohere",
+    model_types=("cohere",),
+    engines=(),
 )

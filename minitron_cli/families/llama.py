@@ -1,6 +1,6 @@
-"""Llama and what shares its layout: Mistral and Ministral 3, Granite; Seed-OSS and ERNIE 4.5 differ in their biases.
+"""Llama and what shares its layout: Mistral and Ministral, Granite, InternLM 3, IQuest-Coder.
 
-SmolLM3 leaves the rotation out of some layers.
+Seed-OSS and ERNIE 4.5 differ in their biases, SmolLM3 leaves the rotation out of some layers.
 
 Most other tables are composed of the same parts.
 """
@@ -53,7 +53,7 @@ PRE_NORMS = {
 
 LLAMA = family(
     "llama",
-    ["llama", "mistral", "ministral3", "granite"],
+    ["llama", "mistral", "ministral", "ministral3", "granite", "internlm3", "iquestcoder"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + GATED_MLP + GATED_MLP_BIAS + INV_FREQ,
     rms_norms=PRE_NORMS,
     engines=(head_size("CTranslate2", types=("llama",)), head_size("llama.cpp", "MLX", types=("granite",))),

@@ -1,6 +1,6 @@
-"""Nemotron, the base of the first Minitron models, and Arcee: squared ReLU without a gate.
+"""Nemotron, the base of the first Minitron models, Jais 2 and Arcee: squared ReLU without a gate.
 
-Nemotron has LayerNorm1P with a bias, Arcee RMS norms.
+Nemotron has LayerNorm1P with a bias, Jais 2 LayerNorm and biases everywhere, Arcee RMS norms.
 """
 
 from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
@@ -25,6 +25,14 @@ NEMOTRON = family(
     ["nemotron"],
     MODEL + NORMS + NORMS_BIAS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
     engines=(head_size("llama.cpp"),),
+)
+
+JAIS2 = NEMOTRON.with_(
+    "",
+    name="jais2",
+    model_types=("jais2",),
+    defaults={"attention_bias": True, "mlp_bias": True},
+    engines=(),
 )
 
 ARCEE = family(

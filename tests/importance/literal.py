@@ -31,7 +31,7 @@ MLPS = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "mixer")
 # Heads of full attention are of another size and stay.
 TWO_SIZES = ("gemma4_text",)
 # One norm, which attention and MLP both read: it counts once.
-ONE_NORM = ("cohere2",)
+ONE_NORM = ("cohere", "cohere2")
 
 
 def catch(model, rows, spans=None):
