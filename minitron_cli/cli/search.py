@@ -8,11 +8,13 @@ from minitron_cli.cli.common import bytes_text, count_text, emit, examples, pars
 from minitron_cli.cli.costs import GPU_TFLOPS, GPU_WORDS, MFU, hours_at, hours_text
 from minitron_cli.cli.parameters import AS_JSON, command_of, counted, defaults_of, flag, joined, model, names, typed
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.axes import COUNTED_AXES
 
 NAME = "search"
 EXAMPLES = examples(
     "minitron search Llama-3.1-8B --params 4B --scores scores.safetensors --data tokens/ -o search-4b",
     "minitron search big --params 4B --grid layers=29:32 --grid heads=24,32,48 --ffn-factors 2.5,3,3.5,4 --list",
+    "minitron search big --params 4B --grid vocab=32768:131072:16384 --grid layers=24:32:2 --scores s --data tokens/",
     "minitron search big --speedup 1.5 --bench-grid 512x128 --scores scores.safetensors --data tokens/ -o fast",
 )
 _FIRST = (
@@ -99,21 +101,33 @@ def defaults() -> dict[str, Any]:
 
 
 def _show(found: Mapping[str, Any], picture: Path) -> None:
-    timed = any(entry["speed"] for entry in found["candidates"])
+    timed, counted = any(entry["speed"] for entry in found["candidates"]), found["longer"]
     rows = [
-        [f"{i}{' =' if e['tied'] else ''}", e["name"], count_text(e["parameters"]), f"+{e['forecast']:.3f}",
+        [f"{i}{' =' if e['tied'] else ''}", e["name"], count_text(e["parameters"]),
+         *(_vocabulary(e, counted) if counted else []), f"+{e['forecast']:.3f}",
          _loss(e, "loss"), _loss(e, "refined"), *(_speed(e) if timed else [])]
         for i, e in enumerate(found["candidates"][:20], 1)
     ]  # fmt: skip
-    columns = ["rank", "shape", "parameters", "forecast", "after the cut", "after distilling"]
+    sizes = ["parameters", *(["embeddings", "tokens"] if counted else [])]
+    columns = ["rank", "shape", *sizes, "forecast", "after the cut", "after distilling"]
     table([*columns, "to the last token", "speed"] if timed else columns, rows)
     if len(found["candidates"]) > 20:
         say(f"{len(found['candidates']) - 20} more in {found['output']}/search.json")
+    if counted:
+        say(f"losses are in {found['unit']} (the source: {found['source_loss']:.4f}); embeddings: their share of the "
+            "parameters; tokens: how many more of them the counted text has")  # fmt: skip
     say("'=' marks a tie with the best: the paired difference is within two standard errors")
     if timed:
         say(f"timed at {', '.join(found['speed_budget']['cells'])}, beside the source in the same rounds; worst cell")
     print(f"{picture}: loss against parameters" + (" and time" if timed else ""))
     print(f"next: {found['next']}")
+
+
+def _vocabulary(entry: dict[str, Any], longer: Mapping[str, float]) -> list[str]:
+    """The share of the parameters that embeddings are, and by how much the text gets longer in tokens."""
+    embeddings = 1 - entry["non_embedding_parameters"] / entry["parameters"]
+    (share,) = (longer[str(entry["shape"][axis])] for axis in COUNTED_AXES)
+    return [f"{embeddings:.0%}", f"{share:+.1%}"]
 
 
 def _loss(entry: dict[str, Any], key: str) -> str:
@@ -130,12 +144,11 @@ def _speed(entry: dict[str, Any]) -> list[str]:
 def _list(request: Any, as_json: bool) -> None:
     from minitron_cli.checkpoint.reader import open_checkpoint
     from minitron_cli.search.shapes import enumerate_shapes
-    from minitron_cli.spec.shape import shape_name
 
     source = open_checkpoint(request.model)
     found = enumerate_shapes(source, request)
     entries: list[dict[str, Any]] = [
-        {"name": shape_name(c.shape), "shape": dict(c.shape.sizes), "parameters": c.parameters,
+        {"name": request.name(c.shape), "shape": dict(c.shape.sizes), "parameters": c.parameters,
          "non_embedding_parameters": c.non_embedding} for c in found
     ]  # fmt: skip
     rows = [[e["name"], f"{e['parameters']:,}", f"{e['non_embedding_parameters']:,}"] for e in entries]

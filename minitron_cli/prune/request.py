@@ -15,9 +15,9 @@ class PruneRequest:
     """All that `minitron prune` can be told. A field is named as its flag, and None where nothing was asked.
 
     `hidden` to `experts_per_token` are sizes to keep, `params` a number of parameters to end at instead of them.
-    `vocab` tokens stay, or as many as `vocab_coverage` of the tokens of `data` need; those of the file `keep_tokens` do
-    in any case. With `keep_pattern` the layers that stay begin the source's own order of kinds of layers, in whole
-    periods.
+    `vocab` tokens stay, also beside `params`, or as many as `vocab_coverage` of the tokens of `data` need; those of the
+    file `keep_tokens` do in any case. With `keep_pattern` the layers that stay begin the source's own order of kinds of
+    layers, in whole periods.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
     first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
     `select` says how neurons are chosen under it. With `text_only` the text model of a model of text and images comes
@@ -74,6 +74,7 @@ class PruneRequest:
         from minitron_cli.checkpoint.quantised import DTYPES
         from minitron_cli.prune.compensate import check_request
         from minitron_cli.prune.target import check_kind
+        from minitron_cli.spec.axes import COUNTED_AXES
 
         check_request(self.compensate, self.ridge, self.select, self.rotate)
         if self.expert_merge not in MERGES:
@@ -88,9 +89,9 @@ class PruneRequest:
             )
         if self.moments is not None and not self.compensates:
             raise MinitronError("--moments is for compensation, and there is none", "add --compensate least-squares")
-        if self.params is not None and (self.sizes or self.drop_layers or self.target):
+        if self.params is not None and (self.sizes.keys() - COUNTED_AXES or self.drop_layers or self.target):
             raise MinitronError(
-                "--params chooses the whole shape; it does not go with sizes of your own",
+                "--params chooses the whole shape but its vocabulary; it does not go with other sizes of your own",
                 "give either --params or the sizes; `minitron search` finds shapes with some sizes fixed",
             )
         self._check_vocabulary()

@@ -166,7 +166,8 @@ def _target(request: PruneRequest, source: Checkpoint | Architecture, scores: Sc
     pattern = layer_pattern(source.config, source.family, source.shape) if request.keep_pattern else ()
     if request.params is not None:
         depths = whole_counts(pattern) if pattern else None
-        target = target_for_budget(source, request.params, request.multiple_of, scores, depths)
+        fixed = rounded(source.shape, target, request.multiple_of).sizes
+        target = target_for_budget(source, request.params, request.multiple_of, scores, depths, fixed)
     elif request.drop_layers is not None:
         target = Target(request.sizes, parse_layers(request.drop_layers, source.shape["layer"]))
     if request.experts == 1 and source.family.dense is not None:  # a dense model has no number of experts a token

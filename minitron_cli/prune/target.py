@@ -152,16 +152,18 @@ def target_for_budget(
     multiple: int,
     scores: Scores | None,
     depths: Sequence[int] | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> Target:
     """Of the shapes near this many parameters, with widths in multiples, the one that keeps the most importance.
 
     A forecast from the scores alone; `minitron search` measures candidates and is the better guide. Without scores
-    all units count the same, which gives a shape of the right size. `depths` are the numbers of layers it may have.
+    all units count the same, which gives a shape of the right size. `depths` are the numbers of layers it may have,
+    `fixed` the sizes that are given.
     """
     source = model.shape
     if parameters >= (whole := num_parameters(model.family.expected(model.config), source)):
         raise MinitronError(f"--params {parameters:,}: the source has only {whole:,}", "give a smaller number")
-    found = near(model.family, model.config, source, parameters, multiple, depths)
+    found = near(model.family, model.config, source, parameters, multiple, depths, fixed)
     if not found or abs(found[0].parameters / parameters - 1) > FARTHEST:
         raise MinitronError(
             f"no shape of about {parameters:,} parameters can be cut from this {model.family.name} model",
@@ -171,7 +173,7 @@ def target_for_budget(
     axes = [axis for axis in SCORED_AXES if axis in source]
     ranked = scores or Scores({axis: np.ones(score_shape(axis, source)) for axis in (*axes, *_following(source))})
     best = min(found, key=lambda c: forecast(features(ranked, source, c.shape), {})).shape
-    return Target({axis: best[axis] for axis in axes if best[axis] != source[axis]})
+    return Target({**(fixed or {}), **{axis: best[axis] for axis in axes if best[axis] != source[axis]}})
 
 
 def needed_scores(source: Shape, shape: Shape, target: Target) -> list[str]:

@@ -62,6 +62,15 @@ class Vocabulary:
         """The ids that stay when `size` do, ascending."""
         return kept_of_size(self.order, self.rows, size)
 
+    def share_kept(self, size: int) -> float:
+        """The share of the corpus' tokens that stay when `size` do."""
+        return float(self.total[self.kept(size)].sum() / self.total.sum())
+
+    def lengthening(self, size: int) -> float:
+        """By which share the corpus has more tokens when `size` stay."""
+        found = self.report(size).values()
+        return sum(one["lengthening"] * one["tokens"] for one in found) / sum(one["tokens"] for one in found)
+
     def report(self, size: int) -> dict[str, dict[str, float]]:
         """What the text of each domain comes to (see `Respelling`)."""
         found = respelling(self.counts, self.raw, self.model, self.kept(size), self.rows)

@@ -7,7 +7,8 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.search.identity import check_request
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.shapes import enumerate_shapes, window_length
-from minitron_cli.spec.axes import SCORED_AXES
+from minitron_cli.search.vocabulary import count_vocabulary
+from minitron_cli.spec.axes import COUNTED_AXES, SCORED_AXES
 from minitron_cli.spec.shape import Shape
 from minitron_cli.training import preflight
 from minitron_cli.training.options import Options as TrainingOptions
@@ -24,6 +25,7 @@ def cost(request: SearchRequest) -> dict[str, Any]:
     """
     source = open_checkpoint(request.model)
     check_request(source, request)
+    count_vocabulary(source, request)
     shapes = enumerate_shapes(source, request)
     seq_len = window_length(source, request)
 
@@ -31,7 +33,8 @@ def cost(request: SearchRequest) -> dict[str, Any]:
         return preflight.size_of_config(config_for(source.config, source.family, shape), seq_len)
 
     student, teacher = size(shapes[0].shape), size(source.shape)
-    axes = {axis for found in shapes for axis in SCORED_AXES if found.shape.get(axis) != source.shape.get(axis)}
+    cut = (*SCORED_AXES, *COUNTED_AXES)
+    axes = {axis for found in shapes for axis in cut if found.shape.get(axis) != source.shape.get(axis)}
     measured, refined = min(request.measure, len(shapes)), min(request.refine, len(shapes))
     rounds = [refine_steps(tokens, request.batch, seq_len) for tokens in _rounds(request)]
     trained = sum(rounds) * request.batch * seq_len * refined

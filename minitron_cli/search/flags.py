@@ -27,7 +27,7 @@ def search_request(
     """The checked request that these flags make. Held-out text is `eval_data`, or else `data`."""
     speed = read_speed(bench_grid, bench_batch_sizes, bench_repeats, latency, speedup)
     window = read_window(params, tolerance, memory, kv_tokens, speed)
-    return SearchRequest(
+    request = SearchRequest(
         model=model, scores=scores or Path(), data=tuple(data), eval_data=tuple(eval_data or data),
         output=output or Path("search" if params is None else f"search-{count_text(params)}"), window=window,
         grid=parse_grid(grid) if grid else None, ffn_factors=parse_factors(ffn_factors), measure=measure,
@@ -35,6 +35,12 @@ def search_request(
         seq_len=seq_len, batch=batch, lr=lr, separator=separator, text_field=text_field, device=device, seed=seed,
         speed=speed,
     )  # fmt: skip
+    if speed is not None and request.cuts_vocabulary:
+        raise MinitronError(
+            "times are per token, and candidates of other vocabularies have other tokens",
+            "leave out --latency, --speedup and --bench-grid, or the vocabulary of --grid",
+        )
+    return request
 
 
 def require_ranking(request: SearchRequest) -> None:
@@ -43,6 +49,8 @@ def require_ranking(request: SearchRequest) -> None:
         raise MinitronError(
             "ranking needs --scores and --data", "measure with `minitron importance` first, or add --list to only list"
         )
+    if request.cuts_vocabulary and not request.data:
+        raise MinitronError("a cut vocabulary needs text to count tokens on", "add --data TEXT")
     if request.refine_tokens and not request.data:
         raise MinitronError("--refine-tokens needs text to distill on", "add --data")
 
@@ -106,11 +114,6 @@ def parse_grid(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
         flag, _, values = entry.partition("=")
         if flag not in AXIS_OF_FLAG:
             raise MinitronError(f"--grid {entry!r}: unknown axis {flag!r}", near_matches(flag, list(AXIS_OF_FLAG)))
-        if flag == "vocab":
-            raise MinitronError(
-                "--grid vocab: a search compares losses per token, and other vocabularies have other tokens",
-                "cut the vocabulary first (`minitron prune --vocab N --data TEXT`), then search from the result",
-            )
         if AXIS_OF_FLAG[flag] in found:
             raise MinitronError(f"--grid names {flag} twice", f"one entry an axis: --grid {flag}=A,B,C")
         found[AXIS_OF_FLAG[flag]] = _grid_values(entry, values)

@@ -1,5 +1,6 @@
 """A search's directory is reused only by a search with the same inputs and settings."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import check_context
 from minitron_cli.hf.context import context_length
+from minitron_cli.prune.vocabulary import Vocabulary
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.spec.scores import Scores
 
@@ -30,12 +32,15 @@ def check_request(source: Checkpoint, request: SearchRequest) -> Scores:
     return read_scores(request.scores)[0]
 
 
-def claim(request: SearchRequest, seq_len: int) -> None:
+def claim(request: SearchRequest, seq_len: int, vocabulary: Vocabulary | None = None) -> None:
     """Note what the directory's candidates and losses follow from; another search's directory is refused.
 
-    Scores carry the digest of their model, and cutting checks it, so the digest of the scores covers both.
+    Scores carry the digest of their model, and cutting checks it, so the digest of the scores covers both. Which tokens
+    stay follows from the text that a `vocabulary` was counted on.
     """
     now = {"scores": file_digest(request.scores), "seq_len": seq_len, "separator": request.separator}
+    if vocabulary is not None:
+        now |= {"counted": hashlib.sha256(vocabulary.order.tobytes()).hexdigest()}
     file = request.output / FILE
     if file.is_file():
         _refuse(request.output, json.loads(file.read_text()), now)

@@ -26,7 +26,7 @@ def write_picture(file: Path, result: SearchResult) -> Path:
             1, 2 if timed else 1, figsize=(11 if timed else 7, 4.2), layout="constrained", squeeze=False, sharey=True
         )
         _panel(panels[0][0], result, result.entries, lambda e: e.candidate.parameters / 1e6, "parameters, millions")
-        panels[0][0].set_ylabel("held-out loss, nats per token")
+        panels[0][0].set_ylabel(f"held-out loss, {result.unit}")
         panels[0][0].legend(frameon=False)
         if timed:
             _panel(panels[0][1], result, timed, lambda e: e.speed.slowest_ms if e.speed else 0.0,

@@ -16,7 +16,6 @@ from minitron_cli.search.identity import finished
 from minitron_cli.search.parallel import Work, run_all
 from minitron_cli.search.result import Entry, standard_error
 from minitron_cli.search.workspace import Workspace
-from minitron_cli.spec.shape import shape_name
 from minitron_cli.training.options import flag
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.run import train
@@ -48,7 +47,7 @@ def hopeless(losses: np.ndarray, best: np.ndarray, start: np.ndarray | None) -> 
 
 
 def _name(workspace: Workspace, entry: Entry) -> str:
-    return shape_name(entry.candidate.shape)
+    return workspace.request.name(entry.candidate.shape)
 
 
 def _distilled_losses(workspace: Workspace, entries: Sequence[Entry], tokens: int, say: Say) -> list[np.ndarray]:
@@ -65,7 +64,7 @@ def _distilled_losses(workspace: Workspace, entries: Sequence[Entry], tokens: in
     found = []
     for entry, output in zip(entries, outputs):
         found.append(workspace.loss_of(output, output.name))
-        say(f"{_name(workspace, entry)}: {found[-1].mean():.4f} nats per token after {tokens:,} tokens")
+        say(f"{_name(workspace, entry)}: {found[-1].mean():.4f} {workspace.request.unit} after {tokens:,} tokens")
     return found
 
 

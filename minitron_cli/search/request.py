@@ -7,8 +7,10 @@ from typing import Annotated
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.search.speed import SpeedBudget
+from minitron_cli.spec.axes import COUNTED_AXES
 from minitron_cli.spec.limits import SEED, above, count, violations
 from minitron_cli.spec.search import Window
+from minitron_cli.spec.shape import Shape, shape_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,20 @@ class SearchRequest:
     devices: tuple[str, ...] = ()
     seed: Annotated[int, SEED] = 0
     speed: SpeedBudget | None = None
+
+    @property
+    def cuts_vocabulary(self) -> bool:
+        """Whether the grid has sizes of the vocabulary: candidates then read the text in different tokens."""
+        return any(axis in (self.grid or {}) for axis in COUNTED_AXES)
+
+    @property
+    def unit(self) -> str:
+        """What losses are measured in."""
+        return "bits per byte" if self.cuts_vocabulary else "nats per token"
+
+    def name(self, shape: Shape) -> str:
+        """What a candidate is called, in its directory's name too."""
+        return shape_name(shape, vocab=self.cuts_vocabulary)
 
     def __post_init__(self) -> None:
         if wrong := violations(self, lambda name: "--" + name.replace("_", "-")):

@@ -12,7 +12,7 @@ from minitron_cli.spec.shape import Shape
 
 @dataclass(slots=True)
 class Entry:
-    """One candidate of the search. Losses are per held-out window, nats per token: (window,)."""
+    """One candidate of the search. Losses are per held-out window, in the request's unit: (window,)."""
 
     candidate: Candidate
     forecast: float
@@ -37,8 +37,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Entries from best to worst, the source's own loss, and the weights of the forecast (nats per feature unit).
+    """Entries from best to worst, the source's own loss, and the weights of the forecast (loss per feature unit).
 
+    Losses are in `unit`. `longer` says by which share the counted text has more tokens under each size of vocabulary.
     `too_slow` were timed and do not meet the budget; they and those skipped for it are not among the entries.
     """
 
@@ -47,6 +48,8 @@ class SearchResult:
     entries: list[Entry]
     weights: Mapping[str, float] = field(default_factory=dict)
     too_slow: list[Entry] = field(default_factory=list)
+    unit: str = "nats per token"
+    longer: Mapping[int, float] = field(default_factory=dict)
 
 
 def standard_error(values: np.ndarray) -> float:

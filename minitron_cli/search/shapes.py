@@ -8,7 +8,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.prune.acceptance import obstacles
 from minitron_cli.search.request import SearchRequest
-from minitron_cli.spec.axes import SCORED_AXES
+from minitron_cli.spec.axes import COUNTED_AXES, SCORED_AXES
 from minitron_cli.spec.search import Candidate, candidates, default_grid
 from minitron_cli.spec.shape import Shape, check_target, num_parameters
 
@@ -54,7 +54,7 @@ def single_cuts(source: Checkpoint, shapes: list[Shape]) -> list[Shape]:
     class wants both together. A cut that cannot be built is tried at the next size.
     """
     found = []
-    for axis in SCORED_AXES:
+    for axis in (*SCORED_AXES, *COUNTED_AXES):
         sizes = sorted({shape[axis] for shape in shapes if axis in source.shape and shape[axis] != source.shape[axis]})
         middle = sizes[len(sizes) // 2] if sizes else 0
         nearest = sorted(sizes, key=lambda size: (abs(size - middle), size))

@@ -9,29 +9,35 @@ from typing import Any
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.result import Entry, SearchResult, standard_error
-from minitron_cli.spec.shape import cut_flags, shape_name
+from minitron_cli.search.workspace import prune_inputs
+from minitron_cli.spec.shape import cut_flags
 
 
 def facts(result: SearchResult, request: SearchRequest) -> dict[str, Any]:
     """Everything found, best first, and the best shape as a recipe step and as a command line."""
     best = result.entries[0].candidate.shape
     cut = cut_flags(result.source, best)
-    line = ["minitron", "prune", request.model, "--scores", str(request.scores)]
+    inputs = prune_inputs(request, result.source, best)
+    given = inputs | {flag: (str(size),) for flag, size in cut.items()}
+    words = [word for flag, values in given.items() for value in values for word in (f"--{flag}", value)]
+    as_recipe = {name: list(values) if len(values) > 1 else values[0] for name, values in inputs.items()}
     return {
         "output": str(request.output),
+        "unit": result.unit,
         "source_loss": result.source_loss,
         "forecast_weights": dict(result.weights),
-        "candidates": [_entry(result, entry) for entry in result.entries],
-        "too_slow": [_entry(result, entry) for entry in result.too_slow],
+        "longer": {str(size): share for size, share in result.longer.items()},
+        "candidates": [_entry(request, entry) for entry in result.entries],
+        "too_slow": [_entry(request, entry) for entry in result.too_slow],
         "speed_budget": _budget(request),
-        "step": {"verb": "prune", "inputs": {"model": request.model, "scores": str(request.scores)}, "options": cut},
-        "next": shlex.join([*line, *(word for flag, size in cut.items() for word in (f"--{flag}", str(size)))]),
+        "step": {"verb": "prune", "inputs": {"model": request.model, **as_recipe}, "options": cut},
+        "next": shlex.join(["minitron", "prune", request.model, *words]),
     }
 
 
-def _entry(result: SearchResult, entry: Entry) -> dict[str, Any]:
+def _entry(request: SearchRequest, entry: Entry) -> dict[str, Any]:
     found = {
-        "name": shape_name(entry.candidate.shape),
+        "name": request.name(entry.candidate.shape),
         "shape": dict(entry.candidate.shape.sizes),
         "parameters": entry.candidate.parameters,
         "non_embedding_parameters": entry.candidate.non_embedding,

@@ -37,10 +37,11 @@ class Axis:
     never cut, or with another (see Family.follows). `key` is the usual config key, where there is one. `scope` names
     the axes inside which its units are chosen, so that arrays of scores and kept indices have those dimensions first.
     `scored` says what ranks the units: their activations where a linear layer reads them ("input"), what the routed
-    experts do ("routed"), the influence of whole blocks ("block"), or, where no text goes through them, how large their
-    weights are ("weights"). `group` is the axis whose units each hold an equal number of this axis' units. `multiple`
-    is what sizes should be a multiple of for fast matrix products; 0 where the size is not rounded. Without `units`
-    it is a number of the config and no direction of a weight. `masks` says whether its units can have learned masks.
+    experts do ("routed"), the influence of whole blocks ("block"), how often text has them ("counted"), or, where no
+    text goes through them, how large their weights are ("weights"). `group` is the axis whose units each hold an equal
+    number of this axis' units. `multiple` is what sizes should be a multiple of for fast matrix products; 0 where the
+    size is not rounded. Without `units` it is a number of the config and no direction of a weight. `masks` says whether
+    its units can have learned masks.
     `searched` is the least share of the source's size that a search looks at by itself; 0 where the size stays.
     `spread` says how engines share its units over GPUs (see `engines`): "even", as many on each; "copied", or each on
     several GPUs; "single", or one on all; "padded" or "any", whatever their number. Empty: each GPU has them all.
@@ -63,7 +64,7 @@ class Axis:
 
 _L, _E = ("layer",), ("layer", "expert")
 AXES: tuple[Axis, ...] = (
-    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", multiple=64, masks=False, spread="padded"),
+    Axis("vocab", "vocabulary", "v", "vocab", "vocab_size", (), "counted", multiple=64, masks=False, spread="padded"),
     Axis("hidden", "hidden channels", "h", "hidden", "hidden_size", scored="input", multiple=64, searched=0.5),
     Axis("layer", "layers", "l", "layers", "num_hidden_layers", scored="block", searched=2 / 3),
     Axis("head", "query heads", "q", "heads", "num_attention_heads", _L, "input", group="kv", spread="even"),
@@ -102,7 +103,8 @@ FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes 
 AXIS_OF_FLAG = {flag: name for name, flag in FLAG_OF_AXIS.items()}
 CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}
 MASKED_AXES = tuple(axis for axis in AXES if axis.flag and axis.units and axis.masks)
-SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored and axis.flag)
+COUNTED_AXES = tuple(axis.name for axis in AXES if axis.scored == "counted")
+SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored and axis.flag and axis.name not in COUNTED_AXES)
 FOLLOWING_AXES = tuple(axis.name for axis in AXES if axis.scored and not axis.flag)  # cut with another, ranked apart
 SEARCHED = {axis.name: axis.searched for axis in AXES if axis.searched}
 GROUPS = tuple((axis.name, axis.group) for axis in AXES if axis.group)

@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minitron_cli.spec.axes import SCOPE, SCORED_AXES
+from minitron_cli.spec.axes import COUNTED_AXES, SCOPE, SCORED_AXES
 from minitron_cli.spec.plan import Plan, from_scores, where_kept
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
 
 def retained(scores: Scores, source: Shape, target: Shape) -> dict[str, float]:
-    """Share of the importance that `target` keeps along each axis it cuts, between 0 and 1.
+    """Share of the importance that `target` keeps along each axis that scores rank and it cuts, between 0 and 1.
 
     Width scores are norms, so their squares add up (energy); the mean is over layers. Block influence is a distance and
     adds up as it is.
     """
-    plan = from_scores(scores, source, target)
+    counted = {axis: source[axis] for axis in COUNTED_AXES if axis in source}
+    plan = from_scores(scores, source, target.with_(**counted))
     return {axis: _share(scores, plan, axis) for axis in SCORED_AXES if axis in plan.kept}
 
 

@@ -87,16 +87,18 @@ def near(
     parameters: int,
     multiple: int = 1,
     depths: Sequence[int] | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> list[Candidate]:
     """Shapes within 2 percent of a number of parameters, on the coarsest default grid that has some.
 
     Where none has, the nearest shape of the finest grid; empty where no shape can be cut. `depths` are the numbers of
-    layers allowed (None: those of the grid).
+    layers allowed (None: those of the grid), `fixed` the sizes of axes that are not for the grid to choose.
     """
     for steps in (8, 16, 32):
         grid = default_grid(source, steps, multiple)
         if depths is not None:
             grid = {**grid, "layer": [depth for depth in depths if depth >= min(grid["layer"])]}
+        grid |= {axis: [size] for axis, size in (fixed or {}).items()}
         if found := candidates(family, config, source, grid, around(parameters, CLOSE)):
             return found
     every = candidates(family, config, source, grid, Window(0, float("inf")))

@@ -153,17 +153,17 @@ def computed(family: Family, shape: Shape) -> dict[str, int]:
     return found
 
 
-def shape_name(shape: Shape, source: Shape | None = None) -> str:
+def shape_name(shape: Shape, source: Shape | None = None, *, vocab: bool = False) -> str:
     """Name a shape by its sizes: h3072-l24-q24-kv8-f9216; with `source`, by the sizes that differ from it.
 
-    The vocabulary is named where it was cut.
+    The vocabulary is named where it was cut, and with `vocab`.
     """
     return "-".join(
         f"{axis.letter}{shape[axis.name]}"
         for axis in AXES
         if axis.flag
         and axis.name in shape
-        and (axis.name != "vocab" if source is None else shape[axis.name] != source[axis.name])
+        and (vocab or axis.name != "vocab" if source is None else shape[axis.name] != source[axis.name])
     )
 
 

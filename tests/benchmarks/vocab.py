@@ -74,6 +74,15 @@ def made(setting: Setting, name: str, *words: Any) -> Path:
     return place
 
 
+def scores_of(setting: Setting) -> Path:
+    """What ranks neurons and channels, measured once."""
+    scores = setting.work / f"{setting.model.name}-{setting.samples}.safetensors"
+    if not scores.is_file():
+        minitron("importance", setting.model, *setting.data(), "--samples", setting.samples, "--seq-len",
+                 setting.batch[1], "--dtype", setting.dtype, "-o", scores)  # fmt: skip
+    return scores
+
+
 def chunks(setting: Setting) -> dict[str, list[str]]:
     """The held-out text of every domain in pieces, the first `setting.chunks` of each."""
     found = {}
@@ -198,8 +207,9 @@ def compare(
     students = {f"vocabulary {size:,}": place for size, place in cuts.items()}
     for width in widths:
         flag, _, size = width.partition("=")
-        place = made(setting, f"{flag}-{size}", "prune", setting.model, f"--{flag}", size, *setting.data(), "--samples",
-                     setting.samples, "--seq-len", setting.batch[1])  # fmt: skip
+        place = made(
+            setting, f"{flag}-{size}", "prune", setting.model, f"--{flag}", size, "--scores", scores_of(setting)
+        )
         students[f"{flag} {int(size):,}"] = place
         print(row(f"{flag} {int(size):,}", measured(setting, place, text), source), flush=True)
     if speed:

@@ -37,6 +37,20 @@ def test_a_miss_of_more_than_two_percent_is_said(toy: Toy) -> None:
     )
 
 
+def test_the_rest_of_a_budget_goes_to_the_other_axes_where_the_vocabulary_is_given(toy: Toy) -> None:
+    found = {}
+    for vocab in (97, 48):
+        model = architecture_of(json.loads((toy("llama") / "config.json").read_text()))
+        asked = {"vocab": vocab, "data": ("text.jsonl",)} if vocab < 97 else {}
+        found[vocab] = resolve(PruneRequest(model="x", params=50_000, **asked), model)
+        assert found[vocab].facts.parameters[1] == pytest.approx(50_000, rel=0.02)
+        assert found[vocab].shape["vocab"] == vocab
+    body = {vocab: one.facts.parameters[1] - 2 * vocab * one.shape["hidden"] for vocab, one in found.items()}
+    assert body[48] > body[97]
+    with pytest.raises(MinitronError, match="--params chooses the whole shape but its vocabulary"):
+        PruneRequest(model="x", params=50_000, vocab=48, data=("text.jsonl",), ffn=40)
+
+
 def test_a_size_that_no_shape_is_near_is_refused(toy: Toy) -> None:
     with pytest.raises(MinitronError, match="no shape of about 10,000 parameters"):
         _resolve(toy, 10_000, 1)
