@@ -18,6 +18,7 @@ def grade_of(options: Options) -> Grade | None:
     from minitron_cli.evaluate.harness import make_lm, run_request, without_unsafe
     from minitron_cli.evaluate.model import LoadedModel
     from minitron_cli.evaluate.options import Request
+    from minitron_cli.evaluate.shared import answer, sharing
     from minitron_cli.evaluate.tasks import find_tasks
     from minitron_cli.hf.devices import dtype_name
     from minitron_cli.hf.load import load_tokenizer
@@ -31,7 +32,11 @@ def grade_of(options: Options) -> Grade | None:
         dtype = dtype_name(subject.dtype)
         loaded = LoadedModel("student", subject.tokenizer, subject.model, tokenizer, subject.device, dtype)
         lm = make_lm(loaded)
-        scores = [score for request in requests for score in run_request(lm, tasks, request)]
+        if not subject.world.first:
+            answer(lm, subject.world)
+            return ()
+        with sharing(lm, subject.world):
+            scores = [score for request in requests for score in run_request(lm, tasks, request)]
         return [Score(f"{s.task}/{s.key}", s.value, s.stderr, s.higher_is_better) for s in scores]
 
     return grade

@@ -75,8 +75,8 @@ def host_memory(ready: Prepared, world: World) -> tuple[int, int]:
     """Bytes of host memory of the first process and of each other one, at the most and beside the interpreter.
 
     A process reads its part of the weights in blocks, and saves it in blocks or from a copy; where transformers
-    converts a weight it is whole for a moment. The first gathers the student whenever tasks grade it, and the finished
-    one, which beside other ranks it loads again on the CPU to compare. On a CPU the step is in host memory too.
+    converts a weight it is whole for a moment. Each gathers the student whenever tasks grade it, and the first the
+    finished one, which beside other ranks it loads again on the CPU to compare. On a CPU the step is there too.
     """
     student = ready.sizes[0]
     reading = _LARGEST_BLOCK + (student.layer * 4 if "expert" in student.shape else 0)
@@ -85,7 +85,7 @@ def host_memory(ready: Prepared, world: World) -> tuple[int, int]:
     graded = student.parameters * ready.export_dtype.itemsize if ready.options.eval_tasks else 0
     whole = student.parameters * (ready.export_dtype.itemsize + (4 if world.size > 1 or step else 0))
     weights = -(-student.parameters // world.size) * 4 if step else 0  # the optimizer has been let go
-    return max(reading, at_work + graded, weights + whole), max(reading, at_work)
+    return max(reading, at_work + graded, weights + whole), max(reading, at_work + graded)
 
 
 def _lacks_host(ready: Prepared, world: World) -> bool:

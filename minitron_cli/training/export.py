@@ -57,14 +57,14 @@ def export_dtype(source: Path, asked: str | None) -> torch.dtype:
     return _TYPES.get(sizes.most_common(1)[0][0], torch.float32)
 
 
-def gather(step: KDStep, dtype: torch.dtype, rank: int) -> dict[str, Tensor]:
-    """The student's tensors whole, on the CPU, in `dtype` (a collective; empty on all ranks but 0)."""
+def gather(step: KDStep, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
+    """The student's tensors whole, on the CPU, in `dtype` (a collective; empty on ranks that do not `keep` them)."""
     found: dict[str, Tensor] = {}
     absorb = step.absorber()
     for name, value in model_tensors(step).items():
         if name.startswith(STUDENT):
             whole = value.full_tensor() if isinstance(value, DTensor) else value
-            if rank == 0:
+            if keep:
                 own = name.removeprefix(STUDENT)
                 found[own] = _cast(absorb(own, whole), dtype).cpu()
     return found

@@ -41,7 +41,7 @@ def exporter(
     """A function that writes the student as it is to PLACE/step-N (a collective)."""
 
     def write(progress: Progress) -> None:
-        tensors = export.gather(step, ready.export_dtype, rank)
+        tensors = export.gather(step, ready.export_dtype, rank == 0)
         if rank == 0:
             with atomic_dir(place / f"step-{progress.step}", overwrite=True) as directory:
                 export.write_model(directory, origin_of(ready.options, ready.models), tensors, ready.export_dtype)

@@ -33,16 +33,17 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model in memory to be graded; its tokenizer is read from a directory."""
+    """A model in memory to be graded, whole on every process of `world`; its tokenizer is read from a directory."""
 
     model: Any
     tokenizer: Path
     device: torch.device
     dtype: torch.dtype
     trust_remote_code: bool
+    world: World
 
 
-Grade = Callable[[Subject], Sequence[Score]]
+Grade = Callable[[Subject], Sequence[Score]]  # called on all ranks, which share the work; the first has the scores
 
 
 class Regressed(MinitronError):
@@ -56,14 +57,12 @@ def grader(ready: Prepared, step: KDStep, world: World, grade: Grade) -> Callabl
     """
 
     def run() -> Sequence[Score]:
-        tensors = export.gather(step, ready.export_dtype, world.rank)
-        found: Sequence[Score] = ()
-        if world.first:
-            code, dtype = ready.options.trust_remote_code, choose_dtype("auto", world.device)
-            model = model_of_tensors(load_config(ready.models.student, code), tensors, dtype, world.device)
-            found = grade(Subject(model, ready.models.tokenizer, world.device, dtype, code))
+        tensors = export.gather(step, ready.export_dtype, keep=True)
+        code, dtype = ready.options.trust_remote_code, choose_dtype("auto", world.device)
+        model = model_of_tensors(load_config(ready.models.student, code), tensors, dtype, world.device)
+        found = grade(Subject(model, ready.models.tokenizer, world.device, dtype, code, world))
         world.barrier()
-        return found
+        return found if world.first else ()
 
     return run
 

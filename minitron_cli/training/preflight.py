@@ -71,8 +71,8 @@ def memory(
     Master weights, gradients and AdamW's two moments are float32, in parts over world / `copies` devices; one device
     alone adds a low-precision copy. While micro-batches are `accumulated`, gradients are "whole" on every device until
     the last of them, or "sharded": reduced after each. Only the `trained` parameters, all unless given, have gradients
-    and moments. Where tasks grade the student, the first device holds it whole beside its part, `graded` bytes a value;
-    the batches of tasks are cut to what is free then. The result is the largest of a step's moments: the teacher's run,
+    and moments. Where tasks grade the student, each device holds it whole beside its part, `graded` bytes a value; the
+    batches of tasks are cut to what is free then. The result is the largest of a step's moments: the teacher's run,
     the student's loss, the first layer of the backward pass, its last, and grading.
     """
     parts = world // copies

@@ -141,7 +141,7 @@ def _export(
     plan = masks.plan() if masks is not None else None
     vocab = ready.objective.vocab or ready.sizes[0].shape["vocab"]
     live = live_loss(assembly, vocab)
-    tensors = export.gather(assembly.job.step, ready.export_dtype, world.rank)
+    tensors = export.gather(assembly.job.step, ready.export_dtype, world.first)
     assembly.job.optimizer.state.clear()  # makes room for the student that is loaded again
     if world.rank != 0:
         return

@@ -1,7 +1,10 @@
 """Tasks inside a run: the figures of `minitron eval` on what is exported, what stops a run, what is refused."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +60,29 @@ def test_the_student_is_graded_as_eval_grades_what_is_exported(
         assert f"{value:.4f} ± {error:.4f}" in table[str(step)]
     plain = replace(line, output=str(tmp_path / "plain"), eval_tasks=None, eval_tasks_every=None, include=())
     assert train(plain).progress.last == train(line, grade=grade_of(line)).progress.last
+
+
+def test_processes_that_share_the_questions_have_the_figures_of_one(line: Options, tmp_path: Path) -> None:
+    """17 documents over two processes, by the command line; the weights after 4 steps are the same but for rounding."""
+    words = ["train", line.student, "--data", *line.data, "--steps", "4", "--batch", "4", "--seq-len", "32", "--lr",
+             "1e-3", "--device", "cpu", "--eval-tasks", "letters", "--include", str(tmp_path / "tasks"),
+             "--eval-tasks-every", "4", "--task-limit", "17"]  # fmt: skip
+    found = {}
+    for nproc in ("1", "2"):
+        out = tmp_path / f"by-{nproc}"
+        done = subprocess.run(
+            [sys.executable, "-m", "minitron_cli", *words, "--nproc", nproc, "-o", str(out)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        found[nproc] = [
+            {name: value for name, value in one.items() if name.startswith("eval_task")}
+            for one in read_metrics(out / "run")
+            if "eval_task/letters/acc" in one
+        ]
+    (before, after), (start, end) = found["1"], found["2"]
+    assert start == before
+    assert end == pytest.approx(after, rel=1e-3)
 
 
 def test_a_clear_fall_stops_the_run_and_keeps_the_step(line: Options, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_weights_optimizer_and_teacher_are_what_torch_holds(toy: Toy) -> None:
     assert need.optimizer == sum(t.numel() * t.element_size() for t in moments)
     held = memory(size, [size], tokens=0, world=1, item=4, teacher_item=2, shard_teacher=False, checkpointing=False)
     assert held.teacher == sum(p.numel() * p.element_size() for p in teacher.parameters())
-    assert gather(step, torch.bfloat16, rank=1) == {}
+    assert gather(step, torch.bfloat16, keep=False) == {}
 
 
 def need_8b(**changes: object) -> float:
