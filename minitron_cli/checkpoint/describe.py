@@ -68,7 +68,7 @@ def _axis(checkpoint: Checkpoint | Architecture, axis: str) -> Mapping[str, Any]
         note = "no: kept as it is"
     else:
         note = f"yes, but {family.warns[axis]}" if axis in family.warns else "yes"
-    if axis == "hidden" and family.rms_norms and note == "yes":
+    if axis == "hidden" and family.norms and note == "yes":
         note = "yes, along channels or directions (--rotate)"
     if axis == "expert" and family.dense is not None and note == "yes":
         note = f"yes; with one expert it becomes a dense {family.dense.model_type}"

@@ -22,7 +22,7 @@ APERTUS = family(
     model.layers.{layer}.mlp.act_fn.beta          []
     model.layers.{layer}.mlp.act_fn.eps           []
     """,
-    rms_norms={
+    norms={
         "model.layers.{layer}.attention_layernorm.weight": ("model.layers.{layer}.self_attn.",),
         "model.layers.{layer}.feedforward_layernorm.weight": ("model.layers.{layer}.mlp.",),
         "model.norm.weight": ("lm_head.",),

@@ -45,7 +45,7 @@ BAMBA = family(
     per_layer_index=("attn_layer_indices",),
     kinds=(Kinds(_mixers),),
     warns=MAMBA_WARNS,
-    rms_norms=_NORMS,
+    norms=_NORMS,
     computed=EXPAND,
     engines=(absent("vLLM", "MLX"), head_size("llama.cpp")),
     normal=own_channels,
@@ -66,7 +66,7 @@ FALCON_H1 = family(
     defaults={**MAMBA_DEFAULTS, "mamba_d_ssm": 1024},
     per_layer=(),
     warns=MAMBA_WARNS,
-    rms_norms=_NORMS,
+    norms=_NORMS,
     computed={"mamba_d_ssm": "mamba_head*mamba_dim"},
     normal=own_channels,
 )

@@ -21,6 +21,14 @@ COHERE2 = family(
     + GATED_MLP,
     config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis != "head_dim"},
     defaults={"tie_word_embeddings": True},
+    norms={
+        "model.layers.{layer}.input_layernorm.weight": (
+            "model.layers.{layer}.self_attn.",
+            "model.layers.{layer}.mlp.",
+        ),
+        "model.norm.weight": ("lm_head.",),
+    },
+    centred=True,
     engines=(
         one_in(4, "full_attention", "llama.cpp"),
         one_in("sliding_window_pattern", "full_attention", "MLX", otherwise=4),

@@ -57,7 +57,7 @@ DEEPSEEK_V3 = family(
     follows=SHARED_FOLLOWS,
     engines=_ENGINES,
     predictors=("num_nextn_predict_layers", "num_mtp_layers"),
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
 )
 
 DEEPSEEK_V2 = family(
@@ -69,7 +69,7 @@ DEEPSEEK_V2 = family(
     kinds=(dense_first("first_k_dense_replace"),),
     follows=SHARED_FOLLOWS,
     engines=_ENGINES,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
 )
 
 GLM4_MOE_LITE = DEEPSEEK_V3.with_(

@@ -64,5 +64,5 @@ ERNIE4_5_MOE = family(
     requires={"use_bias": False},
     kinds=(Kinds(_read, _write),),
     follows=SHARED_FOLLOWS,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
 )

@@ -1,6 +1,6 @@
 """EXAONE 4: norms after each half of a block and none before, and a norm on each head's queries and keys."""
 
-from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL
+from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, POST_NORMED
 from minitron_cli.families.olmo import POST_NORMS
 from minitron_cli.families.qwen import QK_NORM
 from minitron_cli.spec.assumptions import Config, head_size, one_in
@@ -18,6 +18,7 @@ EXAONE4 = family(
     "exaone4",
     ["exaone4"],
     MODEL + ATTENTION + QK_NORM + GATED_MLP + POST_NORMS,
+    unrotated=POST_NORMED,
     engines=(
         head_size("llama.cpp"),
         one_in("sliding_window_pattern", "full_attention", "SGLang", "MLX"),

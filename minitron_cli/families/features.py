@@ -45,8 +45,7 @@ def kinds(family: Family) -> tuple[str, ...]:
 
 def rotates(family: Family) -> str | None:
     """Why the residual stream cannot be turned (--rotate); None where it can."""
-    reason = "its residual stream is not read through RMS norms alone"
-    return None if family.rms_norms else reason
+    return None if family.norms else family.unrotated
 
 
 def unmasked(family: Family) -> dict[str, str]:

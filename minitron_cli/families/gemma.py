@@ -1,6 +1,6 @@
 """Gemma multiplies its embeddings by sqrt(hidden); 2 and 3 have norms before and after both halves of a block."""
 
-from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
+from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, POST_NORMED, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.qwen import QK_NORM
 from minitron_cli.spec.assumptions import Config, one_in
 from minitron_cli.spec.family import Assumption, family
@@ -26,7 +26,7 @@ GEMMA = family(
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + GATED_MLP,
     defaults={"tie_word_embeddings": True},
     repair="sqrt_hidden",
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     norm_offset=1.0,
 )
 
@@ -37,7 +37,8 @@ GEMMA2 = GEMMA.with_(
     """,
     name="gemma2",
     model_types=("gemma2",),
-    rms_norms={},  # the norms after a block's halves see single channels
+    norms={},
+    unrotated=POST_NORMED,
     engines=(one_in(2, "full_attention", "llama.cpp", "SGLang"), _scale_by_depth(46)),
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, QKV_BIAS
+from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, POST_NORMED, QKV_BIAS
 from minitron_cli.families.qwen import QK_NORM
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
@@ -80,6 +80,7 @@ GEMMA4 = family(
         "per_layer_config": None,
     },
     refuses={"head": _TWO_SIZES, "kv": _TWO_SIZES},
+    unrotated=POST_NORMED,
     repair="sqrt_hidden",
     kinds=(Kinds(_LISTED.read, _last_is_full),),
     whole="transformers builds the last layer as one of full attention in any case",

@@ -1,6 +1,6 @@
 """GLM-4: biases on queries, keys and values, one tensor for gate and up; glm4 (0414) norms what each half adds."""
 
-from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, PRE_NORMS, QKV_BIAS
+from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, POST_NORMED, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.phi3 import GATE_UP_MLP
 from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
@@ -10,7 +10,7 @@ GLM = family(
     ["glm"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + GATE_UP_MLP,
     defaults={"attention_bias": True},
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(head_size("llama.cpp"),),
 )
 
@@ -22,5 +22,6 @@ GLM4 = GLM.with_(
     name="glm4",
     model_types=("glm4",),
     engines=(),
-    rms_norms={},  # the norms after a block's halves see single channels
+    norms={},
+    unrotated=POST_NORMED,
 )

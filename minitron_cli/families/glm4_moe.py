@@ -35,7 +35,7 @@ GLM4_MOE = family(
     kinds=(dense_first("first_k_dense_replace"),),
     follows=SHARED_FOLLOWS,
     predictors=("num_nextn_predict_layers", "num_mtp_layers"),
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
 )
 
 DOTS1 = GLM4_MOE.with_(

@@ -31,4 +31,10 @@ GPT_NEOX = family(
     """,
     config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis not in ("head_dim", "kv")},
     defaults={"attention_bias": True},
+    norms={
+        "gpt_neox.layers.{layer}.input_layernorm.weight": ("gpt_neox.layers.{layer}.attention.",),
+        "gpt_neox.layers.{layer}.post_attention_layernorm.weight": ("gpt_neox.layers.{layer}.mlp.",),
+        "gpt_neox.final_layer_norm.weight": ("embed_out.", "lm_head."),
+    },
+    centred=True,
 )

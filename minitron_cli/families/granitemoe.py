@@ -19,7 +19,7 @@ GRANITEMOE = family(
     ["granitemoe"],
     MODEL + NORMS + ATTENTION + STACKED_EXPERTS,
     config_keys={**EXPERT_KEYS, "expert": "num_local_experts", "expert_ffn": "intermediate_size"},
-    rms_norms={
+    norms={
         **PRE_NORMS,
         "model.layers.{layer}.post_attention_layernorm.weight": ("model.layers.{layer}.block_sparse_moe.",),
     },

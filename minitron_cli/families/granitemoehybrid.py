@@ -55,7 +55,7 @@ GRANITEMOEHYBRID = family(
     defaults=MAMBA_DEFAULTS,
     kinds=(listed("layer_types", _MIXERS, lambda config, num_layers: ["mamba"] * num_layers), Kinds(_experts)),
     warns=MAMBA_WARNS,
-    rms_norms={
+    norms={
         "model.layers.{layer}.input_layernorm.weight": (
             "model.layers.{layer}.self_attn.",
             "model.layers.{layer}.mamba.",

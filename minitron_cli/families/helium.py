@@ -10,6 +10,6 @@ HELIUM = family(
     ["helium"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + GATED_MLP + GATED_MLP_BIAS,
     config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis != "head_dim"},
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(absent("llama.cpp"),),
 )

@@ -16,5 +16,5 @@ HUNYUAN_DENSE = family(
     model.layers.{layer}.self_attn.query_layernorm.weight  head_dim
     model.layers.{layer}.self_attn.key_layernorm.weight    head_dim
     """,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
 )

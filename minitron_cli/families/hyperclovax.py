@@ -1,6 +1,6 @@
 """HyperCLOVA X: Llama with multipliers in its config, as Granite, and norms on what each half of a block adds."""
 
-from minitron_cli.families.llama import LLAMA
+from minitron_cli.families.llama import LLAMA, POST_NORMED
 from minitron_cli.spec.assumptions import absent
 
 HYPERCLOVAX = LLAMA.with_(
@@ -12,5 +12,6 @@ HYPERCLOVAX = LLAMA.with_(
     model_types=("hyperclovax",),
     defaults={"use_post_norm": True},
     engines=(absent("llama.cpp", "MLX"),),
-    rms_norms={},  # the norms after a block's halves see single channels
+    norms={},
+    unrotated=POST_NORMED,
 )

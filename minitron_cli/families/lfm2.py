@@ -55,5 +55,6 @@ LFM2 = family(
     per_layer_index=("full_attn_idxs",),
     kinds=(listed("layer_types", {"conv": "conv", "full_attention": "attention"}, _attention_at),),
     normal=_own_width,
+    unrotated="the channels of its short convolutions are those of the stream, each by itself",
     engines=(head_size("vLLM", "llama.cpp", "MLX"),),
 )

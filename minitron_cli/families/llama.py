@@ -51,11 +51,17 @@ PRE_NORMS = {
     "model.norm.weight": ("lm_head.",),
 }
 
+# Why the residual stream cannot be rotated where a block's halves pass a norm on their way back into it.
+POST_NORMED = (
+    "norms after a block's halves have a weight for each channel: what they add could be turned exactly only where all "
+    "weights of a norm are equal"
+)
+
 LLAMA = family(
     "llama",
     ["llama", "mistral", "ministral", "ministral3", "granite", "internlm3", "iquestcoder"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + GATED_MLP + GATED_MLP_BIAS + INV_FREQ,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(head_size("CTranslate2", types=("llama",)), head_size("llama.cpp", "MLX", types=("granite",))),
 )
 
@@ -86,5 +92,5 @@ ERNIE4_5 = family(
     + (QKV_BIAS + O_BIAS).replace("?attention_bias", "?use_bias")
     + GATED_MLP_BIAS.replace("?mlp_bias", "?use_bias"),
     defaults={"tie_word_embeddings": True},
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
 )

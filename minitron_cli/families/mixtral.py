@@ -23,7 +23,7 @@ MIXTRAL = family(
     model.layers.{layer}.mlp.experts.down_proj                        expert hidden expert_ffn                 @fused
     """,
     config_keys={**EXPERT_KEYS, "expert": "num_local_experts", "expert_ffn": "intermediate_size"},
-    rms_norms={
+    norms={
         **PRE_NORMS,
         "model.layers.{layer}.post_attention_layernorm.weight": (
             "model.layers.{layer}.mlp.",

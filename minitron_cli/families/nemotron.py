@@ -24,6 +24,9 @@ NEMOTRON = family(
     "nemotron",
     ["nemotron"],
     MODEL + NORMS + NORMS_BIAS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
+    norms=PRE_NORMS,
+    norm_offset=1.0,
+    centred=True,
     engines=(head_size("llama.cpp"),),
 )
 
@@ -32,6 +35,7 @@ JAIS2 = NEMOTRON.with_(
     name="jais2",
     model_types=("jais2",),
     defaults={"attention_bias": True, "mlp_bias": True},
+    norm_offset=0.0,
     engines=(),
 )
 
@@ -39,6 +43,6 @@ ARCEE = family(
     "arcee",
     ["arcee"],
     MODEL + NORMS + ATTENTION + QKV_BIAS + O_BIAS + PLAIN_MLP,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(absent("MLX"),),
 )

@@ -116,7 +116,7 @@ NEMOTRON_H = family(
     kinds=(Kinds(_read, _write),),
     predictors=("num_nextn_predict_layers",),
     warns=MAMBA_WARNS,
-    rms_norms={
+    norms={
         "backbone.layers.{layer}.norm.weight": ("backbone.layers.{layer}.mixer.",),
         "backbone.norm_f.weight": ("lm_head.",),
     },

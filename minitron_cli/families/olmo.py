@@ -1,7 +1,7 @@
 """OLMo 2 and 3 (norms after each half of a block) and OLMoE (experts): both norm queries and keys across all heads."""
 
 from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER
-from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
+from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, POST_NORMED, PRE_NORMS, QKV_BIAS
 from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
 
@@ -28,6 +28,7 @@ OLMO2 = family(
     "olmo2",
     ["olmo2", "olmo3"],
     MODEL + _ATTENTION + GATED_MLP + POST_NORMS,
+    unrotated=POST_NORMED,
     warns=_WARNS,
     engines=(head_size("llama.cpp"), head_size("SGLang", types=("olmo2",))),
 )
@@ -39,7 +40,7 @@ OLMOE = family(
     # The width of the q norm is hidden_size in transformers, which ties width and heads together.
     config_keys={axis: key for axis, key in EXPERT_KEYS.items() if axis != "head_dim"}
     | {"expert_ffn": "intermediate_size"},
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     warns=_WARNS,
     defaults={"norm_topk_prob": False},
 )

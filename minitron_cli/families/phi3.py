@@ -19,6 +19,6 @@ PHI3 = family(
     model.layers.{layer}.self_attn.o_proj.weight    hidden (head head_dim)
     """
     + GATE_UP_MLP,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(head_size("llama.cpp", "MLX", "CTranslate2"),),
 )

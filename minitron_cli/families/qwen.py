@@ -17,10 +17,10 @@ QWEN2 = family(
     "qwen2",
     ["qwen2"],
     _QWEN2 + QKV_BIAS.replace("?attention_bias", "") + GATED_MLP,
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(head_size("vLLM", "llama.cpp", "MLX", "CTranslate2"),),
 )
-QWEN3 = family("qwen3", ["qwen3"], _QWEN3 + GATED_MLP, rms_norms=PRE_NORMS)
+QWEN3 = family("qwen3", ["qwen3"], _QWEN3 + GATED_MLP, norms=PRE_NORMS)
 
 SHARED_EXPERT = """
     model.layers.{layer}.mlp.shared_expert.gate_proj.weight   shared_ffn hidden
@@ -37,7 +37,7 @@ QWEN3_MOE = family(
     defaults={"norm_topk_prob": False},
     config_keys=_KEYS,
     kinds=(SPARSE_STEPS,),
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     # With use_sliding_window every layer has the window; a dense model's begin at this one.
     dense=Dense("qwen3", TO_MLP, {"max_window_layers": 0}),
     engines=(sparse_throughout("llama.cpp"),),
@@ -57,6 +57,6 @@ QWEN2_MOE = family(
     config_keys={**_KEYS, "shared_ffn": "shared_expert_intermediate_size"},
     defaults={"qkv_bias": True, "norm_topk_prob": False},
     kinds=(SPARSE_STEPS,),
-    rms_norms=PRE_NORMS,
+    norms=PRE_NORMS,
     engines=(head_size("vLLM", "SGLang", "llama.cpp", "MLX"), sparse_throughout("llama.cpp", "MLX")),
 )

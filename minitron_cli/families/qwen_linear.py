@@ -80,7 +80,7 @@ QWEN3_5 = family(
     kinds=(_MIXERS,),
     predictors=("mtp_num_hidden_layers",),
     engines=_ENGINES,
-    rms_norms=_NORMS,
+    norms=_NORMS,
     norm_offset=1.0,
 )
 
@@ -92,7 +92,7 @@ QWEN3_5_MOE = family(
     kinds=(_MIXERS,),
     predictors=("mtp_num_hidden_layers",),
     engines=_ENGINES,
-    rms_norms=_NORMS,
+    norms=_NORMS,
     norm_offset=1.0,
 )
 
@@ -105,6 +105,6 @@ QWEN3_NEXT = family(
     refuses={"value_head": _INTERLEAVED, "key_head": _INTERLEAVED},
     predictors=("mtp_num_hidden_layers",),
     engines=_ENGINES,
-    rms_norms=_NORMS,
+    norms=_NORMS,
     norm_offset=1.0,
 )

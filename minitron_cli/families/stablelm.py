@@ -1,6 +1,6 @@
 """StableLM: LayerNorm with bias; the size of a head is derived from hidden / heads."""
 
-from minitron_cli.families.llama import ATTENTION, GATED_MLP, INV_FREQ, MODEL, QKV_BIAS
+from minitron_cli.families.llama import ATTENTION, GATED_MLP, INV_FREQ, MODEL, PRE_NORMS, QKV_BIAS
 from minitron_cli.spec.axes import CONFIG_KEYS
 from minitron_cli.spec.family import family
 
@@ -22,5 +22,7 @@ STABLELM = family(
     model.norm.bias                                       hidden
     """,
     config_keys={axis: key for axis, key in CONFIG_KEYS.items() if axis != "head_dim"},
+    norms=PRE_NORMS,
+    centred=True,
     requires={"qk_layernorm": False},
 )

@@ -1,6 +1,6 @@
 """StarCoder2: LayerNorm, biases nearly everywhere, an MLP without a gate."""
 
-from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, QKV_BIAS
+from minitron_cli.families.llama import ATTENTION, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.families.nemotron import NORMS_BIAS
 from minitron_cli.spec.assumptions import head_size
 from minitron_cli.spec.family import family
@@ -20,5 +20,7 @@ STARCODER2 = family(
     model.layers.{layer}.mlp.c_proj.bias      hidden      ?use_bias
     """,
     defaults={"use_bias": True, "tie_word_embeddings": True},
+    norms=PRE_NORMS,
+    centred=True,
     engines=(head_size("SGLang", "llama.cpp", "MLX"),),
 )

@@ -152,7 +152,7 @@ def _check_shape(request: PruneRequest, source: Checkpoint | Architecture, shape
         check_something_is_cut(source.shape, shape, request.sizes)
     check_strides(source, shape)
     if request.rotate:
-        check_rotation(source.family, shape["hidden"] != source.shape["hidden"])
+        check_rotation(source.family, source.config, shape["hidden"] != source.shape["hidden"])
 
 
 def _source(request: PruneRequest) -> Checkpoint:

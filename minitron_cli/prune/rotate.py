@@ -1,7 +1,7 @@
 """Rotating the residual stream: leading directions are kept in the place of single channels.
 
-Every block reads the stream x through an RMS norm, as x^ = x / rms(x), and a product with the norm's weights. With an
-orthonormal basis Q (hidden, kept) the student's stream is z = Q^T x, and its architecture stays the same:
+A block that reads the stream x through an RMS norm sees x^ = x / rms(x), and a product with the norm's weights. With
+an orthonormal basis Q (hidden, kept) the student's stream is z = Q^T x, and its architecture stays the same:
 
     embedding E -> E Q,   writers W -> Q^T W,   readers W -> W diag(w / c) F,   norms w -> c s
 
@@ -10,6 +10,10 @@ norm. The student's norm divides by the root mean square of fewer numbers: s mak
 of the norm's weights, so that matrices keep the magnitude that they were trained at. With all directions kept all of it
 is exact. A head that is tied to the embedding cannot be refitted by itself: it decides the basis of the subspace, and
 the final norm's weights are fitted to it (see `tied`).
+
+A LayerNorm subtracts the mean over channels first: Q takes the direction of the source's mean to that of the student's
+(see `directions.with_mean`), so that the rest of the stream is read as after an RMS norm of the rest. Its bias b goes
+along that direction too, in which readers see nothing else: they take it to W b. Which direction it has is free.
 
 SliceGPT (arXiv 2401.15024) rotates the stream too, by a basis for each block and matrices on the residual path that no
 Hugging Face architecture has; one basis for all needs none.
@@ -25,7 +29,9 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.prune.compensate import RIDGE, Compensation, Refit
 from minitron_cli.prune.directions import (
     Norm,
+    bias_of,
     least_squares_map,
+    mean_of,
     normalised,
     norms_of,
     scale_of,
@@ -59,8 +65,11 @@ class Rotation:
         weight = match.weight
         if not any("hidden" in axes_of(dim) for dim in weight.dims):
             return None
-        if weight.name in self.checkpoint.family.rms_norms:
+        if weight.name in self.checkpoint.family.norms:
             return Rotated(self, "norm", (weight.name, match.layer))
+        for norm in self.checkpoint.family.norms:
+            if weight.name == bias_of(norm):
+                return Rotated(self, "bias", (norm, match.layer))
         line = self.checkpoint.family.norm_of(weight)
         if line is not None:
             return Rotated(self, "reader", (line, match.layer))
@@ -76,8 +85,26 @@ class Rotation:
             solved, error = least_squares_map(normalised(norm, self.compensation), self.basis, ridge)
             name = norm.line.rpartition("{layer}.")[2].removesuffix(".weight")
             self.compensation.errors[f"hidden ({name})", norm.layer, None] = error
-            self._held[key] = (norm.weight[:, None] / norm.size * solved).astype(np.float32)
+            found = norm.weight[:, None] / norm.size * solved
+            if norm.centred:
+                mean = mean_of(len(self.basis.T))
+                found -= np.outer(found @ mean, mean)
+                if norm.bias is not None and (size := self.norm_bias(key) @ mean):
+                    found += np.outer(norm.bias, mean) / size
+            self._held[key] = found.astype(np.float32)
         return self._held[key]
+
+    def norm_bias(self, key: tuple[str, int | None]) -> np.ndarray:
+        """The bias of a LayerNorm (kept,): along the mean over channels, of which readers see nothing else.
+
+        They turn it into what the bias was. Where the head is tied to the embedding, what the logits need of it.
+        """
+        norm, kept = self.norms[key], self.plan.target["hidden"]
+        assert norm.bias is not None
+        tied = None if norm.layer is not None else tied_head(self.checkpoint, norm, self.compensation)
+        if tied is not None:
+            return tied.bias(self.basis) / _embedding_scale(self.checkpoint, self.plan)
+        return np.full(kept, np.sqrt(np.mean(np.square(norm.bias))))
 
     def norm_weights(self, key: tuple[str, int | None]) -> np.ndarray:
         """Effective weights of a norm (kept,): all the same, but for a final norm with a head tied to the embedding."""
@@ -86,7 +113,7 @@ class Rotation:
         tied = None if norm.layer is not None else tied_head(self.checkpoint, norm, self.compensation)
         if tied is None:
             return np.full(kept, norm.size * scale)
-        found = np.diag(np.diagonal(tied.fitted(self.basis)))
+        found = tied.diagonal(self.basis)
         self.compensation.errors["logits", None, None] = tied.error(self.basis, found)
         return np.diagonal(found) * scale / _embedding_scale(self.checkpoint, self.plan)
 
@@ -96,14 +123,14 @@ class Rotated:
     """Rows of a tensor as they are stored -> rows in the basis. Writers mix rows, so they need all of them at once."""
 
     by: Rotation
-    role: str  # norm, reader, embedding or writer
+    role: str  # norm, bias (of a norm), reader, embedding or writer
     norm: tuple[str, int | None] = ("", None)
     refit: Refit | None = None
 
     @property
     def whole(self) -> bool:
         """Whether a piece has to come in one block."""
-        return self.role in ("writer", "norm")
+        return self.role in ("writer", "norm", "bias")
 
     def apply(self, raw: np.ndarray, dtype: str, columns: np.ndarray | None) -> np.ndarray:
         """Bits in, bits out; `columns` are the positions kept of a writer's inputs (None: all). Rounded once."""
@@ -112,6 +139,8 @@ class Rotated:
             return to_bits(
                 (self.by.norm_weights(self.norm) - self.by.checkpoint.family.norm_offset).astype(wide), dtype
             )
+        if self.role == "bias":
+            return to_bits(self.by.norm_bias(self.norm).astype(wide), dtype)
         if self.role == "writer":
             kept = self.refit.values(raw, dtype) if self.refit else _columns(from_bits(raw, dtype), columns)
             return to_bits(self.by.basis.T.astype(wide, copy=False) @ kept.astype(wide, copy=False), dtype)

@@ -22,11 +22,17 @@ _NOTHING = 1e-6  # of G's largest eigenvalue: its products are float32
 
 @dataclass(frozen=True, slots=True)
 class TiedHead:
-    """What a tied head is fitted to: G (hidden, hidden), the final norm's weights w (hidden,), and M."""
+    """What a tied head is fitted to: G (hidden, hidden), the final norm's weights w (hidden,), and M.
+
+    Of a LayerNorm (`centred`) the basis holds the mean over channels too, and is no basis of its own choice: g is then
+    fitted by itself.
+    """
 
     embedding: np.ndarray
     weight: np.ndarray
     moment: np.ndarray
+    centred: bool = False
+    norm_bias: np.ndarray | None = None
 
     def fitted(self, basis: np.ndarray) -> np.ndarray:
         """S (kept, kept) float64, for a basis Q (hidden, kept)."""
@@ -38,6 +44,22 @@ class TiedHead:
         values, both = _diagonalised(basis.T @ read, basis.T @ seen)
         solved = both.T @ (right + right.T) @ both / np.add.outer(values, values)
         return both @ solved @ both.T
+
+    def diagonal(self, basis: np.ndarray) -> np.ndarray:
+        """diag(g) (kept, kept), the norm's weights in a basis Q (hidden, kept)."""
+        if not self.centred:
+            return np.diag(np.diagonal(self.fitted(basis)))
+        basis = basis.astype(np.float64)
+        read, seen = _ridged(self.embedding) @ basis, _ridged(self.moment) @ basis
+        right = np.einsum("ni,n,ni->i", read, self.weight, seen)
+        return np.diag(np.linalg.solve((basis.T @ read) * (basis.T @ seen), right))
+
+    def bias(self, basis: np.ndarray) -> np.ndarray:
+        """The bias (kept,) whose logits E Q b' are nearest to E b, for a basis Q (hidden, kept)."""
+        assert self.norm_bias is not None
+        basis = basis.astype(np.float64)
+        read = _ridged(self.embedding) @ basis
+        return np.linalg.solve(basis.T @ read, read.T @ self.norm_bias)
 
     @property
     def normed(self) -> np.ndarray:

@@ -59,9 +59,10 @@ class Family:
     `requires` holds config values that the table needs; a config with other values is another architecture.
     `refuses` maps an axis that cannot be cut exactly to the reason, `warns` one that can be cut at a stated cost.
     `repair` names a correction of values that trimming needs to keep the function (see prune/repairs).
-    `rms_norms` says how the residual stream is read: the line of each RMS norm, and what the names of the weights that
-    read its output begin with. It is empty where the stream passes anything else (LayerNorm, norms after a block's
-    halves): there it cannot be rotated (see prune/rotate). `norm_offset` is what those norms add to their weights.
+    `norms` says how the residual stream is read: the line of the weights of each norm, and what the names of the
+    weights that read its output begin with. It is empty where the stream cannot be rotated (see prune/rotate), for the
+    reason `unrotated`. `norm_offset` is what those norms add to their weights; `centred` ones are LayerNorms, which
+    subtract the mean of the stream first, the others RMS norms.
     `groups` pairs an axis with the one that groups it: every unit of the second holds as many units of the first.
     `kinds` says how the config tells layers of several kinds apart, where the table has sections for them.
     `follows` pairs an axis with the one that its size is a fixed multiple of, both being stated by one key.
@@ -85,8 +86,10 @@ class Family:
     refuses: Mapping[str, str] = field(default_factory=dict)
     warns: Mapping[str, str] = field(default_factory=dict)
     repair: str | None = None
-    rms_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    centred: bool = False
+    unrotated: str = ""
     groups: tuple[tuple[str, str], ...] = GROUPS
     kinds: tuple[Kinds, ...] = ()
     follows: tuple[tuple[str, str], ...] = ()
@@ -115,10 +118,10 @@ class Family:
         return tuple(zip(*(kinds.read(config, num_layers) for kinds in self.kinds)))
 
     def norm_of(self, weight: Weight) -> str | None:
-        """The line of the RMS norm after which a weight reads the stream, None for all that does not read it."""
+        """The line of the norm after which a weight reads the stream, None for all that does not read it."""
         if len(weight.dims) < 2 or weight.junk or axes_of(weight.dims[-1]) != ("hidden",):
             return None
-        return next((line for line, starts in self.rms_norms.items() if weight.name.startswith(starts)), None)
+        return next((line for line, starts in self.norms.items() if weight.name.startswith(starts)), None)
 
     @property
     def corrects_choice(self) -> bool:

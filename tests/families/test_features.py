@@ -45,7 +45,7 @@ def test_what_the_table_says_can_be_cut_is_cut_by_the_battery(axis: str) -> None
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_what_cannot_be_rotated_is_refused(family: Family) -> None:
     try:
-        check_rotation(family, True)
+        check_rotation(family, {})
     except MinitronError:
         assert rotates(family)
     else:

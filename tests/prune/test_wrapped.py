@@ -283,7 +283,7 @@ def test_a_cut_vocabulary_takes_the_ids_of_images_along(model_type: str, wrapped
     assert kept[after[key]] == before[key] == IMAGE
 
 
-ROTATES = [name for name in WRAPPED if family_of(text_type(name)).rms_norms]
+ROTATES = [name for name in WRAPPED if family_of(text_type(name)).norms]
 
 
 @pytest.mark.parametrize("model_type", ROTATES)
