@@ -120,6 +120,22 @@ class Order:
         """How many rows of each file have been read when `step` begins: (file,) int64."""
         return self._schedule.used(step)
 
+    def history(self, step: int) -> list[Any]:
+        """What decides the rows before `step`: orders of which it is equal read the same until then, and go on alike.
+
+        Rows shorter than a block are read in an order that depends on where their phase ends.
+        """
+        found: list[Any] = [self.seed, self.block, [file.header.tokens_sha256 for file in self.files]]
+        spans = self._schedule.spans
+        for number, span in enumerate(spans):
+            if span.first_step >= step:
+                break
+            end, fold = spans[number + 1].first_step if number + 1 < len(spans) else None, self._fold(number)
+            if fold == 1 and (end is None or end > step):
+                end = step
+            found.append((span.first_step, end, span.weights, span.global_batch, fold))
+        return found
+
     def identity(self) -> dict[str, Any]:
         """What the sequence of rows depends on, for run options and manifests (JSON)."""
         return {

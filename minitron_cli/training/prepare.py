@@ -37,7 +37,6 @@ from minitron_cli.training.defaults import (
 from minitron_cli.training.inputs import (
     Models,
     check_recording,
-    data_digests,
     digests,
     find_models,
     open_files,
@@ -139,7 +138,7 @@ def prepare(options: Options, world: World) -> Prepared:
         vocabulary=vocabulary,
         objective=objective_of(options, models, sizes),
         origin=_origin(models, sizes),
-        schedule=schedule_of(options, check_branch(options, data_digests(order)) if options.branch_from else None),
+        schedule=schedule_of(options, check_branch(options, order) if options.branch_from else None),
         stretches=_stretches(options, models, world),
         trained=_trained(options, models, sizes[0]),
         export_dtype=export.export_dtype(models.student, options.export_dtype),
