@@ -85,7 +85,7 @@ def _importance(step: Step, model: Architecture) -> Estimate:
 
 
 def _prune(step: Step, source: str, model: Architecture) -> Estimate:
-    """With --data the calibration pass that comes first counts too."""
+    """With --data the calibration pass that comes first counts too, and refitting experts."""
     files = {key: references for key, references in step.inputs.items() if key != "model"}
     request = request_from_options(source, {**files, **step.options})
     resolved = resolve_prune(request, model)
@@ -94,11 +94,13 @@ def _prune(step: Step, source: str, model: Architecture) -> Estimate:
             f"no scores for {', '.join(resolved.needed)}: pruning needs to know what matters",
             "add `scores` (of an importance step) or `data` to the step's inputs",
         )
-    tokens, flops = 0, 0
+    tokens, flops = 0, 0.0
     if resolved.measurement is not None:
         measured = resolved.measurement
         options = ImportanceOptions(data=measured.data, samples=measured.samples, seq_len=measured.seq_len)
         tokens, flops = pass_cost(model, options, source)
+    if resolved.refit is not None:
+        tokens, flops = tokens + resolved.refit.tokens, flops + resolved.refit.flops
     result = resolved.result
     return Estimate(step, result, tokens, float(flops), result.num_bytes, result.num_bytes)
 

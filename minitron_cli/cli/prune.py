@@ -45,7 +45,7 @@ _FIRST = (
     flag("drop_layers", str, "layers to drop, from 0: 15-30 or 3,7"),
     counted("params", "parameters to end at: 4.5B"),
     flag("scores", Path, "scores of `minitron importance`"),
-    flag("data", list[str], "text to count tokens on, or to measure scores on"),
+    flag("data", list[str], "text to count tokens on, to measure scores on, or to refit experts to"),
     flag("output", Path, "output directory [default: MODEL-SHAPE]", "-o", "--output"),
     DRY_RUN,
 )
@@ -60,6 +60,7 @@ _MORE = {
         flag("shared_ffn", int, "neurons a layer's shared expert keeps"),
         flag("experts_per_token", int, "experts a token is routed to"),
         flag("expert_merge", str, "average experts that go into those that stay: none, m-smoe or nearest"),
+        flag("expert_refit", str, "refit those that stay to the source's output on --data: none, all, or N at a time"),
     ),
     "Vocabulary": (
         counted("vocab", "tokens to keep, the most used ones of --data"),
@@ -75,7 +76,7 @@ _MORE = {
     "Compensation": (
         flag("compensate", str, "refit what stays to the source's activations: none or least-squares"),
         flag("moments", Path, "of `importance --second-moments` [default: beside the scores]"),
-        flag("ridge", str, "of least squares, relative; auto: by held-out error"),
+        flag("ridge", str, "of least squares, relative; auto: by held-out error [default: 1e-2, auto for experts]"),
         flag("select", str, "neurons that stay: by scores, or by residual error once compensated"),
         flag("rotate", bool, "keep directions of the residual stream, not channels (with --compensate)"),
     ),
@@ -84,13 +85,13 @@ _MORE = {
         flag("dtype", str, "of dequantised weights: bfloat16, float16, float32 [default: bfloat16]"),
     ),
     "Measuring first": (
-        flag("samples", int, "calibration samples, when measuring first"),
-        flag("seq_len", int, "tokens a sample, when measuring first"),
+        flag("samples", int, "calibration samples, when measuring first or refitting experts"),
+        flag("seq_len", int, "tokens a sample of those"),
     ),
     "Output": (
         flag("text_only", bool, "of a model of text and images, write the text model alone"),
         counted("max_shard_size", "bytes a weight file may have: 5B, 500M"),
-        flag("check", bool, "load the result and compare it with plain trimming, by --data if compensated"),
+        flag("check", bool, "load the result and compare it with plain trimming, by --data if refitted"),
         flag("force", bool, "use scores although they are of another model"),
         OVERWRITE,
         AS_JSON,

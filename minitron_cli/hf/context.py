@@ -5,6 +5,7 @@ from typing import Any
 
 from minitron_cli.errors import MinitronError
 
+CALIBRATION_LENGTH = 4096  # tokens a sample, NVIDIA's released code; shorter where the model's context is
 _BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # of forward passes
 _KEYS = ("max_position_embeddings", "n_positions")
 

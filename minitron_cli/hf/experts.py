@@ -75,3 +75,9 @@ def _linear(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
     weight = getattr(experts, name)[expert]
     bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
     return F.linear(x, weight.T if experts.is_transposed else weight, bias)
+
+
+def set_output_weight(experts: Any, expert: int, weight: Tensor) -> None:
+    """Give one expert another down projection, (hidden, expert_ffn)."""
+    with torch.no_grad():
+        experts.down_proj[expert].copy_(weight.T if experts.is_transposed else weight)

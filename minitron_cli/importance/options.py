@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
-from minitron_cli.hf.context import context_length, sequence_length
+from minitron_cli.hf.context import CALIBRATION_LENGTH, context_length, sequence_length
 from minitron_cli.importance.aggregate import BATCH, EXPERT_SCORES, Aggregation
 from minitron_cli.importance.sums import SEQ
 from minitron_cli.spec.limits import SEED, OneOf, count, violations
@@ -18,7 +18,6 @@ BY_NORMS = "norm-ratio"
 LAYER_SCORES = ("influence", BY_NORMS, *DEPTH_METRICS)
 MODES = ("auto", "resident", "stream")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-DEFAULT_SEQ_LEN = 4096  # NVIDIA's released code; shorter where the model's context is
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ class Options:
 
 def sample_length(config: Mapping[str, Any], options: Options, name: str) -> int:
     """Tokens per sample; a length beyond the context of the model `name` is refused."""
-    return sequence_length(options.seq_len, DEFAULT_SEQ_LEN, {name: context_length(config)})
+    return sequence_length(options.seq_len, CALIBRATION_LENGTH, {name: context_length(config)})
 
 
 def flag(field: str) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from minitron_cli.checkpoint.headers import ITEM_BYTES
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
-from minitron_cli.hf.context import context_length
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.spec.plan import Plan
 
@@ -30,8 +29,10 @@ def _too_large(source: Checkpoint) -> str | None:
     return f"the source needs {needed / 1e9:.0f} GB in float32, {free / 1e9:.0f} are free" if needed > free else None
 
 
-def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Sequence[str]) -> dict[str, Any]:
-    """Losses of the source, of the same cut by plain trimming, and of the result, compensated or merged, side by side.
+def check_compensated(
+    source: Checkpoint, plan: Plan, directory: Path, data: Sequence[str], made: str
+) -> dict[str, Any]:
+    """Losses of the source, of the same cut by plain trimming, and of the result, as it was `made`, side by side.
 
     Nats per token in float32 on ROWS windows of `data`, drawn by another seed than calibration samples are by default.
     Without data the result is only run, on random tokens. Plain trimming is the masked source; along directions of the
@@ -59,21 +60,14 @@ def check_compensated(source: Checkpoint, plan: Plan, directory: Path, data: Seq
         losses["source"] = _loss(lambda part: model(part, use_cache=False).logits, ids)
         if plan.basis is None:
             losses["plain"] = _loss(masked_source(model, source.family, plan), ids)
-        losses["compensated" if plan.merge is None else "merged"] = compensated
+        losses[made] = compensated
     return {"checked": True, "losses": losses, "tokens": ids.numel()}
 
 
 def _rows(source: Checkpoint, data: Sequence[str]) -> np.ndarray:
-    from minitron_cli.data.calibration import calibration_rows
-    from minitron_cli.data.order import mixture_weights
-    from minitron_cli.data.prepare import token_files
-    from minitron_cli.data.source import parse_sources
+    from minitron_cli.prune.calibration import row_length, text_rows
 
-    sources = parse_sources(tuple(data))
-    files = token_files(sources, source.path)
-    length = min(WINDOW, context_length(source.config) or WINDOW)
-    weights = mixture_weights(tuple(one.weight for one in sources), files, length)
-    return calibration_rows(files, weights, ROWS, length, 1, allow_fewer=True)[0]
+    return text_rows(source, data, ROWS, row_length(source, None, WINDOW), 1, allow_fewer=True)[0]
 
 
 def _loss(logits: Callable[["Tensor"], "Tensor"], ids: "Tensor") -> float:

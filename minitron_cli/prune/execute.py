@@ -5,16 +5,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from minitron_cli.checkpoint.disk import need_space
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.acceptance import check_accepted
 from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
 from minitron_cli.prune.directions import by_directions
+from minitron_cli.prune.expert_refit import ExpertRefit
 from minitron_cli.prune.merge import merged
 from minitron_cli.prune.preflight import PruneFacts
-from minitron_cli.prune.request import Measurement, PruneRequest
-from minitron_cli.prune.resolve import ResolvedPrune, resolve
+from minitron_cli.prune.request import Measurement, PruneRequest, parse_together
+from minitron_cli.prune.resolve import ResolvedPrune, resolve, row_length
 from minitron_cli.prune.target import make_plan
 from minitron_cli.prune.vocabulary import QUIET, Counting, read_vocabulary
 from minitron_cli.prune.write import write_pruned
@@ -30,8 +33,9 @@ class PruneResult:
     manifest: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as a JSON object, with what the check found."""
-        return asdict(self.facts) | {"check": self.manifest["check"], "reconstruction": self.reconstruction}
+        """The facts as a JSON object, with what the check found and what refitting left."""
+        found = {"check": self.manifest["check"], "reconstruction": self.reconstruction}
+        return asdict(self.facts) | found | {"expert_refit": self.manifest.get("expert_refit")}
 
     @property
     def reconstruction(self) -> Mapping[str, Mapping[str, float]]:
@@ -44,6 +48,7 @@ def dry_run(request: PruneRequest, counting: Counting = QUIET) -> ResolvedPrune:
     resolved = resolve(request, vocabulary=partial(read_vocabulary, counting=counting))
     check_accepted(resolved.source, resolved.shape)
     need_space(resolved.output, resolved.facts.bytes[1])
+    _check_refit(resolved)
     return resolved
 
 
@@ -59,7 +64,8 @@ def prune(
         raise MinitronError(
             resolved.missing, "add --scores FILE (from `minitron importance`), or --data DATA to measure first"
         )
-    if resolved.measurement is not None or request.compensates:
+    _check_refit(resolved)
+    if resolved.measurement is not None or request.compensates or request.refits:
         check_accepted(resolved.source, resolved.shape)  # else transformers is asked while the tensors are written
     if resolved.measurement is not None:
         say(f"measuring importance first; the scores are kept in {resolved.measurement.output}")
@@ -75,15 +81,36 @@ def prune(
     say(f"pruning {source.path} -> {resolved.output}: {resolved.facts.change}")
     compensation = None
     if request.compensates:
-        compensation = open_compensation(request.moments_directory(resolved.output), parse_ridge(request.ridge))
+        ridge = parse_ridge(request.ridge_of_inputs)
+        compensation = open_compensation(request.moments_directory(resolved.output), ridge)
+    refit = None
+    if resolved.refit is not None:
+        rows, identity = _refit_rows(request, source)
+        refit = ExpertRefit(parse_together(request.expert_refit), parse_ridge(request.ridge_of_experts), rows, identity)
     plan = _plan(resolved, source, compensation)
     manifest = write_pruned(
         source, plan, resolved.output, scores=resolved.scores, options=_recorded(resolved), overwrite=request.overwrite,
         force=request.force, max_shard_bytes=request.max_shard_size, check=request.check, check_data=request.data,
-        compensation=compensation,
+        compensation=compensation, refit=refit, say=say,
         facts={"respelling": resolved.facts.respelling} if resolved.facts.respelling else None,
     )  # fmt: skip
     return PruneResult(resolved.facts, plan, manifest)
+
+
+def _check_refit(resolved: ResolvedPrune) -> None:
+    """Refuse to refit experts where memory or text does not suffice, before anything is measured."""
+    if resolved.refit is not None:
+        from minitron_cli.prune.refit_pass import check_memory
+
+        assert isinstance(resolved.source, Checkpoint)
+        _refit_rows(resolved.request, resolved.source)
+        check_memory(resolved.refit, resolved.shape, parse_together(resolved.request.expert_refit))
+
+
+def _refit_rows(request: PruneRequest, source: Checkpoint) -> tuple[np.ndarray, dict[str, Any]]:
+    from minitron_cli.prune.calibration import text_rows
+
+    return text_rows(source, request.data, request.samples, row_length(request, source))
 
 
 def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensation | None) -> Plan:
@@ -118,10 +145,12 @@ def _recorded(resolved: ResolvedPrune) -> dict[str, Any]:
     }
     if request.merges:
         options |= {"expert-merge": request.expert_merge}
+    if request.refits:
+        options |= {"expert-refit": request.expert_refit, "ridge": request.ridge_of_experts}
     if resolved.dense:
         options |= {"dense": resolved.facts.model_type[1]}
     if request.compensates:
-        options |= {"compensate": request.compensate, "ridge": request.ridge}
+        options |= {"compensate": request.compensate, "ridge": request.ridge_of_inputs}
         options |= {"select": request.select} if request.select != "scores" else {}
         options |= {"rotate": True} if request.rotate else {}
     if request.text_only:

@@ -19,9 +19,9 @@ import numpy as np
 from minitron_cli.checkpoint.bits import from_bits, to_bits
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.scores_file import read_scores
-from minitron_cli.checkpoint.values import read_bits
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, EXPERT_LOGITS, EXPERT_ROUTING, ROUTED
+from minitron_cli.prune.expert_parts import part_dims, part_of
 from minitron_cli.prune.request import PruneRequest
 from minitron_cli.spec.axes import Dim, axes_of, positions
 from minitron_cli.spec.family import Match
@@ -109,16 +109,14 @@ class Merging:
     def part(self, match: Match, expert: int) -> np.ndarray:
         """One expert's part of a line, as floating-point numbers."""
         own = self._lines[match.weight.name, match.layer, None if match.expert is None else expert]
-        info = self.checkpoint.tensors[own.name]
-        shape = info.shape if own.expert is not None else info.shape[1:]
-        first = 0 if own.expert is not None else expert * prod(shape)
-        values = from_bits(read_bits(info, first, prod(shape)), info.dtype).reshape(shape)
+        part = part_of(self.checkpoint, own, expert)
+        values = part.values()
         if not np.isfinite(values).all():
             raise MinitronError(
                 f"expert {expert} in {own.name} holds values that are not finite (NaN or infinity)",
                 "is the file damaged? without --expert-merge the expert would be dropped",
             )
-        return values.astype(np.float64 if info.dtype == "F64" else np.float32, copy=False)
+        return values
 
     def order(self, layer: int, stays: int, goes: int) -> np.ndarray:
         """Which neuron of expert `goes` stands for each of `stays`: (expert_ffn,)."""
@@ -174,11 +172,6 @@ class Merged:
         for i, index in enumerate(self.keep):
             total = total if index is None else np.take(total, index, axis=i)
         return to_bits(np.ascontiguousarray(total), dtype)
-
-
-def part_dims(match: Match) -> tuple[Dim, ...]:
-    """The dimensions of one expert's part of a line."""
-    return match.weight.dims if match.expert is not None else match.weight.dims[1:]
 
 
 def by_unit(values: np.ndarray, dims: Sequence[Dim], axis: str, sizes: Mapping[str, int]) -> np.ndarray:

@@ -19,10 +19,12 @@ class PruneRequest:
     file `keep_tokens` do in any case. With `keep_pattern` the layers that stay begin the source's own order of kinds of
     layers, in whole periods.
     `scores` rank what stays; where they are needed and absent, `samples` of `seq_len` tokens of `data` are measured
-    first. `expert_merge` says what becomes of the experts that go. `moments` and `ridge` are of the compensation,
-    `select` says how neurons are chosen under it. With `text_only` the text model of a model of text and images comes
-    out alone. `dequantize` takes a quantised source, whose weights become `dtype` (None: bfloat16). With either no size
-    need be given. Without `output` the result is named after the model and its new sizes.
+    first. `expert_merge` says what becomes of the experts that go, `expert_refit` how many of those that stay are
+    refitted together, on the same text. `moments` are of the compensation, `select` says how neurons are chosen under
+    it, `ridge` is that of either refit (None: 1e-2 for inputs, the best by held-out error for experts). With
+    `text_only` the text model of a model of text and images comes out alone. `dequantize` takes a quantised source,
+    whose weights become `dtype` (None: bfloat16). With either no size need be given. Without `output` the result is
+    named after the model and its new sizes.
     """
 
     model: str
@@ -39,6 +41,7 @@ class PruneRequest:
     shared_ffn: int | None = None
     experts_per_token: int | None = None
     expert_merge: str = "none"
+    expert_refit: str = "none"
     vocab: int | None = None
     vocab_coverage: str | None = None
     keep_tokens: Path | None = None
@@ -54,7 +57,7 @@ class PruneRequest:
     seq_len: int | None = None
     compensate: str = "none"
     moments: Path | None = None
-    ridge: str = "1e-2"
+    ridge: str | None = None
     select: str = "scores"
     rotate: bool = False
     text_only: bool = False
@@ -76,7 +79,7 @@ class PruneRequest:
         from minitron_cli.prune.target import check_kind
         from minitron_cli.spec.axes import COUNTED_AXES
 
-        check_request(self.compensate, self.ridge, self.select, self.rotate)
+        check_request(self.compensate, self.ridge_of_inputs, self.select, self.rotate)
         if self.expert_merge not in MERGES:
             raise MinitronError(f"--expert-merge {self.expert_merge!r} is unknown", f"one of {', '.join(MERGES)}")
         if self.merges and self.experts is None:
@@ -87,6 +90,7 @@ class PruneRequest:
                 "matrices were measured of",
                 "prune twice: merge experts, measure the result with --second-moments, then compensate",
             )
+        self._check_refit()
         if self.moments is not None and not self.compensates:
             raise MinitronError("--moments is for compensation, and there is none", "add --compensate least-squares")
         if self.params is not None and (self.sizes.keys() - COUNTED_AXES or self.drop_layers or self.target):
@@ -126,6 +130,15 @@ class PruneRequest:
                 "--rotate and --vocab do not go together", "cut the vocabulary in a prune of its own, before or after"
             )
 
+    def _check_refit(self) -> None:
+        if self.refits and not self.data:
+            raise MinitronError("--expert-refit runs both models on text, and there is none", "add --data TEXT")
+        if self.refits and self.cuts_vocabulary:
+            raise MinitronError(
+                "--expert-refit and --vocab do not go together: the two models would read other tokens",
+                "cut the vocabulary in a prune of its own, before or after",
+            )
+
     @property
     def cuts_vocabulary(self) -> bool:
         return self.vocab is not None or self.vocab_coverage is not None
@@ -157,6 +170,18 @@ class PruneRequest:
         return self.expert_merge != "none"
 
     @property
+    def refits(self) -> bool:
+        return parse_together(self.expert_refit) != 0
+
+    @property
+    def ridge_of_inputs(self) -> str:
+        return self.ridge or "1e-2"
+
+    @property
+    def ridge_of_experts(self) -> str:
+        return self.ridge or "auto"
+
+    @property
     def compensation_options(self) -> dict[str, bool] | None:
         """What decides the cost of compensation (see `compensation_cost`), None without it."""
         return {"rotate": self.rotate, "residual": self.select == "residual"} if self.compensates else None
@@ -178,6 +203,17 @@ def request_from_options(model: str, options: Mapping[str, object]) -> PruneRequ
     if unknown := [flag for flag in options if flag not in flags]:
         raise MinitronError(f"prune has no option --{unknown[0]}", near_matches(unknown[0], flags))
     return PruneRequest(model=model, **typed_fields(PruneRequest, options))
+
+
+def parse_together(text: str) -> int | None:
+    """Of --expert-refit: "all" -> None, "8" -> 8; "none" -> 0."""
+    if text in ("none", "all"):
+        return 0 if text == "none" else None
+    if not text.isdecimal() or int(text) < 1:
+        raise MinitronError(
+            f"--expert-refit {text!r} is no number of experts", "give all, none, or how many are refitted together"
+        )
+    return int(text)
 
 
 def scores_beside(output: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron_cli.checkpoint.architecture import Architecture, architecture_of
+from minitron_cli.checkpoint.architecture import Architecture, architecture_of, stored_weights
 from minitron_cli.checkpoint.atomic import check_output
 from minitron_cli.checkpoint.hfconfig import dense_config, layer_pattern, layers_stated
 from minitron_cli.checkpoint.moments_file import open_moments
@@ -13,12 +13,15 @@ from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.checkpoint.servable import servable_cut
 from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import CALIBRATION_LENGTH, context_length, sequence_length
+from minitron_cli.hf.readers import EXPERT
 from minitron_cli.prune.acceptance import check_strides
 from minitron_cli.prune.directions import check_rotation
+from minitron_cli.prune.expert_refit import RefitCost, refit_cost
 from minitron_cli.prune.merge import Routing, read_routing
 from minitron_cli.prune.merge_cost import merge_cost
 from minitron_cli.prune.preflight import PruneFacts, prune_facts
-from minitron_cli.prune.request import Measurement, PruneRequest
+from minitron_cli.prune.request import Measurement, PruneRequest, parse_together
 from minitron_cli.prune.target import (
     Target,
     check_pattern,
@@ -61,6 +64,7 @@ class ResolvedPrune:
     facts: PruneFacts
     routing: Routing | None = None  # of the source's experts, where they are merged
     vocabulary: Vocabulary | None = None
+    refit: RefitCost | None = None  # of its experts, where they are refitted
     dense: bool = False  # whether the one expert that stays becomes a dense MLP
 
     @property
@@ -115,12 +119,16 @@ def resolve(
     merges = request.merges and shape["expert"] < source.shape["expert"]
     routing = read_routing(request, source.shape) if merges and scores is not None else None
     facts = _facts(request, source, shape, output, scores, counted, merges, dense)
+    refit = _refit(request, source, shape, dense) if request.refits else None
+    if refit is not None:
+        facts = _with_refit(facts, refit)
     leaves_pattern = () if pattern is None or layers is None else pattern_warnings(pattern, layers)
     servable = servable_cut(source, shape, layers, pattern, dense)
     facts = replace(facts, warnings=(*facts.warnings, *leaves_pattern), servable=servable)
     return ResolvedPrune(
-        request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted, dense
-    )
+        request, source, target, shape, output, needed, scores, measurement, missing, facts, routing, counted, refit,
+        dense,
+    )  # fmt: skip
 
 
 def _pattern(request: PruneRequest, source: Checkpoint | Architecture, target: Target, shape: Shape) -> Pattern | None:
@@ -209,6 +217,41 @@ def _facts(
     return facts
 
 
+def _refit(request: PruneRequest, source: Checkpoint | Architecture, shape: Shape, dense: bool) -> RefitCost:
+    """What refitting experts takes; refused where there are none, or none that a block at a time could run."""
+    if EXPERT not in shape or dense:
+        why = "--experts 1 leaves a dense model" if dense else f"{source.family.name} models have no experts"
+        raise MinitronError(f"{why}: there is nothing for --expert-refit", "leave it out")
+    if source.family.whole:
+        raise MinitronError(
+            f"--expert-refit runs models a layer at a time, which this one cannot be: {source.family.whole}",
+            "leave it out",
+        )
+    together, weights = parse_together(request.expert_refit), tuple(stored_weights(source))
+    return refit_cost(weights, source.shape, shape, together, request.samples, row_length(request, source))
+
+
+def row_length(request: PruneRequest, source: Checkpoint | Architecture) -> int:
+    """Tokens per row that experts are refitted to."""
+    return sequence_length(request.seq_len, CALIBRATION_LENGTH, {request.model: context_length(source.config)})
+
+
+def _with_refit(facts: PruneFacts, cost: RefitCost) -> PruneFacts:
+    found = facts.warnings
+    if cost.tokens < cost.inputs:
+        found += (
+            f"--expert-refit solves for {cost.inputs:,} inputs at a time on {cost.tokens:,} tokens: fewer experts at a "
+            "time, or more --samples, would hold better on other text",
+        )
+    return replace(
+        facts,
+        warnings=found,
+        peak_memory=max(facts.peak_memory, cost.memory),
+        seconds=round(facts.seconds + cost.seconds, 1),
+        compensation_flops=facts.compensation_flops + cost.flops,
+    )
+
+
 def _expert_warnings(
     request: PruneRequest, model: Checkpoint | Architecture, target: Shape, scores: Scores | None
 ) -> list[str]:
@@ -235,8 +278,11 @@ def _expert_warnings(
                 f"layer {layer}: {num} experts stay, and the calibration data was routed to only "
                 f"{source['expert'] - len(lost)}; the others stay by their index"
             )
-    if request.compensates:
-        found.append("experts that go are not compensated for: least squares refits what reads neurons and channels")
+    if request.compensates and not request.refits:
+        found.append(
+            "experts that go are not compensated for: least squares refits what reads neurons and channels; "
+            "--expert-refit refits the experts that stay"
+        )
     return found
 
 

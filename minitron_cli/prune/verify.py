@@ -16,6 +16,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.prune.change import changes
 from minitron_cli.prune.compensate import from_record
+from minitron_cli.prune.expert_refit import taken
 from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
@@ -133,7 +134,11 @@ def _check_source(
     if source.shape != plan.source:
         found.problems.append(f"{model} has another shape than the source the kept indices speak of")
         return
-    cut = cuts(source, plan, changes(source, plan, from_record(manifest, moments)))
+    change_of = changes(source, plan, from_record(manifest, moments))
+    if "expert_refit" in manifest:
+        change_of = taken(change_of, open_checkpoint(directory), plan)
+        found.notes.append("the experts' down projections were refitted to text: they are taken as they are")
+    cut = cuts(source, plan, change_of)
     derived = write_model(None, source, cut, manifest["max_shard_bytes"], finite=False)
     if combined(source.stored, derived.source) != manifest["inputs"]["model"]["digest"]:
         found.problems.append(f"{model} is not the model that was pruned (its digest differs)")

@@ -1,6 +1,6 @@
 """The verb: plan in, pruned checkpoint out, atomically, with everything that is needed to check it later."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from minitron_cli.prune.acceptance import rejection
 from minitron_cli.prune.change import changes
 from minitron_cli.prune.check import check_compensated, check_pruned
 from minitron_cli.prune.compensate import Compensation, record
+from minitron_cli.prune.expert_refit import ExpertRefit
 from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
@@ -39,13 +40,16 @@ def write_pruned(
     check: bool = False,
     check_data: Sequence[str] = (),
     compensation: Compensation | None = None,
+    refit: ExpertRefit | None = None,
+    say: Callable[[str], None] = lambda text: None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint that `plan` leaves to `output` and return its manifest.
 
     The source's digest is taken while its tensors stream by; scores of another model are refused before the output
     takes its name, so nothing is left of it. With `check`, so is a result whose logits are not the masked source's.
-    `compensation` refits matrices to the inputs that stay; with `check` it is judged by its loss on `check_data`.
+    `compensation` refits matrices to the inputs that stay, and after it `refit` experts to the source's output; with
+    `check` the result is judged by its loss on `check_data`.
     `facts` are more entries of the manifest.
     """
     config = written_config(checkpoint, plan)
@@ -68,6 +72,9 @@ def write_pruned(
         write_config(temporary, config)
         carry_files(checkpoint, temporary, plan)
         write_plan(temporary, plan)
+        refitted, changed = _refitted(checkpoint, plan, temporary, refit, say)
+        made = {"compensated": compensation, "merged": plan.merge, "refitted": refit}
+        made_by = [name for name, by in made.items() if by is not None]
         return write_manifest(
             temporary,
             verb="prune",
@@ -77,11 +84,12 @@ def write_pruned(
                 "scores": dict(scores.provenance) if scores else None,
             },
             parent=checkpoint.path,
-            known=streamed.target,
+            known={name: digest for name, digest in streamed.target.items() if name not in changed},
             shape={"source": dict(plan.source.sizes), "target": dict(plan.left.sizes)},
             max_shard_bytes=max_shard_bytes,
-            check=_checked(checkpoint, plan, temporary, check_data, compensation) if check else None,
+            check=_checked(checkpoint, plan, temporary, check_data, made_by) if check else None,
             **({"compensation": record(compensation)} if compensation else {}),
+            **({"expert_refit": refitted} if refitted else {}),
             kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
             **(facts or {}),
         )
@@ -91,13 +99,24 @@ def _dequantised(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"dequantised": checkpoint.dequantised} if checkpoint.dequantised else {}
 
 
+def _refitted(
+    checkpoint: Checkpoint, plan: Plan, output: Path, refit: ExpertRefit | None, say: Callable[[str], None]
+) -> tuple[dict[str, Any], set[str]]:
+    """Refit the experts of what was written: what the manifest says of it, and the files that changed."""
+    if refit is None:
+        return {}, set()
+    from minitron_cli.prune.refit_pass import refit_experts  # it needs torch; a plain cut does not
+
+    return refit_experts(checkpoint, output, plan, refit, say)
+
+
 def _checked(
-    checkpoint: Checkpoint, plan: Plan, output: Path, data: Sequence[str], compensation: Compensation | None
+    checkpoint: Checkpoint, plan: Plan, output: Path, data: Sequence[str], made_by: Sequence[str]
 ) -> dict[str, Any]:
     """The result against the masked source, by logits, or by losses where values were fitted or averaged."""
-    if compensation is None and plan.merge is None:
+    if not made_by:
         return check_pruned(checkpoint, plan, output)
-    return check_compensated(checkpoint, plan, output, data)
+    return check_compensated(checkpoint, plan, output, data, made_by[-1])
 
 
 def _validate(checkpoint: Checkpoint, plan: Plan, config: Mapping[str, Any]) -> None:

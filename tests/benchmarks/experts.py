@@ -3,7 +3,8 @@
     python -m tests.benchmarks.experts [--seeds 3] [--steps 40] [--teacher-steps 400] [-o FOLDER]
 
 A Mixtral of eight experts, two to a token, is trained from scratch on equal shares of the domains. Half of its experts
-go: by each score, by merging, and by calibration on one domain alone (the better half for that domain). The figures are
+go: by each score, by merging, and by calibration on one domain alone (the better half for that domain); some with what
+stays refitted to the source's output, all experts of a layer together or one at a time. The figures are
 excess losses over the teacher on held-out text of each domain, nats per token: right after the cut, and after --steps
 steps of distillation on the same rows of all domains, mean and spread over seeds (orders of the data); for some also
 with the routers alone trained. With -o what was made before is found again.
@@ -33,7 +34,8 @@ _SIZES = {
 }  # fmt: skip
 _DENSE = ("mlp_bias", "attention_bias")  # of the Llama that the toy world describes
 TRAINING = ["--batch", 16, "--seq-len", 128]
-TRAINED = ("frequency", "reap", "damage", "m-smoe", "nearest")
+REFITTED = ("frequency", "reap", "damage", "m-smoe", "nearest")
+TRAINED = (*REFITTED, *(f"{name}, refitted" for name in ("frequency", "damage", "m-smoe", "nearest")))
 ROUTERS_TRAINED = ("frequency", "damage", "m-smoe")
 
 
@@ -62,10 +64,11 @@ def measure(folder: Path, large: Path, name: str, data: list[object], score: str
     return output
 
 
-def cut(folder: Path, large: Path, name: str, scores: Path, merge: str = "none") -> Path:
+def cut(folder: Path, large: Path, name: str, scores: Path, merge: str = "none", *more: object) -> Path:
     output = folder / f"cut-{name}"
     if read_manifest(output) is None:
-        minitron("prune", large, "--scores", scores, "--experts", EXPERTS // 2, "--expert-merge", merge, "-o", output)
+        minitron("prune", large, "--scores", scores, "--experts", EXPERTS // 2, "--expert-merge", merge, *more,
+                 "-o", output)  # fmt: skip
     return output
 
 
@@ -108,25 +111,28 @@ def main() -> None:
         large = prepare(folder, args.teacher_steps)
         specialised(folder, large, args.samples)
         every, reference = files(folder, "train", "--data"), losses(folder, large)
-        print(f"{'':16}" + "".join(f"{name:>12}" for name in NAMES) + f"{'largest':>12}{'mean':>12}")
-        show("the teacher", reference)
+        print(f"{'':26}" + "".join(f"{name:>12}" for name in NAMES) + f"{'largest':>12}{'mean':>12}")
+        show(f"{'the teacher':26}", reference)
         students = {}
-        for score in EXPERT_SCORES:
+        on_text = (*every, "--samples", args.samples, "--seq-len", 128, "--expert-refit")
+        for name in (*EXPERT_SCORES, "m-smoe", "nearest"):
+            merge, score = ("none", name) if name in EXPERT_SCORES else (name, "frequency")
             scores = measure(folder, large, "all", every, score, args.samples)
-            students[score] = cut(folder, large, score, scores)
-        scores = measure(folder, large, "all", every, "frequency", args.samples)
-        for merge in ("m-smoe", "nearest"):
-            students[merge] = cut(folder, large, merge, scores, merge)
+            students[name] = cut(folder, large, name, scores, merge)
+            for together, how in (("all", "refitted"), (1, "one at a time")) if name in REFITTED else ():
+                students[f"{name}, {how}"] = cut(
+                    folder, large, f"{name}-refit-{together}", scores, merge, *on_text, together
+                )
         for name in NAMES:
             students[f"on {name}"] = cut(folder, large, f"on-{name}", folder / f"on-{name}.safetensors")
         for name, student in students.items():
-            show(name, losses(folder, student) - reference)
+            show(f"{name:26}", losses(folder, student) - reference)
         whole, routers = [(name, None) for name in TRAINED], [(name, "mlp.gate") for name in ROUTERS_TRAINED]
         for name, only in (*whole, *routers):
             done = [distill(folder, large, students[name], seed, args.steps, only) for seed in range(args.seeds)]
             excess = np.array([losses(folder, model) - reference for model in done])
-            show(f"{name}, {'trained' if only is None else 'routers'}", excess.mean(0))
-            print(f"{'  of each seed':16}" + "".join(f"{value:12.4f}" for value in excess.mean(1)), flush=True)
+            show(f"{name + (', trained' if only is None else ', routers'):26}", excess.mean(0))
+            print(f"{'  of each seed':26}" + "".join(f"{value:12.4f}" for value in excess.mean(1)), flush=True)
 
 
 if __name__ == "__main__":
