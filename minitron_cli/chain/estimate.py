@@ -141,7 +141,7 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
     for stretch in stretches:
         student, *others = figures[stretch.seq_len]
         tokens += stretch.tokens
-        flops += float(stretch.tokens) * (3 * student.flops + sum(teacher.flops for teacher in others))
+        flops += stretch.tokens * preflight.training_flops(student, others)
     working = preflight.disk(student, options.keep, made.num_bytes // made.parameters)
     return Estimate(step, made, tokens, flops, made.num_bytes, working, need.total())
 

@@ -183,7 +183,7 @@ def _check_unchanged(step: Step, output: Path, record: Record) -> None:
     now = file_digests(output)
     if combine(output, now) == record.digest:
         return
-    changed = sorted(name for name in now.keys() | record.files.keys() if now.get(name) != record.files.get(name))
+    changed = record.changed(now)
     raise MinitronError(
         f"{output / changed[0] if output.is_dir() else output} changed after step {step.name!r} had finished"
         + (f" (and {', '.join(changed[1:4])}{' ...' * (len(changed) > 4)})" if len(changed) > 1 else ""),

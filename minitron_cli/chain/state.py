@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,10 @@ class Record:
     @property
     def finished(self) -> bool:
         return bool(self.digest)
+
+    def changed(self, now: Mapping[str, str]) -> list[str]:
+        """The files, of those there are `now`, by digest, that are not what the step has made."""
+        return sorted(name for name in now.keys() | self.files.keys() if now.get(name) != self.files.get(name))
 
 
 def load(directory: Path) -> dict[str, Record]:

@@ -11,9 +11,7 @@ from minitron_cli.checkpoint.describe import describe
 from minitron_cli.checkpoint.provenance import read_manifest, versions
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.recipe import VERBS, Recipe, Step, command_line, locate
-
-_MAKES_MODELS = ("train", "prune", "shear", "distill")
+from minitron_cli.spec.recipe import MAKES_MODELS, VERBS, Recipe, Step, command_line, locate
 
 
 def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:
@@ -24,7 +22,7 @@ def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:
     family = {
         "recipe": recipe.name,
         "about": recipe.about,
-        "models": [_model(recipe, step, directory, results) for step in finished if step.verb in _MAKES_MODELS],
+        "models": [_model(recipe, step, directory, results) for step in finished if step.verb in MAKES_MODELS],
         "evaluations": {step.name: step.output for step in finished if step.verb == "eval"},
         "steps": [
             {"step": step.name, "seconds": records[step.name].seconds, "digest": records[step.name].digest,

@@ -17,7 +17,8 @@ def verify_run(directory: Path) -> Findings:
             continue
         output = directory / (name + VERBS[record.command[0]].suffix)
         now = file_digests(output) if output.exists() else {}
-        changed = sorted(file for file in now.keys() | record.files.keys() if now.get(file) != record.files.get(file))
         found.checks.append(f"step {name}: sha256 of {len(record.files)} files")
-        found.problems += [f"{name}/{file}".removesuffix("/.") + " is not what the step made" for file in changed]
+        found.problems += [
+            f"{name}/{file}".removesuffix("/.") + " is not what the step made" for file in record.changed(now)
+        ]
     return found

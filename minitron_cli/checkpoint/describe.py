@@ -1,6 +1,7 @@
 """The facts about a checkpoint that its config and headers give away."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, stored_weights
@@ -79,12 +80,8 @@ def _axis(checkpoint: Checkpoint | Architecture, axis: str) -> Mapping[str, Any]
 
 
 def _count(checkpoint: Checkpoint, embedding: bool = True) -> int:
-    total = 0
-    for name, found in checkpoint.matches.items():
-        vocab = any("vocab" in axes_of(dim) for dim in found.weight.dims)
-        if not found.weight.junk and (embedding or not vocab):
-            elements = 1
-            for length in checkpoint.tensors[name].shape:
-                elements *= length
-            total += elements
-    return total
+    return sum(
+        prod(checkpoint.tensors[name].shape)
+        for name, found in checkpoint.matches.items()
+        if not found.weight.junk and (embedding or not any("vocab" in axes_of(dim) for dim in found.weight.dims))
+    )

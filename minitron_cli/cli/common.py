@@ -1,5 +1,6 @@
 """What all commands share: option names with their environment variables, numbers as people write them, output."""
 
+import os
 import re
 import shlex
 import sys
@@ -73,6 +74,11 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> 
         print(json_text(result))
     else:
         show()
+
+
+def is_first_process() -> bool:
+    """Whether this process, of several under torchrun, is the one that prints the result."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

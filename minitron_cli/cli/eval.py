@@ -27,7 +27,7 @@ _FIRST = (
     flag("device", str, "auto, cpu, cuda, cuda:1"),
     flag("output", Path, "write the results object here", "-o", "--output"),
     flag("dry_run", bool, "only say what would be evaluated"),
-    flag("form", str, "table, markdown or csv on stdout", "--format", default="table"),
+    flag("form", str, "table or markdown on stdout", "--format", default="table"),
     AS_JSON,
 )
 _MORE = {
@@ -91,7 +91,7 @@ def defaults() -> dict[str, Any]:
     return defaults_of(EvalRequest)
 
 
-_FORMS = ("table", "markdown", "csv")
+_FORMS = ("table", "markdown")
 
 
 def _plan(request: "EvalRequest", options: "Options", as_json: bool) -> None:
@@ -135,9 +135,6 @@ def _judge(found: "Evaluation") -> None:
 def _show(found: Mapping[str, Any], form: str, output: Path | None) -> None:
     from minitron_cli.evaluate import results as shown
 
-    if form == "csv":
-        print(shown.to_csv(found), end="")
-        return
     if form == "markdown":
         print(shown.markdown(found))
         return

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.cli.common import command_line, emit, examples, interruptible, parse_bytes, require_model, say, table
+from minitron_cli.cli.common import (
+    command_line,
+    emit,
+    examples,
+    interruptible,
+    is_first_process,
+    parse_bytes,
+    require_model,
+    say,
+    table,
+)
 from minitron_cli.cli.parameters import (
     AS_JSON,
     DRY_RUN,
@@ -94,7 +104,7 @@ def _act(given: Mapping[str, Any]) -> None:
 
     with interruptible("the same line goes on from what is done, up to the last minute"):
         result = run(path, options, output, say=say, show=_Progress(), judge=judge)
-    if _is_main_process():
+    if is_first_process():
         facts = _facts(result)
         emit(facts, as_json, lambda: _show(facts, path))
 
@@ -136,12 +146,6 @@ class _Progress:
             self._shown = now
             left = (now - self._began) / fraction * (1 - fraction)
             say(f"{fraction:6.1%}" + (f"  {rate:,.0f} tokens/s" if rate else "") + f"  {left:,.0f} s left")
-
-
-def _is_main_process() -> bool:
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:

@@ -1,13 +1,13 @@
 """What `distill` and `train` do with what was typed: run it, here or in several processes, and show what came of it."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.common import bytes_text, command_line, count_text, emit, require_model, say
+from minitron_cli.cli.common import bytes_text, command_line, count_text, emit, is_first_process, require_model, say
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.recipe import VERBS
 
 if TYPE_CHECKING:
     from minitron_cli.training.run import Outcome
@@ -16,20 +16,16 @@ if TYPE_CHECKING:
 CONTROL = ("model", "output", "nproc", "preset", "export_step", "preflight", "overwrite", "dry_run", "as_json")
 RECORDING = ("record_teacher", "record")
 
-_MADE = {"distill": "distilled", "train": "trained", "shear": "sheared"}
-
 
 def launch(verb: str, given: Mapping[str, Any]) -> int:
     """Carry out a training command from its parameters by name; returns the exit code."""
     from minitron_cli.chain.grading import grade_of
 
-    control = {name: given[name] for name in CONTROL}
-    options = _options(verb, control, {k: v for k, v in given.items() if k not in CONTROL})
+    control, options = _split(verb, given)
     if verb == "shear":
         from minitron_cli.chain.shear import complete
 
         options = complete(options)
-    _check_nproc(control)
     if control["dry_run"]:
         from minitron_cli.training.run import rehearse
 
@@ -56,20 +52,13 @@ def launch(verb: str, given: Mapping[str, Any]) -> int:
         return _run(options, control)
 
 
-def _check_nproc(control: Mapping[str, Any]) -> None:
-    if control["nproc"] < 1:
-        raise MinitronError(f"--nproc must be at least 1; got {control['nproc']}", "give the number of GPUs to use")
-
-
 def record(given: Mapping[str, Any], directory: Path, what: str = "top-k") -> int:
     """Carry out `distill --record-teacher DIR --record WHAT`; returns the exit code."""
     from minitron_cli.training.cached_logits.record import plan_recording, record_teacher
     from minitron_cli.training.launch import is_worker, launch_workers, reporting
     from minitron_cli.training.prepare import world_of
 
-    control = {name: given[name] for name in CONTROL}
-    options = _options("distill", control, {k: v for k, v in given.items() if k not in CONTROL})
-    _check_nproc(control)
+    control, options = _split("distill", given)
     if control["dry_run"]:
         plan = plan_recording(options, directory, what)
         planned = {"output": str(directory), "windows": plan.num_windows, "bytes": plan.num_bytes}
@@ -82,7 +71,7 @@ def record(given: Mapping[str, Any], directory: Path, what: str = "top-k") -> in
     with reporting():
         found = record_teacher(options, directory, what, say)
     facts = {"output": str(found.path), "tokens": found.tokens, "bytes": found.bytes, "finished": not found.stopped_by}
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         emit(facts, control["as_json"], lambda: _show_recorded(facts, options))
     return found.stopped_by
 
@@ -97,17 +86,25 @@ def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
         print("next: type the same line again, it goes on from there")
 
 
-def _options(verb: str, control: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _split(verb: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What was typed, as what controls a run and as the options of its training."""
     from minitron_cli.training.presets import resolve
 
+    control = {name: given[name] for name in CONTROL}
+    if control["nproc"] < 1:
+        raise MinitronError(f"--nproc must be at least 1; got {control['nproc']}", "give the number of GPUs to use")
     model = require_model(control["model"], verb)
     if not given["data"]:
         raise MinitronError(
             f"`minitron {verb}` needs --data", "a .jsonl, .parquet or .txt file, a token directory or a datasets name"
         )
-    output = control["output"] or Path(f"{Path(model).name}-{_MADE[verb]}")
-    plain = {k: tuple(v) if isinstance(v, list) else str(v) if isinstance(v, Path) else v for k, v in given.items()}
-    return resolve({"verb": verb, "student": model, "output": str(output), **plain}, control["preset"])
+    output = control["output"] or Path(f"{Path(model).name}-{VERBS[verb].made}")
+    plain = {
+        name: tuple(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if name not in CONTROL
+    }
+    return control, resolve({"verb": verb, "student": model, "output": str(output), **plain}, control["preset"])
 
 
 def _run(options: Any, control: Mapping[str, Any]) -> int:
@@ -119,7 +116,7 @@ def _run(options: Any, control: Mapping[str, Any]) -> int:
         options, overwrite=control["overwrite"], preflight=control["preflight"], say=say,
         trim=trim if options.verb == "shear" else None, grade=grade_of(options),
     )  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         emit(facts_of(outcome), control["as_json"], lambda: _show(outcome, control["overwrite"]))
     return outcome.stopped_by
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.kept import kept
 
 FORMAT = 3
 
@@ -22,24 +22,9 @@ def default_cache() -> Path:
 def cached(directory: Path | None, identity: Mapping[str, Any], make: Callable[[], Any]) -> tuple[Any, bool]:
     """`(result, found)`: the JSON result of an equal `identity`, or that of `make()`, which is then kept.
 
-    `directory` None keeps nothing. A file that cannot be read counts as absent and is written again.
+    `directory` None keeps nothing.
     """
     if directory is None:
         return make(), False
     key = hashlib.sha256(json.dumps({"format": FORMAT, **identity}, sort_keys=True).encode()).hexdigest()[:40]
-    file = directory / f"{key}.json"
-    found = _read(file)
-    if found is not None:
-        return found["result"], True
-    result = make()
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps({"identity": identity, "result": result}), encoding="utf-8")
-    return result, False
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "result" in found else None
+    return kept(directory / f"{key}.json", identity, make)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minitron_cli.data.text_bytes import text_bytes
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf import context
 from minitron_cli.hf.parts import vocabulary_of
 
 # Sums are kept for so many runs of neighbouring windows at the most: what an interval on a difference is made of.
@@ -104,14 +105,14 @@ def perplexity(
     """
     chosen = _choose(file, seq_len, max_windows)
     windows = len(chosen)
-    batch_size = batch_size or max(1, 4096 // seq_len)
+    rows = context.batch_size(batch_size, seq_len, "cpu")
     domains = file.header.domains
     sums = np.zeros((5, len(domains)))  # tokens, nats, bytes, kl, agreements
     num_blocks = min(windows, MOST_BLOCKS)
     blocks = np.zeros((2, num_blocks * len(domains)))  # tokens, nats
     device = next(model.parameters()).device
-    for first in range(0, windows, batch_size):
-        numbers = np.arange(first, min(first + batch_size, windows))
+    for first in range(0, windows, rows):
+        numbers = np.arange(first, min(first + rows, windows))
         indices = chosen[numbers]
         nats, *against = token_losses(model, torch.from_numpy(file.windows(indices, seq_len)).to(device), reference)
         num_bytes = text_bytes(file, indices, seq_len, byte_lengths)[:, 1:]

@@ -1,9 +1,7 @@
-"""From what was measured to what is shown: comparison rows, the results object, Markdown and CSV."""
+"""From what was measured to what is shown: comparison rows, the results object, Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,20 +198,3 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def to_csv(found: Mapping[str, Any]) -> str:
-    """Every figure in long form: model, task or data, metric, value, standard error, kept, p."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "task", "metric", "value", "stderr", "kept", "p"])
-    for model in found["models"]:
-        for domain, figures in model["losses"].items():
-            numbers = {key: value for key, value in figures.items() if isinstance(value, float | int)}
-            writer.writerows([model["name"], domain, key, value, "", "", ""] for key, value in numbers.items())
-    for row in found["rows"]:
-        p = row["comparison"]["p_value"] if row["comparison"] else ""
-        kept = "" if row["kept"] is None else row["kept"]
-        stderr = "" if row["stderr"] is None else row["stderr"]
-        writer.writerow([row["model"], row["task"], row["metric"], row["value"], stderr, kept, p])
-    return out.getvalue()

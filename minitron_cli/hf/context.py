@@ -6,7 +6,8 @@ from typing import Any
 from minitron_cli.errors import MinitronError
 
 CALIBRATION_LENGTH = 4096  # tokens a sample, NVIDIA's released code; shorter where the model's context is
-_BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # of forward passes
+# Of a forward pass, where nothing else is asked: they keep a GPU busy, and stay in a CPU's caches.
+BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}
 _KEYS = ("max_position_embeddings", "n_positions")
 
 
@@ -41,4 +42,4 @@ def sequence_length(asked: int | None, usual: int, contexts: Mapping[str, int | 
 
 def batch_size(asked: int | None, seq_len: int, device: str) -> int:
     """Samples per batch of a forward pass: as many as make a few thousand tokens, unless asked otherwise."""
-    return asked or max(1, _BATCH_TOKENS.get(device, 4096) // seq_len)
+    return asked or max(1, BATCH_TOKENS[device] // seq_len)

@@ -10,6 +10,7 @@ from minitron_cli.checkpoint.architecture import Architecture
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, FOLLOWING_AXES, SCORED_AXES
+from minitron_cli.spec.counts import runs
 from minitron_cli.spec.pattern import Pattern, best_layers, continues, nearest_counts, period_of, whole_counts
 from minitron_cli.spec.plan import Plan, from_scores
 from minitron_cli.spec.proxy import features, forecast
@@ -255,10 +256,4 @@ def default_name(
 
 def layer_list(indices: Sequence[int] | np.ndarray) -> str:
     """Ascending indices as runs: [0, 1, 2, 7] -> "0-2,7"."""
-    runs: list[list[int]] = []
-    for index in map(int, indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
+    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs(map(int, indices)))

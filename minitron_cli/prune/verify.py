@@ -21,6 +21,7 @@ from minitron_cli.prune.gather_plan import cuts
 from minitron_cli.prune.target import layer_list
 from minitron_cli.prune.trim import write_model
 from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.recipe import MAKES_MODELS
 
 _TOKENS = 8  # of the forward pass
 # What model classes and kernels raise where a model does not fit them.
@@ -39,7 +40,7 @@ def verify(
     found, manifest = verify_directory(directory)
     if (directory / "config.json").is_file():
         _check_model(directory, manifest, found, load or forward, forward)
-    elif manifest["verb"] in ("prune", "shear", "distill", "train") and not found.problems:
+    elif manifest["verb"] in MAKES_MODELS and not found.problems:
         found.problems.append("config.json is missing")
     if source is not None:
         _check_source(directory, manifest, source, moments, found)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from minitron_cli.spec.axes import AXES
+from minitron_cli.spec.counts import runs
 
 NOTHING = "–"
 
@@ -88,13 +89,7 @@ def p_value(p: float) -> str:
 
 def ranges(indices: list[int]) -> str:
     """[0, 1, 2, 5] -> "0–2, 5"."""
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and parts[-1][-1] == index - 1:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts) or "none"
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs(indices)) or "none"
 
 
 def axis(name: str) -> str:

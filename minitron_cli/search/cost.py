@@ -49,7 +49,7 @@ def cost(request: SearchRequest) -> dict[str, Any]:
         "cuts": len(axes) + measured,
         "trained_tokens": trained,
         "tokens": trained + read * sum(n for _, n in passes),
-        "flops": trained * (3 * student.flops + teacher.flops) + read * sum(s.flops * n for s, n in passes),
+        "flops": trained * preflight.training_flops(student, [teacher]) + read * sum(s.flops * n for s, n in passes),
         "memory_bytes": need.total() if refined else round(item * teacher.parameters),
         "disk_bytes": round(item * (len(axes) * teacher.parameters + measured * student.parameters))
         + refined * len(rounds) * preflight.disk(student, _KEEP, 4),

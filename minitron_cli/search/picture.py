@@ -2,6 +2,7 @@
 that nothing beats on both."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 
 from minitron_cli.search.result import Entry, SearchResult, standard_error
 
-_STAGES = (("after the cut", "#0072B2"), ("after distilling", "#D55E00"))
+# What is drawn: words, colour, and the losses of an entry at that stage.
+_STAGES = (
+    ("after the cut", "#0072B2", attrgetter("losses")),
+    ("after distilling", "#D55E00", attrgetter("refined")),
+)
 
 
 def write_picture(file: Path, result: SearchResult) -> Path:
@@ -38,19 +43,11 @@ def write_picture(file: Path, result: SearchResult) -> Path:
 
 
 def _panel(axes: Any, result: SearchResult, entries: Sequence[Entry], x: Callable[[Entry], float], label: str) -> None:
-    for (words, colour), losses in zip(_STAGES, (_after_cut, _after_distilling)):
+    for words, colour, losses in _STAGES:
         _scatter(axes, [(x(e), found) for e in entries if (found := losses(e)) is not None], words, colour)
     if result.source_loss is not None:
         axes.axhline(result.source_loss, color="#666666", linestyle=":", linewidth=1, label="the source")
     axes.set_xlabel(label)
-
-
-def _after_cut(entry: Entry) -> np.ndarray | None:
-    return entry.losses
-
-
-def _after_distilling(entry: Entry) -> np.ndarray | None:
-    return entry.refined
 
 
 def _scatter(axes: Any, points: Sequence[tuple[float, np.ndarray]], label: str, colour: str) -> None:

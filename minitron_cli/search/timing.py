@@ -3,14 +3,13 @@
 A time is used again as long as the grid, the device and the threads are the same.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.checkpoint.hfconfig import pruned_config, validate_config
+from minitron_cli.checkpoint.kept import kept
 from minitron_cli.evaluate.bench import Subject
 from minitron_cli.evaluate.bench import measure as measure_rounds
 from minitron_cli.search.speed import Speed, SpeedBudget
@@ -33,15 +32,10 @@ class ShapeTimer:
     def speed(self, shape: Shape, name: str) -> Speed:
         """The speed of a candidate's shape, measured or found."""
         file = self.workspace.request.output / "speed" / f"{name}.json"
-        identity = self._identity()
-        if file.is_file():
-            found = json.loads(file.read_text())
-            if found["identity"] == identity:
-                return Speed(**found["speed"])
-        speed = self._measure(shape, name)
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps({"identity": identity, "speed": asdict(speed)}, indent=1) + "\n")
-        self.say(f"{name}: {speed.slowest_ms:.1f} ms, {speed.least_speedup:.2f} x the source's speed")
+        known, found = kept(file, self._identity(), lambda: asdict(self._measure(shape, name)))
+        speed = Speed(**known)
+        if not found:
+            self.say(f"{name}: {speed.slowest_ms:.1f} ms, {speed.least_speedup:.2f} x the source's speed")
         return speed
 
     def _measure(self, shape: Shape, name: str) -> Speed:

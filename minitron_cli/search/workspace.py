@@ -1,6 +1,5 @@
 """A search's directory: candidates that are cut, and their held-out losses; what exists is not made again."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.kept import kept
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.prepare import token_files
@@ -16,6 +15,7 @@ from minitron_cli.data.source import parse_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.model import load_model
 from minitron_cli.evaluate.perplexity import token_losses
+from minitron_cli.hf.context import batch_size
 from minitron_cli.prune.execute import prune
 from minitron_cli.prune.request import Measurement, request_from_options
 from minitron_cli.prune.vocabulary import Vocabulary
@@ -108,14 +108,8 @@ def held_out_losses(
     identity = {"files": [f.header.tokens_sha256 for f in files], "seq_len": seq_len, "windows": windows}
     if ends is not None:
         identity |= {"bytes": [float(end[-1]) for end in ends]}
-    if cache.is_file():
-        found = json.loads(cache.read_text())
-        if found["identity"] == identity:
-            return np.array(found["losses"])
-    losses = _measure(model, files, seq_len, windows, device, ends)
-    with atomic_file(cache) as temporary:
-        temporary.write_text(json.dumps({"identity": identity, "losses": losses.tolist()}))
-    return losses
+    losses, _ = kept(cache, identity, lambda: _measure(model, files, seq_len, windows, device, ends).tolist())
+    return np.array(losses)
 
 
 def _measure(
@@ -131,7 +125,7 @@ def _measure(
     loaded = load_model(model, device=device)
     if ends is not None:
         return np.concatenate([bits_per_byte(loaded, file, end, seq_len) for file, end in zip(files, ends)])
-    batch = max(1, 4096 // seq_len)
+    batch = batch_size(None, seq_len, "cpu")
     found = []
     for file in files:
         count = min(file.num_windows(seq_len), max(1, windows // len(files)))

@@ -1,6 +1,7 @@
 """Counts as people write them: "4.5B", "300M", "1_000", "2e9"."""
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 
 from minitron_cli.errors import MinitronError
@@ -53,3 +54,14 @@ def bytes_text(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.2f} {unit}"
     return f"{value:g} B"
+
+
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending whole numbers as runs, the first and the last of each: [0, 1, 2, 7] -> [(0, 2), (7, 7)]."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found

@@ -13,24 +13,29 @@ Values = Value | tuple[Value, ...]
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """How a verb's command line is built: which input has no flag, and how the output is named."""
+    """How a verb's command line is built: which input has no flag, and how the output is named.
+
+    `made` is what a model is that the verb has made, in a word; empty where it makes none.
+    """
 
     positional: str | None
     output_flag: str | None = "-o"
     suffix: str = ""
+    made: str = ""
 
 
 VERBS: dict[str, Verb] = {
     "toy": Verb(None, output_flag=None),
-    "train": Verb("model"),
+    "train": Verb("model", made="trained"),
     "importance": Verb("model", suffix=".safetensors"),
-    "prune": Verb("model"),
-    "shear": Verb("model"),
-    "distill": Verb("student"),
+    "prune": Verb("model", made="cut"),
+    "shear": Verb("model", made="sheared"),
+    "distill": Verb("student", made="distilled"),
     "reference-loss": Verb(None, suffix=".json"),
     "eval": Verb("models", suffix=".json"),
     "bench": Verb("models", suffix=".json"),
 }
+MAKES_MODELS = tuple(name for name, verb in VERBS.items() if verb.made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from minitron_cli.checkpoint.rewrap import is_usual, rewrap, room
 from minitron_cli.checkpoint.wrapping import TEXT
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.load import load_config as hf_config
-from minitron_cli.training.load import quiet_transformers
+from minitron_cli.hf.quiet import quiet
 from minitron_cli.training.state import load_weights, model_tensors
 from minitron_cli.training.step import KDStep
 
@@ -89,7 +89,7 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
     tied = {name: first[id(p)] for name, p in shell.named_parameters(remove_duplicate=False)}
     shell.load_state_dict({**tensors, **{name: tensors[stored] for name, stored in tied.items()}}, assign=True)
     shell.tie_weights()
-    with write_errors(directory / "model.safetensors"), quiet_transformers():
+    with write_errors(directory / "model.safetensors"), quiet():
         if wrapped:
             text = directory / ".text"
             shell.save_pretrained(text, save_original_format=is_usual(origin.model))

@@ -14,10 +14,10 @@ from minitron_cli.hf.devices import choose_dtype
 from minitron_cli.hf.load import load_config, model_of_tensors
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import export
+from minitron_cli.training.metrics import ERROR, SCORE
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.step import KDStep
 
-SCORE, ERROR = "eval_task/", "eval_task_stderr/"
 # A score has regressed that is this many standard errors of the difference below the run's best so far.
 _REGRESSION = 3.0
 

@@ -1,7 +1,6 @@
 """Bring a student and its teachers into memory: empty, to be sharded and filled in place, or whole at once."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -14,20 +13,6 @@ from minitron_cli.hf.empty import empty_model, materialise
 from minitron_cli.hf.fill import fill
 from minitron_cli.hf.load import load_config, loading
 from minitron_cli.hf.process_group import CPU
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars: the trainer has one."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def empty_student(path: Path, trust_remote_code: bool = False) -> nn.Module:

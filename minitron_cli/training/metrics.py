@@ -9,6 +9,9 @@ from typing import Any
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.errors import MinitronError
 
+# What a run is graded by while it trains, in a line of the metrics: SCORE + "TASK/METRIC", and the standard error.
+SCORE, ERROR = "eval_task/", "eval_task_stderr/"
+
 
 class MetricsLog:
     """Appends to `metrics.jsonl`. Opened at a step, it drops what a run killed later wrote beyond it (-1: all)."""

@@ -61,6 +61,11 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
     return Size(num_parameters(weights, shape), float(flops_per_token(weights, shape, seq_len)), shape, outside)
 
 
+def training_flops(student: Size, teachers: Sequence[Size]) -> float:
+    """FLOPs of training on a token: the student's three passes' worth, as if no weight were frozen; teachers' forward."""
+    return 3 * student.flops + sum(teacher.flops for teacher in teachers)
+
+
 def memory(
     student: Size, teachers: Sequence[Size], *, tokens: int, world: int, item: int, teacher_item: int,
     shard_teacher: bool, checkpointing: bool, accumulated: bool = True, device: str = "cuda",

@@ -48,7 +48,7 @@ from minitron_cli.training.masks.gates import gates_of, ranks
 from minitron_cli.training.mix import Mixing, mixing_of
 from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check, parse_sizes
-from minitron_cli.training.preflight import Size, size_of
+from minitron_cli.training.preflight import Size, size_of, training_flops
 from minitron_cli.training.routers import Counterpart, counterparts
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
@@ -155,14 +155,12 @@ def sizes_of(models: Models, seq_len: int) -> tuple[Size, ...]:
 
 
 def _stretches(options: Options, models: Models, world: World) -> tuple[Stretch, ...]:
-    """The run's stretches with what a device takes at a time, and with the FLOPs of a token: the student's forward and
-    backward, counted as if no weight were frozen, and the teachers' forward."""
+    """The run's stretches with what a device takes at a time, and with the FLOPs of a token."""
     found = []
     for stretch in stretches_of(options):
         student, *teachers = sizes_of(models, stretch.seq_len)
-        flops = 3 * student.flops + sum(teacher.flops for teacher in teachers)
         micro_batch = choose_micro_batch(options, world, stretch)
-        found.append(replace(stretch, micro_batch=micro_batch, flops_per_token=flops))
+        found.append(replace(stretch, micro_batch=micro_batch, flops_per_token=training_flops(student, teachers)))
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from minitron_cli.data.order import Order
 from minitron_cli.data.tokens import require_ids_in
 from minitron_cli.data.vocabulary.reader import Reader
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.context import BATCH_TOKENS
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.cached_logits.store import Recording, Taught
@@ -167,8 +168,7 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
 def choose_micro_batch(options: Options, world: World, stretch: Stretch | None = None) -> int:
     """Rows per forward pass on one device, a divisor of its share. Unasked: the largest within a token budget.
 
-    The budget only has to fill the device: 16 thousand tokens keep a GPU busy, 4 thousand stay in a CPU's caches. What
-    is asked for is meant for rows of --batch and --seq-len; a `stretch` of others takes as many tokens at a time.
+    What is asked for is meant for rows of --batch and --seq-len; a `stretch` of others takes as many tokens at a time.
     """
     asked, seq_len = options.micro_batch, options.seq_len
     assert seq_len is not None
@@ -187,5 +187,5 @@ def choose_micro_batch(options: Options, world: World, stretch: Stretch | None =
                 f"--micro-batch can be {', '.join(map(str, divisors[-12:]))}",
             )
         return asked
-    budget = asked * seq_len if asked is not None else 16384 if world.device.type == "cuda" else 4096
+    budget = asked * seq_len if asked is not None else BATCH_TOKENS[world.device.type]
     return max([d for d in divisors if d * length <= budget], default=1)

@@ -224,12 +224,8 @@ def test_an_interruption_says_what_is_kept(
 def test_formats(line: list[str]) -> None:
     table, _ = run(*line)
     markdown, _ = run(*line, "--format", "markdown")
-    csv, _ = run(*line, "--format", "csv")
     assert "letters_one" in table
     assert markdown.count("| --- |") >= 3
-    assert csv.splitlines()[0] == "model,task,metric,value,stderr,kept,p"
-    # 2 models x (3 domains x 4 figures + 2 metrics), and the header
-    assert len(csv.splitlines()) == 1 + 2 * (3 * 4 + 2)
     _, error = run(*line, "--format", "xml")
     assert isinstance(error, MinitronError)
 

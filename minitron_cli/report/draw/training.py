@@ -10,9 +10,10 @@ from minitron_cli.report.draw.scores import INTERVAL
 from minitron_cli.report.draw.style import Style
 from minitron_cli.report.draw.svg import SMALL, Picture, picture
 from minitron_cli.report.draw.theme import DASHES, INK, MARKERS, MUTED, SERIES
-from minitron_cli.report.read.curves import ERROR, SCORE, graded
+from minitron_cli.report.read.curves import graded
 from minitron_cli.report.read.figures import TeacherLine
 from minitron_cli.report.read.values import Model
+from minitron_cli.training.metrics import ERROR, SCORE
 
 X_WORDS = {"tokens": "tokens", "flops": "FLOPs"}
 _MOST_POINTS = 600

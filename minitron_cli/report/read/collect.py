@@ -19,8 +19,8 @@ from minitron_cli.report.read.documents import (
     steps_to_come,
 )
 from minitron_cli.report.read.models import bare_model, place, read_into, recorded_digest, single_model
-from minitron_cli.report.read.values import MAKES_MODELS, Model, Results, Run, ScoresFile, Step
-from minitron_cli.spec.recipe import VERBS
+from minitron_cli.report.read.values import Model, Results, Run, ScoresFile, Step
+from minitron_cli.spec.recipe import MAKES_MODELS, VERBS
 
 T = TypeVar("T")
 

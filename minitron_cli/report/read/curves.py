@@ -1,6 +1,5 @@
 """A training run's metrics.jsonl as columns."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ import numpy as np
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.read.documents import read_json
 from minitron_cli.report.read.values import Curve
-
-# What a run is graded by while it trains, as it writes it down: SCORE + "TASK/METRIC", and the standard error.
-SCORE, ERROR = "eval_task/", "eval_task_stderr/"
+from minitron_cli.training.metrics import SCORE, read_metrics
 
 
 def graded(evaluated: Mapping[str, np.ndarray]) -> list[str]:
@@ -22,8 +19,7 @@ def graded(evaluated: Mapping[str, np.ndarray]) -> list[str]:
 
 def read_curve(run: Path) -> Curve | None:
     """The curve of OUT/run, None where no line has been written yet."""
-    file = run / "metrics.jsonl"
-    lines = _lines(file) if file.is_file() else []
+    lines = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
     if not lines:
         return None
     logged = _columns([line for line in lines if "loss" in line])
@@ -38,19 +34,6 @@ def training_options(run: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise MinitronError(f"{run / 'options.json'} is damaged: options is no object", "train again")
     return options
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """Every whole line: the last one of an unfinished run may be cut short."""
-    found = []
-    for number, text in enumerate(file.read_text().splitlines(keepends=True), 1):
-        if not text.endswith("\n"):
-            break
-        try:
-            found.append(json.loads(text))
-        except ValueError as error:
-            raise MinitronError(f"{file}, line {number} is not valid JSON: {error}") from error
-    return found
 
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

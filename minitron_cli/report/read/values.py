@@ -10,8 +10,6 @@ import numpy as np
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
 
-MAKES_MODELS = ("train", "prune", "shear", "distill")
-
 
 @dataclass(frozen=True, slots=True)
 class Step:

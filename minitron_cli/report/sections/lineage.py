@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from minitron_cli.report import text
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Table
+from minitron_cli.spec.recipe import VERBS
 
-VERB_WORDS = {"prune": "cut", "shear": "sheared", "distill": "distilled", "train": "trained"}
+
+def done_by(model: Model) -> str:
+    """What the verb has done to the parent, in a word."""
+    return VERBS[model.verb].made if model.verb in VERBS else model.verb
 
 
 def roots(run: Run) -> list[str | None]:

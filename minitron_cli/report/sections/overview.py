@@ -7,8 +7,7 @@ from minitron_cli.report import text
 from minitron_cli.report.read.figures import Losses, descent, kept_accuracy, loss_interval, spent
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Cell, Table
-
-VERB_WORDS = {"train": "trained", "prune": "cut", "shear": "sheared", "distill": "distilled"}
+from minitron_cli.spec.recipe import VERBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
     tokens = [f"{text.count(model.tokens)} its own"] if model.tokens and spent(line[1:], "tokens") else []
     tokens += [f"{text.flops(spent(line, 'flops'))} FLOPs"] if spent(line, "flops") else []
     return [
-        Cell(model.name, (VERB_WORDS[model.verb], *going)),
+        Cell(model.name, (VERBS[model.verb].made, *going)),
         Cell(text.exact(model.parameters), (text.share(parameters),) if parameters else (), share=parameters),
         text.exact(model.facts.get("non_embedding_parameters")),
         text.exact(model.facts.get("kv_bytes_per_token")),

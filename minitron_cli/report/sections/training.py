@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from minitron_cli.report import text
-from minitron_cli.report.read.curves import ERROR, SCORE, graded
+from minitron_cli.report.read.curves import graded
 from minitron_cli.report.read.figures import last_evaluated, options_of, teacher_line
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Cell, Table
+from minitron_cli.training.metrics import ERROR, SCORE
 
 _EVALUATED = {
     "eval_ce": "nats per token",
