@@ -81,10 +81,10 @@ def _flag(axis: str) -> str:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """A row for each family, of `COLUMNS`."""
-    return [
-        (
-            ", ".join(f"`{name}`" for name in family.model_types),
+    """Rows of `COLUMNS`, one for all families with which the same can be done."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for family in FAMILIES:
+        cells = (
             ", ".join(kinds(family)) or "one",
             _cuttable(family),
             ", ".join(fixed(family)),
@@ -93,8 +93,8 @@ def rows() -> list[tuple[str, ...]]:
             "yes" if streams(family) else "no",
             _masks(family),
         )
-        for family in FAMILIES
-    ]
+        found.setdefault(cells, []).extend(family.model_types)
+    return [(", ".join(f"`{name}`" for name in names), *cells) for cells, names in found.items()]
 
 
 def _cuttable(family: Family) -> str:

@@ -62,7 +62,7 @@ def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
 
 
 def training_flops(student: Size, teachers: Sequence[Size]) -> float:
-    """FLOPs of training on a token: the student's three passes' worth, as if no weight were frozen; teachers' forward."""
+    """FLOPs of training on a token: the student counts three times, as if no weight were frozen, each teacher once."""
     return 3 * student.flops + sum(teacher.flops for teacher in teachers)
 
 
