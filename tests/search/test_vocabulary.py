@@ -93,7 +93,7 @@ def test_losses_are_bits_per_byte_of_the_same_text(searched: tuple[list[str], Pa
     assert len({candidate["shape"]["vocab"] for candidate in measured}) > 1
     for candidate in measured:
         losses = per_byte(literal(output / "candidates" / candidate["name"], held_out), ends)
-        kept = json.loads((output / "losses" / f"{candidate['name']}.json").read_text())["losses"]
+        kept = json.loads((output / "losses" / f"{candidate['name']}.json").read_text())["result"]
         np.testing.assert_allclose(kept, losses, rtol=1e-5)
         assert candidate["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     best = found["candidates"][0]
