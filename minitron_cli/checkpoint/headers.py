@@ -1,4 +1,4 @@
-"""safetensors headers, read with suspicion: nothing is trusted that the file itself does not bear out."""
+"""safetensors headers; what they claim of offsets, shapes and sizes is checked against the file before it is used."""
 
 import json
 import struct

@@ -37,7 +37,7 @@ command = command_of(
         flag("batch_sizes", str, "sequences at a time: 1,8"),
         flag("repeats", int, "timed rounds", min=1),
         flag("warmup_rounds", int, "rounds before them", min=0),
-        flag("memory", int, "a budget (24GB): how many sequences would fit", parser=parse_bytes),
+        flag("memory", int, "memory budget: how many sequences would fit: 24GB", parser=parse_bytes),
         flag("engine", str, "hf, or vllm where it is installed"),
         flag("device", str, "auto, cpu, cuda, cuda:1"),
         flag("dtype", str, "auto, float32, bfloat16, float16"),

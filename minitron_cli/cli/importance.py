@@ -48,8 +48,8 @@ _FIRST = (
 )
 _MORE = {
     "Scores": (
-        flag("batch_agg", str, "over samples: mean, l2 or var"),
-        flag("seq_agg", str, "over a sample's tokens: mean (of |x|), l2 or var"),
+        flag("batch_agg", str, "aggregate over samples: mean, l2 or var"),
+        flag("seq_agg", str, "aggregate over a sample's tokens: mean (of |x|), l2 or var"),
         flag("metric", str, "activation, wanda, magnitude or random"),
         flag("layer_score", str, "influence, norm-ratio, loss, kl or mse"),
         flag("expert_score", str, "activation, frequency, mass, reap, output-norm or damage"),
@@ -60,12 +60,12 @@ _MORE = {
     ),
     "Depth": (
         flag("depth_blocks", list[int], "drop each block of N layers", "--depth-block"),
-        flag("depth_metric", str, "of a dropped block: loss, kl or mse"),
+        flag("depth_metric", str, "what a dropped block costs: loss, kl or mse"),
         flag("depth_task", str, "judge blocks by this lm-eval task instead"),
         flag("include", list[Path], "directory of your own task YAMLs"),
         flag("task_limit", int, "documents of the task", min=1),
         flag("depth_greedy", int, "drop N layers one by one, measuring anew"),
-        flag("depth_samples", int, "samples of those for the depth sweeps"),
+        flag("depth_samples", int, "of the samples, those for the depth sweeps"),
     ),
     "Machine": (
         flag("batch_size", int, "samples at a time; changes no score"),
@@ -73,7 +73,7 @@ _MORE = {
         flag("dtype", str, "auto, float32, bfloat16 or float16"),
         flag("device_map", str, "auto: let accelerate place the model"),
         flag("mode", str, "auto, resident, or stream: one layer at a time"),
-        flag("memory", int, "what it may use: 16GB", parser=parse_bytes),
+        flag("memory", int, "memory that it may use: 16GB", parser=parse_bytes),
         flag("trust_remote_code", bool, "run code that comes with a model"),
     ),
     "Text": (

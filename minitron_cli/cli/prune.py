@@ -75,14 +75,14 @@ _MORE = {
     ),
     "Compensation": (
         flag("compensate", str, "refit what stays to the source's activations: none or least-squares"),
-        flag("moments", Path, "of `importance --second-moments` [default: beside the scores]"),
-        flag("ridge", str, "of least squares, relative; auto: by held-out error [default: 1e-2, auto for experts]"),
+        flag("moments", Path, "from `importance --second-moments` [default: beside the scores]"),
+        flag("ridge", str, "relative ridge; auto: by held-out error [default: 1e-2, auto for experts]"),
         flag("select", str, "neurons that stay: by scores, or by residual error once compensated"),
         flag("rotate", bool, "keep directions of the residual stream, not channels (with --compensate)"),
     ),
     "Quantised sources": (
         flag("dequantize", bool, "take FP8 or MXFP4 weights, and write plain ones; sizes may be left out"),
-        flag("dtype", str, "of dequantised weights: bfloat16, float16, float32 [default: bfloat16]"),
+        flag("dtype", str, "type of dequantised weights: bfloat16, float16, float32 [default: bfloat16]"),
     ),
     "Measuring first": (
         flag("samples", int, "calibration samples, when measuring first or refitting experts"),

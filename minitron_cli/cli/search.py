@@ -25,7 +25,7 @@ _FIRST = (
     flag("scores", Path, "scores of `minitron importance`"),
     flag("data", list[str], "text to distill on, SOURCE[:WEIGHT]"),
     flag("eval_data", list[str], "held-out text [default: --data]"),
-    counted("refine_tokens", "tokens for each, 0: none"),
+    counted("refine_tokens", "tokens to distill each on; 0: none"),
     flag("output", Path, "directory of the search [default: search-PARAMS]", "-o", "--output"),
     flag("dry_run", bool, "only say what the search would take at most"),
     AS_JSON,

@@ -57,7 +57,7 @@ LOSS = (
     flag("loss", str, "auto, logits, or logits+hidden[+embedding]"),
     flag("kind", str, "forward_kl, reverse_kl, jsd or soft_ce"),
     flag("temperature", float, "of both softmaxes"),
-    flag("beta", float, "of --kind jsd: the teacher's share of the mixture"),
+    flag("beta", float, "--kind jsd: the teacher's share of the mixture"),
     flag("ce_weight", float, "weight at which the hard-label loss is added"),
     flag("hidden_loss", str, "cosine or mse"),
     flag("layer_map", list[str], "STUDENT:TEACHER blocks, or kept [default: third last of both]"),
@@ -66,10 +66,10 @@ LOSS = (
 TEACHER_AT = (
     flag("teacher_dtype", str, "float32 or bfloat16 [default: as --dtype]"),
     flag("teacher_device", str, "where the teacher runs [default: with the student]"),
-    flag("shard_teacher", bool, "split it over the devices [default: where there are several]", negatable=True),
+    flag("shard_teacher", bool, "split the teacher over the devices [default: over several]", negatable=True),
     flag("teacher_key_env", str, "a served teacher: the environment variable with its key"),
     flag("record_teacher", Path, "only write what the teacher says there, to train from later"),
-    flag("record", str, "what: top-k, or sampled:N, N draws from it a token [default: top-k]"),
+    flag("record", str, "what to record: top-k, or sampled:N (N draws a token) [default: top-k]"),
     flag("top_k", int, "ids of each token that are recorded, or asked of a server"),
 )
 OPTIMIZER = (
@@ -80,7 +80,7 @@ OPTIMIZER = (
     flag("decay", str, "wsd: linear, cosine, sqrt or exponential"),
     flag("decay_fraction", float, "wsd: share of the steps that decay"),
     flag("branch_from", Path, "wsd: start the decay from this OUT/run/step-N"),
-    flag("weight_decay", float, "of matrices; vectors never decay"),
+    flag("weight_decay", float, "decay of matrices; vectors never decay"),
     flag("betas", tuple[float, float], "AdamW's two"),
     flag("grad_clip", float, "largest gradient norm"),
     flag("train_only", list[str], "train these weights alone, e.g. mlp.gate; repeatable"),

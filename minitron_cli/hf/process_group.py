@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 class World:
     """This process's place: `rank` of `size`, the device it computes on, and how many of them are on this machine.
 
-    The ranks speak in `group`, torch's default one unless given. One process alone has joined no group.
+    The ranks communicate in `group` (None: torch's default one). One process alone has joined no group.
     """
 
     rank: int = 0

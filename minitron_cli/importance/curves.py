@@ -1,4 +1,4 @@
-"""Depth sweeps of a execution: run those that are asked for and not yet known, and put them into the scores file.
+"""Depth sweeps of an execution: those that are asked for and not yet known are run and kept in the scores file.
 
 A curve is the raw array "depth.METRIC.SIZE": the metric itself (not its increase) with layers [i, i + SIZE) dropped,
 for every i. "depth.METRIC.greedy" holds the metric after each greedy step. The provenance's "depth" says the rest
@@ -52,7 +52,7 @@ def _is_known(name: str, fact: Mapping[str, Any], options: Options, samples: int
 
 
 def run(execution: Execution, model: Any, options: Options, names: list[str], judge: Judge | None) -> dict[str, Curve]:
-    """The sweeps of these names: name -> (raw array, what is said of it)."""
+    """Run the sweeps of these names: name -> (raw array, its entry in the provenance)."""
     blocks = list(blocks_of(model))
     samples = min(options.depth_samples, len(execution.samples))
     found = {}

@@ -32,7 +32,7 @@ def run(execution: Execution, model: Any) -> Progress:
 
 
 class _Clock:
-    """Behind each batch: shows the rate, and saves the progress once a minute."""
+    """Called after each batch: shows the rate, and saves the progress once a minute."""
 
     def __init__(self, execution: Execution, recorder: Recorder, begin: int) -> None:
         self._execution, self._recorder, self._begin = execution, recorder, begin

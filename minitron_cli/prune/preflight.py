@@ -134,8 +134,8 @@ def _beside(source: Checkpoint | Architecture, target: Shape) -> list[str]:
     early = source.wrapping.wrapper.early if source.wrapping is not None else ""
     if early and source.shape["layer"] != target["layer"]:
         found.append(
-            f"features of images enter once more after the first layers, as many as {early} lists: where one of them "
-            "goes, they enter after layers that come after it (--drop-layers keeps the first ones)"
+            f"image features enter again after each of the first layers ({early} has an entry for each): if the cut "
+            "drops one of these, they enter after later layers than in training (choose others with --drop-layers)"
         )
     if gone := source.shape.get(PROJECTOR) - target.get(PROJECTOR):
         found.append(

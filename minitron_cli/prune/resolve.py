@@ -255,7 +255,7 @@ def _with_refit(facts: PruneFacts, cost: RefitCost) -> PruneFacts:
 def _expert_warnings(
     request: PruneRequest, model: Checkpoint | Architecture, target: Shape, scores: Scores | None
 ) -> list[str]:
-    """What a cut of experts leaves unsaid: gates that shrink, calibration that did not reach, engines' divisibility."""
+    """Warnings: gates that shrink, experts that calibration never reached, a number that GPUs cannot share."""
     source, num, found = model.shape, target.get("expert"), []
     normalised = model.config.get("norm_topk_prob", model.family.defaults.get("norm_topk_prob", True))
     if request.experts == 1 and (why := why_sparse(model.family, target)):
@@ -269,8 +269,8 @@ def _expert_warnings(
         return found
     if num % PARALLEL and num > 1 and not source["expert"] % PARALLEL:
         found.append(
-            f"--experts {num} is not a multiple of {PARALLEL}: engines that give each of {PARALLEL} GPUs as many "
-            "(SGLang with DeepEP) cannot share them; vLLM shares them unevenly"
+            f"--experts {num} is not a multiple of {PARALLEL}: engines that put equally many on each of {PARALLEL} "
+            "GPUs (SGLang with DeepEP) cannot share them; vLLM shares them unevenly"
         )
     for layer, lost in (scores.provenance.get("unrouted", {}) if scores else {}).items():
         if source["expert"] - len(lost) < num:

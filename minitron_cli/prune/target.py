@@ -87,7 +87,7 @@ def check_pattern(pattern: Pattern, target: Target, shape: Shape) -> None:
     period = period_of(pattern)
     if period is None:
         raise MinitronError(
-            "--keep-pattern: no order of kinds repeats itself in the source's layers",
+            "--keep-pattern: the source's layers have no repeating order of kinds",
             "leave out --keep-pattern; --drop-layers names those that go",
         )
     nearest = " or ".join(map(str, nearest_counts(pattern, count)))
@@ -95,26 +95,26 @@ def check_pattern(pattern: Pattern, target: Target, shape: Shape) -> None:
         raise MinitronError(
             f"--keep-pattern: {count} layers are no whole periods of {period[1]}"
             + f" after the first {period[0]}" * bool(period[0]),
-            f"nearest numbers of layers that are: {nearest}",
+            f"nearest depths of whole periods: {nearest}",
         )
     left = [layer for layer in range(len(pattern)) if layer not in target.drop_layers]
     if target.drop_layers and not continues(pattern, left):
         raise MinitronError(
-            f"--keep-pattern: without layers {layer_list(target.drop_layers)} the others do not follow one another as "
-            "the source's do",
-            f"drop {period[1]} layers that follow one another, or let --layers {count} choose",
+            f"--keep-pattern: without layers {layer_list(target.drop_layers)}, the others are not in the source's "
+            "order of kinds",
+            f"drop {period[1]} neighbouring layers, or let --layers {count} choose",
         )
 
 
 def pattern_warnings(pattern: Pattern, layers: Sequence[int]) -> list[str]:
-    """What to say of layers that stay and leave the source's order, where that repeats itself."""
+    """A warning where the source's layers repeat in periods and those that stay do not follow them."""
     period = period_of(pattern)
     if period is None or continues(pattern, layers):
         return []
     return [
-        f"the layers that stay no longer follow one another in the source's periods of {period[1]}: config.json lists "
-        "them rightly, and an engine that computes the kind of a layer from its index takes them for another model; "
-        "--keep-pattern keeps whole periods"
+        f"the layers that stay no longer repeat in the source's periods of {period[1]}: config.json lists each layer's "
+        "kind, but an engine that computes it from the layer's index will run another model; --keep-pattern keeps "
+        "whole periods"
     ]
 
 

@@ -133,7 +133,7 @@ def _check_source(
     if manifest["options"].get("text_only"):
         source = source.unwrapped()
     if source.shape != plan.source:
-        found.problems.append(f"{model} has another shape than the source the kept indices speak of")
+        found.problems.append(f"{model} does not have the shape of the source that the kept indices refer to")
         return
     change_of = changes(source, plan, from_record(manifest, moments))
     if "expert_refit" in manifest:

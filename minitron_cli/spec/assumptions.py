@@ -13,24 +13,24 @@ Config = Mapping[str, Any]
 
 
 def head_size(*engines: str, types: tuple[str, ...] = ()) -> Assumption:
-    """The channels of a head are computed as hidden / heads, whatever the config says."""
+    """The engine computes the channels of a head as hidden / heads, whatever the config says."""
 
     def breach(config: Config, shape: Shape) -> str:
         if not shape.layers_of("head") or shape["hidden"] == shape["head"] * shape["head_dim"]:
             return ""
         return (
-            f"a head is taken to have hidden / heads = {shape['hidden'] / shape['head']:g} channels, "
-            f"and has {shape['head_dim']}"
+            f"it gives a head hidden / heads = {shape['hidden'] / shape['head']:g} channels, "
+            f"where this model has {shape['head_dim']}"
         )
 
     return Assumption(engines, breach, types)
 
 
 def one_in(period: int | str, value: Any, *engines: str, key: str = "layer_types", otherwise: int = 0) -> Assumption:
-    """Layers are `value` in the list `key` where they are the last of each `period`, and nowhere else.
+    """The engine takes the last layer of each `period` for `value` in the list `key`, and no other layer.
 
-    The period is a number, or the key of the config that has it (`otherwise`, where it has none): a number, or a text
-    of one letter a layer.
+    The period is a number, or the config key that states it (`otherwise` where the key is absent) as a number, or as a
+    text with one letter for each layer of a period.
     """
 
     def breach(config: Config, shape: Shape) -> str:
@@ -42,29 +42,25 @@ def one_in(period: int | str, value: Any, *engines: str, key: str = "layer_types
         odd = [layer for layer, one in enumerate(listed) if (one == value) != ((layer + 1) % every == 0)]
         if not odd:
             return ""
-        others = f" and {len(odd) - 1} more are" * (len(odd) > 1) or " is"
+        others = f" and {len(odd) - 1} more differ" * (len(odd) > 1) or " differs"
         return (
-            f"one layer in {every}, the last, is taken to be {value} in {key}, whatever the list says: "
-            f"layer {odd[0]}{others} not what it is taken for"
+            f"it takes the last of every {every} layers, and no other, for {value}, without reading {key}: "
+            f"layer {odd[0]}{others}"
         )
 
     return Assumption(engines, breach)
 
 
 def sparse_throughout(*engines: str) -> Assumption:
-    """Every layer has experts."""
+    """The engine expects experts in every layer."""
 
     def breach(config: Config, shape: Shape) -> str:
         dense = len(shape.layers_of_kind("dense"))
-        return (
-            f"every layer is taken to have experts, and {dense} of them {'has' if dense == 1 else 'have'} none"
-            if dense
-            else ""
-        )
+        return f"it expects experts in every layer, and {dense} {'has' if dense == 1 else 'have'} none" if dense else ""
 
     return Assumption(engines, breach)
 
 
 def absent(*engines: str, types: tuple[str, ...] = ()) -> Assumption:
-    """The engine has no such models."""
-    return Assumption(engines, lambda config, shape: "it has no models of this type", types)
+    """The engine does not know this type of model."""
+    return Assumption(engines, lambda config, shape: "it does not know models of this type", types)

@@ -8,8 +8,9 @@ Every rule was read in the sources of the release that `READ` names:
   single group of Mamba heads is copied. The vocabulary is padded to a multiple of 64, experts need not divide.
 - llama.cpp's types of 256 weights a block (K-quants; `tensor_type_fallback` of `llama-quant.cpp`) need rows of a
   multiple of 256, and become types of 32 a block where they are not, or float16 where not even that fits.
-- mlx-lm (`utils.quantize_model`) leaves a matrix as it is whose rows are no multiple of the group, 64 by default.
-- vLLM refuses weights in FP8 blocks of 128 x 128 whose part on a GPU is no multiple (`validate_fp8_block_shape`).
+- mlx-lm (`utils.quantize_model`) does not quantise a matrix whose rows are no multiple of the group, 64 by default.
+- vLLM refuses FP8 weights in blocks of 128 x 128 where a GPU's part is not of whole blocks
+  (`validate_fp8_block_shape`).
 
 What an engine takes for granted of one architecture is said by its family (see `assumptions`).
 """
@@ -36,10 +37,10 @@ BLOCK = 256  # weights of a block of llama.cpp's K-quants
 
 
 def servable(family: Family, config: Config, shape: Shape, pattern: Pattern | None = None) -> dict[str, Any]:
-    """All that is known, as one object: of the result of a prune, `config` is that which it will have.
+    """What engines make of a model, as one JSON object; for a planned prune, `config` is the one its result will have.
 
-    `pattern` is that of its layers (None: not known). `quantised_apart` holds the sizes of rows, in words, that
-    llama.cpp's K-quants do not take.
+    `pattern` is that of its layers (None: not known). `k_quants_apart` names the lengths of rows that llama.cpp's
+    K-quants do not take.
     """
     spread = [axis for axis in AXES if axis.name in shape and axis.units and axis.spread]
     return {
@@ -61,7 +62,7 @@ def servable(family: Family, config: Config, shape: Shape, pattern: Pattern | No
 
 
 def breaches(family: Family, config: Config, shape: Shape) -> dict[str, list[str]]:
-    """Engine -> in words, where the model is not what it takes it for; engines that find nothing have an empty list."""
+    """Engine -> what it assumes and this model breaks, in words; an empty list where nothing is broken."""
     found: dict[str, list[str]] = {engine: [] for engine in READ}
     for assumption in family.engines:
         if assumption.types and config.get("model_type") not in assumption.types:

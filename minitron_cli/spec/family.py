@@ -34,10 +34,10 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Assumption:
-    """What engines take for granted of an architecture: `breach` says in words where a model differs, "" if nowhere.
+    """What `engines` take for granted of an architecture; `breach` says in words where a model differs, "" if nowhere.
 
-    It is asked of the config of a model, with every list of one entry a layer, and of its Shape. Only models of
-    `types` are meant, where some are named. Constructors are in `assumptions`.
+    It is called with a model's config, in which every list with one entry a layer is written out, and its Shape.
+    Where `types` are named, the assumption is about models of those types only. Constructors are in `assumptions`.
     """
 
     engines: tuple[str, ...]
@@ -70,7 +70,7 @@ class Family:
     on from the last layer, or stand under `mtp.`; transformers does not load them, and pruned models have none.
     `computed` maps a config key to what its value is in sizes of axes, `a*b/c`: a whole number in every model.
     `whole` says why a layer is no model by itself, where it is none: importance cannot be measured layer by layer.
-    `normal` rewrites a config that states sizes in another way than by their number, as the same model's.
+    `normal` rewrites a config that does not state its sizes as plain numbers into one that does.
     `dense` is what a mixture of one expert is without its router, where transformers has a model type for that.
     `engines` is what engines take for granted of its models, and a cut may change (see spec/assumptions).
     """

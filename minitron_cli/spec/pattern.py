@@ -12,9 +12,10 @@ Pattern = tuple[Hashable, ...]
 
 
 def period_of(pattern: Pattern) -> tuple[int, int] | None:
-    """(layers before it, layers of a period) of what repeats at least twice up to the last layer, which may break off.
+    """The period that repeats up to the last layer: (layers before it, layers in it); None where nothing repeats.
 
-    Of several readings that with the fewest layers before the first repetition; None where nothing repeats.
+    It occurs at least twice, and the last repetition may be cut short. Of several readings, the one whose first period
+    ends earliest is taken.
     """
     total = len(pattern)
     found = [
@@ -27,7 +28,7 @@ def period_of(pattern: Pattern) -> tuple[int, int] | None:
 
 
 def whole_counts(pattern: Pattern) -> tuple[int, ...]:
-    """The numbers of layers, ascending, that whole periods come to, with what follows the last one or without it."""
+    """The depths, ascending, that consist of whole periods, with or without the layers after the source's last one."""
     if (found := period_of(pattern)) is None:
         return (len(pattern),)
     first, length = found
@@ -37,7 +38,7 @@ def whole_counts(pattern: Pattern) -> tuple[int, ...]:
 
 
 def nearest_counts(pattern: Pattern, count: int) -> tuple[int, ...]:
-    """The next smaller and the next larger of the whole counts, where there are such."""
+    """The next smaller and the next larger of `whole_counts`, where they exist."""
     counts = whole_counts(pattern)
     below, above = [n for n in counts if n < count], [n for n in counts if n > count]
     return (*below[-1:], *above[:1])
@@ -49,10 +50,10 @@ def continues(pattern: Pattern, layers: Sequence[int]) -> bool:
 
 
 def best_layers(pattern: Pattern, scores: np.ndarray, count: int) -> np.ndarray:
-    """Of all choices of so many layers that keep the pattern, that with the largest sum of scores: ascending indices.
+    """Ascending indices of the `count` layers that keep the pattern and have the largest sum of scores.
 
     Exact, one layer at a time: the best choice of j layers among the first i follows from those among the first i - 1.
-    Of equal sums that of the lower indices.
+    Ties go to the lower indices.
     """
     best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *[None] * count]
     for layer, sort in enumerate(pattern):

@@ -44,8 +44,10 @@ def fill_length(options: Options, models: Sequence[Path]) -> Options:
 
 
 def fill_steps(options: Options, available: int | None = None) -> Options:
-    """Fix `steps`: as asked, from --tokens, or one pass over the `available` tokens, all that is known of them; refuse
-    data that does not fill a batch."""
+    """Fix `steps`: as asked, from --tokens, or one pass over the `available` tokens (None: their number is not known).
+
+    Data that does not fill a batch is refused.
+    """
     largest = max(stretches_of(options), key=lambda stretch: stretch.tokens_per_step)
     if available is not None and available < largest.tokens_per_step:
         raise MinitronError(

@@ -26,7 +26,7 @@ def gather_bytes(world: World, values: bytes) -> list[bytes]:
 def mesh_of(world: World, replicate: int = 1) -> DeviceMesh | None:
     """How the ranks hold weights: in parts over all of them, or `replicate` copies of them, each over as many ranks.
 
-    Ranks that stand beside one another share a copy. None for one process, which shards nothing.
+    Neighbouring ranks share a copy. None for one process, which shards nothing.
     """
     if world.size == 1:
         return None

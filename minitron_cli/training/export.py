@@ -119,8 +119,8 @@ def export(
 ) -> None:  # fmt: skip
     """Write the checkpoint beside its place, `check` it, and publish it into `output`, where the run directory is.
 
-    With `trim` the result is what that writes to its second path of the whole checkpoint in its first, OUT/run/masked,
-    which stays.
+    With `trim`, the whole checkpoint is written to OUT/run/masked, where it stays; `trim(whole, place)` writes the
+    result from it.
     """
     finished = output / "run" / ".export"
     whole = finished if trim is None else output / "run" / MASKED

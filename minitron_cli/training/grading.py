@@ -18,7 +18,7 @@ from minitron_cli.training.metrics import ERROR, SCORE
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.step import KDStep
 
-# A score has regressed that is this many standard errors of the difference below the run's best so far.
+# A score has regressed when it is this many standard errors of the difference below the run's best so far.
 _REGRESSION = 3.0
 
 

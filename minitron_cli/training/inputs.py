@@ -105,9 +105,9 @@ def paths_read(options: Options, models: Models) -> list[Path]:
 
 
 def _check_away(options: Options, student: Path, teacher: str) -> None:
-    """Refuse what no teacher can do that is not in memory."""
+    """Refuse what needs a teacher in memory; `teacher` is a clause: "DIR is a recorded teacher"."""
     if len(options.teacher) > 1:
-        raise MinitronError(f"{teacher} and cannot be mixed with others", "give it alone")
+        raise MinitronError(f"{teacher}, which cannot be mixed with others", "give it alone")
     if options.loss not in ("auto", "logits"):
         raise MinitronError(
             f"--loss {options.loss} needs the teacher's hidden states", "give --teacher MODEL, or --loss logits"

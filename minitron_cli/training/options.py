@@ -139,7 +139,7 @@ IDENTITY = (
 
 
 def check(options: Options) -> None:
-    """Refuse what no model or data can make right: every offender in one error."""
+    """Refuse what is wrong with any model and data: every offence in one error."""
     faults = violations(options, flag)
     if not faults:
         faults = _conflicts(options)
@@ -186,8 +186,10 @@ def _shear_conflicts(o: Options) -> list[str]:
 
 
 def of_shear(model: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, as `minitron shear` takes them, as the trainer does: the loss is "ce" or "logits", of which the
-    second makes the model its own teacher, and sizes are gathered: kv_heads=4 -> sizes=("kv-heads=4",).
+    """The options of `minitron shear`, by name, as those of the trainer.
+
+    The loss is "ce" or "logits", which makes the model its own teacher; sizes become one option: kv_heads=4 ->
+    sizes=("kv-heads=4",).
     """
     loss = given.get("loss")
     if loss not in (None, "ce", "logits"):

@@ -137,8 +137,8 @@ def _chunks(student: Size, tokens: int, device: str) -> int:
 def _saved(shape: Shape, tokens: int, checkpointing: bool, item: int) -> tuple[int, int]:
     """Bytes kept for the backward pass, and what the layer at work adds there.
 
-    With checkpointing a layer keeps its input alone, and is run again whole when its turn comes. Behind the layers
-    stands one norm.
+    With checkpointing a layer keeps its input alone, and is run again whole when its turn comes. After the layers
+    comes one norm.
     """
     last = tokens * shape["hidden"] * _NORM[item] * item
     working = tokens * (3 * _width(shape) + 2 * shape["hidden"]) * item

@@ -237,7 +237,7 @@ def _open_data(options: Options, models: Models, *, first: bool) -> tuple[Option
     away = models.recording.path if models.recording is not None else models.served
     if away is not None and options.mix == "dynamic":
         raise MinitronError(
-            f"{away} says in advance what it teaches of fixed weights, --mix dynamic reads other rows",
+            f"{away} cannot teach a run with --mix dynamic: which rows that reads is not known in advance",
             "give the teacher itself: --teacher MODEL",
         )
     if models.served is not None:

@@ -55,7 +55,7 @@ class Recorder:
 
     def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
         """After a step: log, evaluate, save."""
-        self.saver.look()
+        self.saver.raise_failure()
         self.progress = progress = self._with_mix(progress)
         rate = self._rate()
         self.display.step(progress.step, values, rate)
@@ -85,7 +85,7 @@ class Recorder:
         self._skip_time(time.perf_counter() - started)
         if fallen:
             raise Regressed(
-                f"{'; '.join(fallen)}: that far down after step {self.progress.step} is no chance",
+                f"{'; '.join(fallen)}: a fall this large by step {self.progress.step} is not noise",
                 "the step is saved: look at the curves, and type the line again without --stop-on-regression to go on",
             )
 

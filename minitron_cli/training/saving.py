@@ -1,4 +1,4 @@
-"""When the steps of a run are written: between the steps, or behind them by a thread, from a copy in host memory."""
+"""Writing the checkpoints of a run: between two steps, or by a thread while steps go on, from a copy in host memory."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +14,8 @@ from minitron_cli.training.state import Progress
 class Saver:
     """Saves the steps of `run`, one at a time. Where it `copies`, the next steps go on while one is written.
 
-    The ranks' threads have a process group of their own, so that they never speak into a step. What a thread fails at
-    is raised by `look` or `wait`.
+    The ranks' threads have a process group of their own, so that their exchanges never mix with those of a step. An
+    error in a thread is raised by `raise_failure` or `wait`.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class Saver:
         else:
             self._writing = self._thread.submit(state.write, draft, self._apart, self._keep)
 
-    def look(self) -> None:
-        """Raise what has gone wrong with the checkpoint that is being written."""
+    def raise_failure(self) -> None:
+        """Raise the error of the checkpoint that was being written, if it has failed."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """End the thread, when it is done with what it writes."""
+        """End the thread once it has written what it is writing."""
         if self._thread is not None:
             self._thread.shutdown()

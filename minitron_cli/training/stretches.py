@@ -77,13 +77,13 @@ def steps_of_tokens(options: Options, tokens: int, *, at_most: bool = False) -> 
 
 
 def parse_phases(options: Options) -> tuple[Phase, ...]:
-    """The `--phase` values; those that change rows, not only their mixture, must leave steps for what comes after."""
+    """The `--phase` values; one that changes the rows, not only their mixture, must leave steps after it."""
     phases = tuple(_phase(spec) for spec in options.phases)
     late = [phase.until for phase in phases if any(phase[2:]) and phase.until >= (options.steps or phase.until + 1)]
     if late:
         raise MinitronError(
             f"a --phase until step {late[0]} leaves no step for --seq-len and --batch: the run has {options.steps}",
-            "give more --steps, or shorter phases; what --seq-len and --batch say comes after the last one",
+            "give more --steps or shorter phases: --seq-len and --batch apply after the last phase",
         )
     return phases
 
@@ -104,6 +104,6 @@ def _phase(spec: str) -> Phase:
     if not readable:
         raise MinitronError(
             f"--phase {spec!r} cannot be read",
-            "write it as STEP:WEIGHT,WEIGHT,... (one weight per --data), STEP:batch=N,seq-len=N, or STEP:all of it",
+            "write it as STEP:WEIGHT,... (one weight per --data), STEP:batch=N,seq-len=N, or with both",
         )
     return phase

@@ -227,7 +227,7 @@ def test_what_engines_make_of_a_model_and_of_a_cut(toy: Toy, tmp_path: Path, min
     assert shown.code == 0, shown.err
     assert "hidden / heads is 8" in shown.out
     facts = json.loads(minitron("inspect", toy("llama"), "--servable", "--json").out)["servable"]
-    assert facts["engines"]["CTranslate2"] == ["a head is taken to have hidden / heads = 8 channels, and has 10"]
+    assert facts["engines"]["CTranslate2"] == ["it gives a head hidden / heads = 8 channels, where this model has 10"]
     assert facts["tensor_parallel"] == [1, 2]  # 6 heads over 2 groups
     assert "servable" not in json.loads(minitron("inspect", toy("llama"), "--json").out)
     for dry in ([], ["--dry-run"]):

@@ -67,7 +67,7 @@ def test_without_it_the_best_layers_stay_and_a_warning_says_what_that_means(toy:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"layers": 4}, "4 layers are no whole periods of 3", "nearest numbers of layers that are: 3 or 5"),
+        ({"layers": 4}, "4 layers are no whole periods of 3", "nearest depths of whole periods: 3 or 5"),
         ({"drop-layers": "2-4"}, None, None),
         ({"drop-layers": "6-7"}, None, None),
         ({"drop-layers": "0,3,6"}, "without layers 0,3,6 the others do not follow", "let --layers 5 choose"),
@@ -95,7 +95,7 @@ def test_a_list_that_breaks_the_order_is_warned_of(toy: Toy) -> None:
 
 def test_layers_in_no_order_are_refused(toy: Toy) -> None:
     request = PruneRequest(model=str(toy("gemma3_text")), layers=2, keep_pattern=True)  # sliding, full, sliding
-    with pytest.raises(MinitronError, match="no order of kinds repeats itself"):
+    with pytest.raises(MinitronError, match="no repeating order of kinds"):
         dry_run(request)
 
 

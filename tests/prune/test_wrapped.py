@@ -79,7 +79,7 @@ def test_trim_equals_mask_for_text_and_for_images(model_type: str, cut: str, wra
     source = wrapped(model_type)
     checkpoint = open_checkpoint(source)
     plans = (plan_for(checkpoint, sizes_for(model_type, cut), seed) for seed in range(9))
-    # Behind the first layer, Qwen3-VL's features of images enter once more: it stays.
+    # After its first layer, Qwen3-VL's image features enter again: it stays.
     plan = next(plan for plan in plans if plan.kept.get("layer", [0])[0] == 0)
     write_pruned(checkpoint, plan, tmp_path / "small")
     small, source_model = load_whole(tmp_path / "small"), load_whole(source)

@@ -71,7 +71,7 @@ def test_it_writes_what_was_there_when_it_was_told_to(
     with torch.no_grad():
         for tensor in state.tensors(step, optimizer).values():
             tensor.add_(1)
-    behind.look()
+    behind.raise_failure()
     assert not state.checkpoints(tmp_path / "behind")
     gate.set()
     behind.wait()

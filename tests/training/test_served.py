@@ -203,7 +203,7 @@ def test_a_model_with_a_smaller_vocabulary_is_refused(toy: Toy, teacher: Path) -
     [
         ({"teacher": ("http://127.0.0.1:9/v1",)}, "127.0.0.1:9/v1/models does not answer after 3 tries: "),
         ({"teacher": ("http://127.0.0.1:port/v1",)}, "is not an address"),
-        ({"teacher": ("http://127.0.0.1:9/v1", "other")}, "is a served teacher and cannot be mixed with others"),
+        ({"teacher": ("http://127.0.0.1:9/v1", "other")}, "is a served teacher, which cannot be mixed with others"),
         ({"temperature": 2.0}, "a server gives log-probabilities at temperature 1, not 2"),
         ({"loss": "logits+hidden"}, "needs the teacher's hidden states"),
         ({"stream": True}, "a recorded or served teacher needs token files"),

@@ -24,7 +24,7 @@ class Asker:
         self._pool, self._stopped = ThreadPoolExecutor(IN_FLIGHT), threading.Event()
 
     def ask(self, ids: Tensor, positions: Tensor | None = None) -> list["Future[bytes]"]:
-        """The records of rows (row, token) to be; documents, where positions begin again at 0, are read apart."""
+        """The records of rows (row, token), as futures; documents, which begin at position 0, are read apart."""
         starts: Sequence[np.ndarray] = [np.zeros(1, np.int64)] * len(ids)
         if positions is not None:
             starts = [np.flatnonzero(row == 0) for row in positions.numpy()]

@@ -1,4 +1,4 @@
-"""JSON over HTTP: what may pass is tried again, what will not is said at once.
+"""JSON over HTTP: a failure that may pass is tried again, any other is reported at once.
 
 The key of a server comes from the environment, is read there for every request and is kept nowhere: neither options nor
 messages hold it, and no redirection takes it to another host.
@@ -25,14 +25,14 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Patience(NamedTuple):
-    """How often a request is tried that fails in a way that may pass, and the seconds of silence that are a failure."""
+    """How often a request is tried while its failures may pass, and after how many seconds of silence it has failed."""
 
     tries: int
     seconds: float
 
 
 class Refused(Exception):
-    """The server understood, and will not: a status below 500, and what it says."""
+    """The server refuses a request: a status below 500, and its message."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Server:
         return self.url
 
     def check(self) -> None:
-        """Refuse what is no address, what would be written down with a secret in it, and a key that is not there."""
+        """Refuse what is no address, an address with a secret in it (addresses are written down), and a missing key."""
         try:
             parts = urlsplit(self.url)
             found = parts.hostname is not None and (parts.port is None or parts.port > 0)

@@ -1,4 +1,4 @@
-"""How what a teacher says of one window lies on disk: a record, the bytes of its seq_len - 1 predictions.
+"""The record of one window on disk: what a teacher says of its seq_len - 1 predictions, as bytes.
 
 A teacher with a larger vocabulary says nothing of what it reads otherwise than the student: such a layout has `gaps`.
 """
