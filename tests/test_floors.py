@@ -14,6 +14,7 @@ ROOT = Path(minitron_cli.__file__).parent
 
 FLOOR = {
     "errors": 0,
+    "pace": 0,
     "__init__": 0,
     "spec": 1,
     "families": 2,
@@ -33,7 +34,7 @@ FLOOR = {
     "__main__": 8,
 }
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "matplotlib", "accelerate")
-GROUND = ("errors", "__init__", "spec", "families")
+GROUND = ("errors", "pace", "__init__", "spec", "families")
 
 
 def _package(path: Path) -> str:

@@ -1,6 +1,6 @@
 """`minitron importance`: score every axis of a model on calibration data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from minitron_cli.cli.parameters import (
     typed,
 )
 from minitron_cli.errors import MinitronError
+from minitron_cli.pace import Pace
 
 NAME = "importance"
 EXAMPLES = examples(
@@ -103,7 +104,7 @@ def _act(given: Mapping[str, Any]) -> None:
     judge = judge_of(path, options.depth_task, include, limit)
 
     with interruptible("the same line goes on from what is done, up to the last minute"):
-        result = run(path, options, output, say=say, show=_Progress(), judge=judge)
+        result = run(path, options, output, say=say, show=_progress(), judge=judge)
     if is_first_process():
         facts = _facts(result)
         emit(facts, as_json, lambda: _show(facts, path))
@@ -128,24 +129,19 @@ def measure(model: str, output: Path, **options: Any) -> None:
     from minitron_cli.importance.options import Options
     from minitron_cli.importance.run import measure as run
 
-    run(model, Options(**options), output, say=say, show=_Progress())
+    run(model, Options(**options), output, say=say, show=_progress())
 
 
-class _Progress:
+def _progress() -> Callable[[float, float], None]:
     """A line every few seconds on stderr: how far, how fast, and the time left."""
+    pace = Pace()
 
-    def __init__(self) -> None:
-        import time
+    def show(fraction: float, rate: float) -> None:
+        if fraction > 0 and pace.due():
+            speed = f"  {rate:,.0f} tokens/s" if rate else ""
+            say(f"{fraction:6.1%}{speed}  {pace.left(fraction, 1)}")
 
-        self._now = time.monotonic
-        self._began = self._shown = time.monotonic()
-
-    def __call__(self, fraction: float, rate: float) -> None:
-        now = self._now()
-        if now - self._shown >= 5.0 and fraction > 0:
-            self._shown = now
-            left = (now - self._began) / fraction * (1 - fraction)
-            say(f"{fraction:6.1%}" + (f"  {rate:,.0f} tokens/s" if rate else "") + f"  {left:,.0f} s left")
+    return show
 
 
 def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:

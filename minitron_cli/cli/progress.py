@@ -1,13 +1,11 @@
 """Progress of long work on stderr: a bar at a terminal, a plain line every few seconds elsewhere."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minitron_cli.cli.common import bytes_text, count_text, say
-
-_SECONDS_PER_LINE = 5.0
+from minitron_cli.pace import Pace
 
 
 @contextmanager
@@ -37,19 +35,13 @@ def _bar(what: str) -> Iterator[Callable[[int, int, int], None]]:
 
 
 def _lines(what: str) -> Callable[[int, int, int], None]:
-    started = last = time.monotonic()
-    first: int | None = None  # what an interrupted run had done already does not count for the rate
+    pace: Pace | None = None
 
     def report(done: int, total: int, tokens: int) -> None:
-        nonlocal last, first
-        first = done if first is None else first
-        now = time.monotonic()
-        if now - last < _SECONDS_PER_LINE:
-            return
-        last = now
-        rate = (done - first) / (now - started)
-        left = f", {(total - done) / rate:.0f} s left" if rate else ""
-        amounts = f"{bytes_text(done)} of {bytes_text(total)}, {count_text(tokens)} tokens"
-        say(f"{what}: {amounts}, {bytes_text(rate)}/s{left}")
+        nonlocal pace
+        pace = pace or Pace(done)  # what an interrupted run had done already does not count for the rate
+        if pace.due():
+            amounts = f"{bytes_text(done)} of {bytes_text(total)}, {count_text(tokens)} tokens"
+            say(f"{what}: {amounts}, {bytes_text(pace.rate(done))}/s  {pace.left(done, total)}")
 
     return report

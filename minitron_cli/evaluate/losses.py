@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from minitron_cli.evaluate.options import LossOptions
 from minitron_cli.evaluate.perplexity import Loss, add, join, perplexity
 from minitron_cli.hf.context import sequence_length
 from minitron_cli.hf.parts import vocabulary_of
+from minitron_cli.pace import Pace
 
 ALL = "all"
 LOSS_FIGURES = ("tokens", "nats_per_token", "perplexity", "bits_per_byte")
 REFERENCE_FIGURES = ("kl", "top1_agreement")
 USUAL_LENGTH = 2048  # tokens of a window, or the context of the model where that is shorter
-_SECONDS_PER_LINE = 5.0
 
 
 def domains(options: LossOptions, tokenizer: Path) -> tuple[str, ...]:
@@ -107,14 +106,11 @@ def _by_domain(files: Sequence[dict[str, Loss]]) -> dict[str, Loss]:
 
 def _progress(name: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
     """A line every few seconds: windows done, and the time that the rest will take."""
-    start = last = time.monotonic()
+    pace = Pace()
 
     def tell(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > _SECONDS_PER_LINE and done < total:
-            last = now
-            say(f"{name}: window {done:,} of {total:,}, {(now - start) / done * (total - done):.0f} s left")
+        if done < total and pace.due():
+            say(f"{name}: window {done:,} of {total:,}, {pace.left(done, total)}")
 
     return tell
 

@@ -1,19 +1,17 @@
 """What a user sees while a run goes on: a bar on a terminal, else a plain line every few seconds. All on stderr."""
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
-_PLAIN_SECONDS = 5.0
+from minitron_cli.pace import Pace
 
 
 class Display:
     """Shows steps as they finish; a `quiet` one (every rank but the first) shows nothing."""
 
     def __init__(self, total: int, done: int, quiet: bool = False) -> None:
-        self._total, self._start, self._quiet = total, done, quiet
-        self._began = self._shown = time.monotonic()
+        self._total, self._quiet, self._pace = total, quiet, Pace(done)
         self._bar: Any = None if quiet or not sys.stderr.isatty() else _bar(total, done)
 
     def say(self, text: str) -> None:
@@ -27,34 +25,18 @@ class Display:
         """One finished step; `values` are the loss terms and gradient norm."""
         if self._quiet:
             return
-        text = "  ".join(f"{name} {values[name]:z.4f}" for name in _shown(values)) + f"  {rate_text(tokens_per_second)}"
+        terms = "  ".join(f"{name} {values[name]:z.4f}" for name in _shown(values))
+        text = f"{terms}  {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
             return
-        now = time.monotonic()
-        if now - self._shown >= _PLAIN_SECONDS or step == self._total:
-            self._shown = now
-            left = (now - self._began) / max(1, step - self._start) * (self._total - step)
-            self.say(f"step {step}/{self._total}  {text}  {duration_text(left)} left")
+        if self._pace.due() or step == self._total:
+            self.say(f"step {step}/{self._total}  {text}  {self._pace.left(step, self._total)}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
-
-
-def rate_text(tokens_per_second: float) -> str:
-    return f"{tokens_per_second:,.0f} tokens/s"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as 42s, 3m20s or 5h07m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def _shown(values: Mapping[str, float]) -> list[str]:
