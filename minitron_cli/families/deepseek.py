@@ -42,7 +42,7 @@ def _queries_by_depth(config: Config, shape: Shape) -> str:
     direct = layers in (26, 27) or (layers == 48 and shape["vocab"] == 128256)
     if direct == ("q_rank" not in shape):
         return ""
-    return f"by its {layers} layers, queries are taken to have {'no' if direct else 'a'} latent vector"
+    return f"by its {layers} layers, it expects queries {'without' if direct else 'with'} a latent vector"
 
 
 _ENGINES = (Assumption(("llama.cpp",), _queries_by_depth),)

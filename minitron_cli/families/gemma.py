@@ -15,7 +15,7 @@ def _scale_by_depth(layers: int) -> Assumption:
         stated = config.get("query_pre_attn_scalar", 256)
         if stated == taken:
             return ""
-        return f"queries are taken to be divided by the root of {taken}, by the number of layers, and not of {stated:g}"
+        return f"from the number of layers, it divides queries by the root of {taken}, not by that of {stated:g}"
 
     return Assumption(("llama.cpp",), breach)
 
