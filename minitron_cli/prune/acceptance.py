@@ -7,6 +7,7 @@ from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.validation import objections
 from minitron_cli.errors import MinitronError
+from minitron_cli.prune.to_dense import why_sparse
 from minitron_cli.spec.axes import AXIS_OF_FLAG, FLAG_OF_AXIS, axes_of
 from minitron_cli.spec.shape import Shape, check_target, is_routed
 
@@ -62,6 +63,8 @@ def _misalignment(source: Checkpoint | Architecture, shape: Shape) -> str | None
 def _misaligned(source: Checkpoint | Architecture, shape: Shape) -> dict[str, int]:
     """Axes of experts that were cut to sizes whose rows begin at other bytes, and the multiples they need."""
     found: dict[str, int] = {}
+    if shape.get("expert") == 1 < source.shape.get("expert") and not why_sparse(source.family, shape):
+        return found  # a dense model multiplies no experts
     for weight, item in stored_weights(source).items():
         axes = [axes_of(dim)[0] for dim in weight.dims if axes_of(dim) and axes_of(dim) != ("expert",)]
         if is_routed(weight) and len(axes) > 1:

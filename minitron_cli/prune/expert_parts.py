@@ -6,6 +6,7 @@ from math import prod
 import numpy as np
 
 from minitron_cli.checkpoint.bits import from_bits, to_bits
+from minitron_cli.checkpoint.codes import Transposed
 from minitron_cli.checkpoint.headers import TensorInfo
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.values import read_bits
@@ -33,11 +34,12 @@ class ExpertPart:
 
     def write(self, values: np.ndarray) -> None:
         """Write values in the place of what is stored, rounded once."""
-        assert self.info.codes is None, f"{self.info.name} is quantised"
+        turned = isinstance(self.info.codes, Transposed)
+        assert turned or self.info.codes is None, f"{self.info.name} is quantised"
         begin, _ = self.info.span(self.first, prod(self.shape))
         with self.info.file.open("r+b") as stream:
             stream.seek(begin)
-            stream.write(np.ascontiguousarray(to_bits(values, self.info.dtype)).data)
+            stream.write(np.ascontiguousarray(to_bits(values.T if turned else values, self.info.dtype)).data)
 
 
 def part_of(checkpoint: Checkpoint, match: Match, expert: int) -> ExpertPart:

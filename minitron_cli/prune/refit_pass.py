@@ -293,7 +293,9 @@ def refit_experts(
             continue
         mixture = _Mixture(cut, own, partial(_wanted, whole.states, block.layer + 1, plan))
         errors[WHAT, layer, None], ridges[str(layer)] = mixture.refit(how)
-        say(f"layer {layer}: {errors[WHAT, layer, None].ratio:.2f} of the distance to the source's states is left")
+        kept = all(ridge is None for ridge in ridges[str(layer)])
+        left = f"{errors[WHAT, layer, None].ratio:.2f} of the distance to the source's states is left"
+        say(f"layer {layer}: {'nothing changes, for no ridge helps on held-out text' if kept else left}")
     shutil.rmtree(scratch, ignore_errors=True)
     files = {student.tensors[m.name].file.name for m in student.matches.values() if refitted(m)}
     said = {

@@ -13,13 +13,17 @@ from minitron_cli.__main__ import run as minitron
 from minitron_cli.chain.estimate import estimate
 from minitron_cli.checkpoint.architecture import stored_weights
 from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.checkpoint.moments_file import open_moments
 from minitron_cli.checkpoint.provenance import file_digest, read_manifest
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.seal import sealed
+from minitron_cli.checkpoint.tensors import read_tensor
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.hf.stream import step
 from minitron_cli.prune import refit_pass
+from minitron_cli.prune.compensate import Compensation
+from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.expert_refit import RIDGES, ExpertRefit, groups, refit_cost
 from minitron_cli.prune.refit_pass import Sums, refit_experts
 from minitron_cli.prune.request import parse_together
@@ -28,8 +32,10 @@ from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.recipe import Recipe, Step
 from tests.prune.cutting import load, logits_of, plan_for, sizes_for
+from tests.prune.test_compensate import measure
 from tests.prune.test_merge import LAYOUTS, experts_of, first_of, merge_plan, stored
 from tests.toys import toy_ids
+from tests.wrapped import WRAPPED, make_wrapped
 
 ROWS = np.random.default_rng(5).integers(0, 97, (6, 20))
 RIDGE = 1e-2
@@ -213,6 +219,31 @@ def test_what_goes_on_otherwise_than_by_a_factor_is_refused(toy, tmp_path, monke
     monkeypatch.setattr(refit_pass, "step", lambda *given: step(*given).tanh())
     with pytest.raises(MinitronError, match="other than by a factor"):
         refit(source, plan_for(source, {"expert": 3}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", [name for name in WRAPPED if "moe" in name])
+def test_in_a_model_of_text_and_images(tmp_path, model_type):
+    """The text model comes to the same within the whole, whose experts may be stored transposed, as by itself."""
+    make_wrapped(model_type, tmp_path / "source")
+    whole = open_checkpoint(tmp_path / "source")
+    plan = plan_for(whole, {"expert": 3})
+    for name, source in (("whole", whole), ("text", whole.unwrapped())):
+        refit(source, plan, tmp_path / name)
+    one, other = open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "text")
+    for name in other.matches:
+        assert torch.equal(read_tensor(one.tensors[name]), read_tensor(other.tensors[name])), name
+    assert not verify(tmp_path / "whole", str(tmp_path / "source"), load=False).problems
+
+
+def test_with_directions_in_the_place_of_channels(toy, tmp_path):
+    """Rotated, compensated, then refitted: less is left of the distance than before."""
+    source = open_checkpoint(toy("mixtral"))
+    moments = open_moments(measure(toy("mixtral"), tmp_path / "scores", ROWS))
+    compensation = Compensation(moments)
+    plan = by_directions(source, plan_for(source, {"expert": 3}), 36, compensation)
+    write_pruned(source, plan, tmp_path / "out", compensation=compensation, refit=how())
+    left = read_manifest(tmp_path / "out")["expert_refit"]["reconstruction"]["hidden states"]
+    assert all(ratio < 0.9 for ratio in left.values())
 
 
 @pytest.fixture

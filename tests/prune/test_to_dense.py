@@ -76,7 +76,7 @@ def sparse_logits(source: Path, plan: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("model_type", "layout"), LAYOUTS)
-@pytest.mark.parametrize("sizes", [{}, {"hidden": 32, "heads": 4, "expert_ffn": 16, "layers": 2}])
+@pytest.mark.parametrize("sizes", [{}, {"hidden": 32, "heads": 4, "expert_ffn": 16, "layers": 2}, {"expert_ffn": 15}])
 def test_the_dense_model_is_the_masked_source(
     toy: Toy, tmp_path: Path, model_type: str, layout: str, sizes: dict[str, int]
 ) -> None:
