@@ -84,8 +84,7 @@ def whole(path: Path) -> Plan:
 
 def flatten(model: torch.nn.Module, rank: int) -> None:
     """Let everything that writes to the residual stream write into one subspace of this many dimensions."""
-    some = torch.randn(48, rank, generator=torch.Generator().manual_seed(3))
-    some = torch.linalg.qr(some - some.mean(0))[0]
+    some = torch.linalg.qr(torch.randn(48, rank, generator=torch.Generator().manual_seed(3)))[0]
     inside = some @ some.T
     for name, tensor in model.state_dict().items():
         if "embed" in name:
