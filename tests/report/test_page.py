@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import SECTIONS
 from minitron_cli.report.write import report
+from tests.prune.cutting import prune_to
 from tests.report.fake_files import write_metrics
 from tests.report.fake_recipe import RECIPE
 from tests.report.fake_run import write_run
@@ -117,6 +119,14 @@ def test_one_output_of_distill_finished_and_not(fake_run: Path, tmp_path: Path) 
     facts = report(output)
     assert not facts["finished"]
     assert facts["models"][0]["state"] == "begun"
+
+
+def test_what_a_recurrent_model_holds_of_a_sequence_is_a_column(toy: Callable[..., Path], tmp_path: Path) -> None:
+    """Two layers of short convolutions over 36 channels, with two of three taps to come, in two bytes each."""
+    prune_to(toy("lfm2"), tmp_path / "small", {"hidden": 36})
+    report(tmp_path / "small", output=tmp_path / "r.html")
+    (table,) = (t for c, t in Page((tmp_path / "r.html").read_text()).tables.items() if c.startswith("Size, quality"))
+    assert table[1][table[0].index("state bytes a sequence")] == f"{2 * 36 * 2 * 2}"
 
 
 def test_one_output_of_prune_is_left_as_it_is(fake_run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.report.read.curves import read_curve, training_options
 from minitron_cli.report.read.values import Model, Step
 
-_FACTS = ("parameters", "non_embedding_parameters", "kv_bytes_per_token", "shape")
+_FACTS = ("parameters", "non_embedding_parameters", "kv_bytes_per_token", "state_bytes", "shape")
 
 
 def bare_model(step: Step, outputs: Mapping[str, str], known: Mapping[str, Any]) -> Model:

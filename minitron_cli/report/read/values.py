@@ -58,7 +58,7 @@ class Model:
     state: str
     parent: str | None
     teachers: tuple[str, ...]
-    facts: Mapping[str, Any]  # parameters, non_embedding_parameters, kv_bytes_per_token, shape; empty while unmade
+    facts: Mapping[str, Any]  # parameters, without embeddings, bytes of caches, shape; empty while unmade
     manifest: Mapping[str, Any]
     plan: Plan | None
     curve: Curve | None

@@ -21,8 +21,8 @@ class Card:
 
 def family_table(run: Run, losses: Losses) -> Table:
     """Every model of the run; columns that nothing is known for are left out."""
-    columns = ("model", "parameters", "without embeddings", "KV bytes a token", f"held-out loss ({losses.source})",
-               "task accuracy", "tokens/s", "training tokens in all")  # fmt: skip
+    columns = ("model", "parameters", "without embeddings", "KV bytes a token", "state bytes a sequence",
+               f"held-out loss ({losses.source})", "task accuracy", "tokens/s", "training tokens in all")  # fmt: skip
     rows = [_row(model, run, losses) for model in run.models if model.state != "elsewhere"]
     caption = "Size, quality, speed and cost of every model; shares are of the largest, for accuracy above chance"
     return Table(caption, columns, rows).without_empty_columns()
@@ -30,6 +30,7 @@ def family_table(run: Run, losses: Losses) -> Table:
 
 def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
     reference, own = run.reference, model.evaluation
+    states = any(m.facts.get("state_bytes") for m in run.models)  # of Mamba, linear attention, convolutions
     several = sum(m.state != "elsewhere" for m in run.models) > 1
     parameters = _ratio(model.parameters, reference.parameters if reference and several else None)
     speed = _ratio(own.get("tokens_per_second"), reference.evaluation.get("tokens_per_second") if reference else None)
@@ -42,6 +43,7 @@ def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
         Cell(text.exact(model.parameters), (text.share(parameters),) if parameters else (), share=parameters),
         text.exact(model.facts.get("non_embedding_parameters")),
         text.exact(model.facts.get("kv_bytes_per_token")),
+        text.exact(model.facts.get("state_bytes") if states else None),
         Cell(text.number(losses.values.get(model.name)), tuple(_interval_words(model))),
         Cell(text.share(own.get("accuracy")), () if kept is None else (text.kept(kept),), share=kept),
         Cell(text.exact(own.get("tokens_per_second")), (f"{speed:.2f}×",) if speed else ()),
