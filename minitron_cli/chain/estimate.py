@@ -9,6 +9,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.architecture import Architecture, architecture_of
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.beside import beside_of
 from minitron_cli.hf.context import context_length, sequence_length
 from minitron_cli.importance.forecast import pass_cost
 from minitron_cli.importance.options import Options as ImportanceOptions
@@ -49,7 +50,8 @@ def estimate(recipe: Recipe, configs: Mapping[str, Mapping[str, Any]] | None = N
     Raises MinitronError where a step asks for what its verb refuses.
     """
     declared = {f"{{{name}}}": given.config for name, given in recipe.declared.items() if given.config is not None}
-    models = {reference: architecture_of(config) for reference, config in {**declared, **(configs or {})}.items()}
+    given = {**declared, **(configs or {})}
+    models = {reference: architecture_of(config, beside_of(config)) for reference, config in given.items()}
     found = []
     for step in recipe.steps:
         try:
@@ -102,7 +104,9 @@ def _prune(step: Step, source: str, model: Architecture) -> Estimate:
     if resolved.refit is not None:
         tokens, flops = tokens + resolved.refit.tokens, flops + resolved.refit.flops
     result = resolved.result
-    return Estimate(step, result, tokens, float(flops), result.num_bytes, result.num_bytes)
+    if request.text_only:
+        result = replace(result, beside=())
+    return Estimate(step, result, tokens, float(flops), result.disk_bytes, result.disk_bytes)
 
 
 def _shear(step: Step, source: str, model: Architecture) -> Estimate:
@@ -112,7 +116,7 @@ def _shear(step: Step, source: str, model: Architecture) -> Estimate:
     teachers = {"itself": model} if step.options.get("loss") == "logits" else {}
     trained = _training(replace(step, options={**rest, "loss": "auto"}), model, teachers)
     result = resolve_prune(request_from_options(source, sizes), model).result
-    return replace(trained, step=step, model=result, disk_bytes=result.num_bytes)
+    return replace(trained, step=step, model=result, disk_bytes=result.disk_bytes)
 
 
 def _training(step: Step, source: Architecture, teachers: Mapping[str, Architecture]) -> Estimate:
@@ -123,7 +127,7 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
     stretches = () if options.steps is None else stretches_of(options)
     made = source
     if options.export_dtype is not None:
-        made = Architecture({**source.config, "dtype": options.export_dtype}, source.family, source.shape)
+        made = replace(source, config={**source.config, "dtype": options.export_dtype})
     figures = {
         length: [preflight.size_of_config(model.config, length) for model in (made, *teachers.values())]
         for length in {options.seq_len, *(stretch.seq_len for stretch in stretches)}
@@ -143,7 +147,9 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
         tokens += stretch.tokens
         flops += stretch.tokens * preflight.training_flops(student, others)
     working = preflight.disk(student, options.keep, made.num_bytes // made.parameters)
-    return Estimate(step, made, tokens, flops, made.num_bytes, working, need.total())
+    if made.beside:  # the text model is written by itself before it goes back into the whole
+        working += made.disk_bytes
+    return Estimate(step, made, tokens, flops, made.disk_bytes, working, need.total())
 
 
 def _training_options(step: Step, models: Mapping[str, Architecture]) -> TrainingOptions:

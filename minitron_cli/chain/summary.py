@@ -9,8 +9,10 @@ from minitron_cli.chain.state import load
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.checkpoint.describe import describe
 from minitron_cli.checkpoint.provenance import read_manifest, versions
-from minitron_cli.checkpoint.reader import load_config, open_checkpoint
+from minitron_cli.checkpoint.reader import load_config, load_whole_config, open_checkpoint
+from minitron_cli.checkpoint.wrapping import TEXT, TIED
 from minitron_cli.errors import MinitronError
+from minitron_cli.families import wrapper_of
 from minitron_cli.spec.recipe import MAKES_MODELS, VERBS, Recipe, Step, command_line, locate
 
 
@@ -52,6 +54,7 @@ def _model(recipe: Recipe, step: Step, directory: Path, results: list[Mapping[st
         "non_embedding_parameters": facts["non_embedding_parameters"],
         "shape": facts["shape"],
         "kv_bytes_per_token": facts["kv_bytes_per_token"],
+        "state_bytes": facts["state_bytes"],
         "training": manifest.get("training"),
         "evaluation": _evaluation(locate(recipe, step.name, directory), results),
     }
@@ -100,5 +103,14 @@ def known_configs(recipe: Recipe, directory: Path) -> dict[str, dict[str, Any]]:
             continue
         path = Path(locate(recipe, reference, directory))
         if (path / "config.json").is_file():
-            found[reference] = load_config(path)
+            found[reference] = _config(path)
     return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """All of config.json, which says of a head what the files show."""
+    whole, tied = load_whole_config(path), load_config(path).get(TIED)
+    if tied is None or wrapper_of(str(whole["model_type"])) is None:
+        return whole
+    text = {TEXT: {**whole[TEXT], TIED: tied}} if isinstance(whole.get(TEXT), dict) else {}
+    return {**whole, **text, TIED: tied}

@@ -44,8 +44,8 @@ def text_config(whole: Mapping[str, Any], wrapper: Wrapper, tied: bool | None = 
     if tied is None:
         said = whole.get(TIED)
         tied = said if type(said) is bool and said is text.get(TIED) else bool(_understood(whole).get(TIED))
-    shared = {key: whole[key] for key in _OF_THE_WHOLE if key in whole}
-    return {**shared, **text, TIED: tied}
+    shared = {key: whole[key] for key in _OF_THE_WHOLE if key in whole and text.get(key) is None}
+    return {**text, **shared, TIED: tied}
 
 
 def with_text(whole: Mapping[str, Any], wrapper: Wrapper, text: Mapping[str, Any], shape: Shape) -> dict[str, Any]:

@@ -70,8 +70,9 @@ class ResolvedPrune:
     @property
     def result(self) -> Architecture:
         """The model that comes out, by its config."""
-        left = Architecture(self.source.config, self.source.family, self.source.shape).resized(self.shape)
-        return architecture_of(dense_config(left.config, left.family)) if self.dense else left
+        source, beside = self.source, self.source.beside if isinstance(self.source, Architecture) else ()
+        left = Architecture(source.config, source.family, source.shape, beside).resized(self.shape)
+        return architecture_of(dense_config(left.config, left.family), beside) if self.dense else left
 
 
 def resolve(

@@ -9,10 +9,13 @@ import torch
 
 from minitron_cli.__main__ import run
 from minitron_cli.chain.estimate import estimate
+from minitron_cli.chain.summary import known_configs
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.recipe import Recipe, Step
+from tests.prune.cutting import prune_to
 from tests.toys import toy_values
-from tests.wrapped import image_batch, load_whole, make_wrapped, stored
+from tests.wrapped import WRAPPED, image_batch, load_whole, make_wrapped, sizes_for, stored
 
 RECIPE = """
 about: a cut of the text model, distilled for two steps
@@ -63,6 +66,26 @@ def test_a_search_ends_in_a_line_that_cuts_the_whole(
     following = capsys.readouterr().out.splitlines()[-1].removeprefix("next: minitron ").split()
     assert run([*following, "-o", str(tmp_path / "small")]) == 0
     assert open_checkpoint(tmp_path / "small").whole["model_type"] == "gemma3"
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_the_disk_that_a_cut_takes_is_estimated_with_what_stands_around(model_type: str, tmp_path: Path) -> None:
+    source, sizes = make_wrapped(model_type, tmp_path / "model"), sizes_for(model_type, "hidden")
+    sizes = sizes if "head" in sizes else {"hidden": 24}  # a multiple of 8, as experts need it
+    prune_to(source, tmp_path / "small", sizes)
+    flags = {FLAG_OF_AXIS[axis]: size for axis, size in sizes.items()}
+    files = {"model": ("{model}",), "scores": ("{scores}",)}
+    steps = (
+        Step("cut", "prune", files, flags),
+        Step("text", "prune", files, {**flags, "text-only": True}),
+        Step("out", "distill", {"student": ("cut",), "teacher": ("{model}",), "data": ("{text}",)}, {"steps": 2}),
+    )
+    recipe = Recipe("r", "", {}, steps, given={"model": str(source)})
+    cut, text, out = estimate(recipe, known_configs(recipe, tmp_path))
+    written, checkpoint = stored(tmp_path / "small"), open_checkpoint(tmp_path / "small")
+    assert cut.disk_bytes == out.disk_bytes == sum(t.nbytes for t in written.values())
+    assert text.disk_bytes == cut.disk_bytes - sum(written[name].nbytes for name in checkpoint.beside)
+    assert out.working_bytes > out.disk_bytes + cut.disk_bytes
 
 
 @pytest.mark.parametrize("model_type", ["nemotron_h", "gemma3"])
