@@ -1,14 +1,14 @@
 """The state of a run directory: its recipe, which steps were begun and finished, and a lock against a second run."""
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import atomic_file
+from minitron_cli.checkpoint.disk import held, make_directory
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.recipe import Recipe, command_line
 
@@ -71,21 +71,8 @@ def save_recipe(directory: Path, recipe: Recipe) -> None:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Hold the run directory; the lock ends with the process, however that ends."""
-    folder = directory / _FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MinitronError(
-            f"{directory} cannot be a run directory: {error.strerror}", "choose another one with -o"
-        ) from error
-    with (folder / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MinitronError(
-                f"another `minitron run` is working in {directory}", "wait for it, or choose another directory with -o"
-            ) from error
-        yield
+def lock(directory: Path) -> AbstractContextManager[None]:
+    """Make and hold the run directory."""
+    make_directory(directory / _FOLDER)
+    busy = f"another `minitron run` is working in {directory}"
+    return held(directory / _FOLDER, busy, "wait for it, or choose another directory with -o")

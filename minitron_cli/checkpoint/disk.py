@@ -1,6 +1,7 @@
 """What the system says while a file is written, as one error for the user; and whether there is space."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -39,6 +40,25 @@ def make_directory(path: Path) -> None:
         raise MinitronError(
             f"{path} cannot be written: the system makes no directories there", "choose another output with -o"
         ) from error
+
+
+@contextmanager
+def held(directory: Path, busy: str, hint: str) -> Iterator[None]:
+    """Hold a directory, for as long as this process lives at most; `busy` is the error where another one holds it.
+
+    On disks without locks nothing is held.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MinitronError(busy, hint) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_place(path: Path) -> None:

@@ -9,17 +9,16 @@ With --overwrite a run that replaces something is made in OUT.new, and takes OUT
 a line that fails, is stopped or killed has cost nothing, and typed again it goes on in OUT.new.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.atomic import MANIFEST, atomic_file, replacing
-from minitron_cli.checkpoint.disk import make_directory
+from minitron_cli.checkpoint.disk import held, make_directory
 from minitron_cli.checkpoint.provenance import changed_files, read_manifest
 from minitron_cli.checkpoint.seal import require_unaltered, sealed
 from minitron_cli.errors import MinitronError
@@ -103,26 +102,10 @@ def create(place: Path, options: Options, inputs: Mapping[str, str], machine: st
     return True
 
 
-@contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Make and hold the run directory in `place`; another process that holds it is an error.
-
-    Where there are no locks, nothing is held.
-    """
+def locked(place: Path) -> AbstractContextManager[None]:
+    """Make and hold the run directory in `place`."""
     make_directory(place / "run")
-    descriptor = os.open(place / "run", os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MinitronError(
-                f"another process is training in {place}", "wait until it has ended, or stop it"
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
+    return held(place / "run", f"another process is training in {place}", "wait until it has ended, or stop it")
 
 
 def publish(place: Path, output: Path) -> None:

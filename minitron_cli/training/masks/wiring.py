@@ -197,8 +197,8 @@ class _Flow:
         writers = {m for m in matrices & layered if any(is_matrix(w) and _writes_stream(w) for w in lines[m])}
         inputs, outputs = _run(model, over_hidden | readers | writers)
         made = {_key(outputs[m]): m for m in over_hidden}
-        told = _norms_told(family, matches)
-        before = {m: made.get(_key(inputs[m]), told.get(m)) for m in readers}
+        listed = _norms_of_table(family, matches)
+        before = {m: made.get(_key(inputs[m]), listed.get(m)) for m in readers}
         self.direct = {m for m, norm in before.items() if norm is None}
         read = {norm for norm in before.values() if norm is not None}
         self.stream_norms = read | (over_hidden - layered)
@@ -212,7 +212,7 @@ class _Flow:
         self.centred = {m: centred for m, (_, centred) in probes.items()}
 
 
-def _norms_told(family: Family, matches: Mapping[str, Match]) -> dict[str, str]:
+def _norms_of_table(family: Family, matches: Mapping[str, Match]) -> dict[str, str]:
     """The norm before each matrix by the table alone, for models that scale what the norm gives."""
     at = {(found.weight.name, found.layer): name.rpartition(".")[0] for name, found in matches.items()}
     lines = {name.rpartition(".")[0]: (family.norm_of(found.weight), found.layer) for name, found in matches.items()}
