@@ -218,7 +218,7 @@ def test_every_option_is_a_field_or_says_what_else_it_is() -> None:
     from minitron_cli.training.options import Options
 
     known = {f.name for f in fields(Options)} | set(training_verbs.CONTROL) | set(training_verbs.RECORDING)
-    tables = ("TEACHER", "FROM_SCRATCH", "DATA", "LENGTH", "MASKS", "LOSS", "OPTIMIZER", "RUNNING")
+    tables = ("TEACHER", "TEACHER_AT", "FROM_SCRATCH", "DATA", "LENGTH", "MASKS", "LOSS", "OPTIMIZER", "RUNNING")
     names = [parameter.name for table in tables for parameter in getattr(training_options, table)]
     assert len(names) == len(set(names))
     assert set(names) <= known
