@@ -59,7 +59,7 @@ _MORE = {
         flag("expert_ffn", int, "neurons an expert keeps"),
         flag("shared_ffn", int, "neurons a layer's shared expert keeps"),
         flag("experts_per_token", int, "experts a token is routed to"),
-        flag("expert_merge", str, "average experts that go into those that stay: none, m-smoe or nearest"),
+        flag("expert_merge", str, "average experts that go into those that stay: none, m-smoe, nearest or cluster"),
         flag("expert_refit", str, "refit those that stay to the source's output on --data: none, all, or N at a time"),
     ),
     "Vocabulary": (

@@ -14,7 +14,7 @@ from minitron_cli.prune.acceptance import check_accepted
 from minitron_cli.prune.compensate import Compensation, open_compensation, parse_ridge
 from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.expert_refit import ExpertRefit
-from minitron_cli.prune.merge import merged
+from minitron_cli.prune.merge import merged, one_of_each_cluster
 from minitron_cli.prune.preflight import PruneFacts
 from minitron_cli.prune.request import Measurement, PruneRequest, parse_together
 from minitron_cli.prune.resolve import ResolvedPrune, resolve, row_length
@@ -121,7 +121,10 @@ def _plan(resolved: ResolvedPrune, source: Checkpoint, compensation: Compensatio
     if shape["vocab"] != source.shape["vocab"]:
         assert resolved.vocabulary is not None, "a cut of the vocabulary was counted"
         vocab = resolved.vocabulary.kept(shape["vocab"])
-    plan = make_plan(source.shape, channels, resolved.target, resolved.scores, vocab)
+    scores = resolved.scores
+    if resolved.routing is not None and scores is not None and request.expert_merge == "cluster":
+        scores = one_of_each_cluster(scores, resolved.routing, shape["expert"])
+    plan = make_plan(source.shape, channels, resolved.target, scores, vocab)
     if resolved.dense:
         plan = replace(plan, dense=True)
     if resolved.routing is not None:

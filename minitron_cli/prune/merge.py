@@ -8,6 +8,7 @@ is weighted by how many tokens each was given. The router keeps the rows of thos
     m-smoe    every expert that goes joins the most similar one that stays (M-SMoE, arXiv 2310.01334, sections 3.1, 3.2)
     nearest   only the lower-ranked half of those that stay takes others in, the upper half stays as it is (partial
               preservation)
+    cluster   like m-smoe, but what stays is the highest-ranked expert of each of as many clusters (average linkage)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,22 @@ def read_routing(request: PruneRequest, shape: Shape) -> Routing:
     similarity[layers] = gram / size[:, :, None] / size[:, None, :]
     tokens[layers] = raw[EXPERT_ROUTING][:, 0, ROUTED.index("tokens")].sum(0)
     return Routing(similarity, tokens)
+
+
+def one_of_each_cluster(scores: Scores, routing: Routing, count: int) -> Scores:
+    """The scores with the best expert of each of `count` clusters of every layer above all others."""
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
+
+    values = np.array(scores.values[EXPERT], dtype=float)
+    above = np.ptp(values) + 1
+    for ranks, similarity in zip(values, routing.similarity):
+        distance = 1 - (similarity + similarity.T) / 2
+        tree = linkage(squareform(distance, checks=False), "average")
+        found = cut_tree(tree, n_clusters=count)[:, 0]
+        best = [max(np.flatnonzero(found == cluster), key=lambda expert: ranks[expert]) for cluster in range(count)]
+        ranks[best] += above
+    return replace(scores, values={**scores.values, EXPERT: values})
 
 
 def merged(plan: Plan, routing: Routing, scores: Scores, method: str) -> Plan:

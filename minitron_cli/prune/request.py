@@ -7,7 +7,7 @@ from pathlib import Path
 from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.spec.flags import typed_fields
 
-MERGES = ("none", "m-smoe", "nearest")  # what becomes of experts that go (see `merge`)
+MERGES = ("none", "m-smoe", "nearest", "cluster")  # what becomes of experts that go (see `merge`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

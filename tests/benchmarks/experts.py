@@ -22,6 +22,7 @@ from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.hf.readers import EXPERT_ROUTING
 from minitron_cli.importance.aggregate import EXPERT_SCORES
+from minitron_cli.prune.request import MERGES
 from tests.benchmarks.family import minitron
 from tests.benchmarks.measure import parse
 from tests.benchmarks.mix import CHARACTERS, NAMES, files, losses, show, write_text
@@ -34,8 +35,8 @@ _SIZES = {
 }  # fmt: skip
 _DENSE = ("mlp_bias", "attention_bias")  # of the Llama that the toy world describes
 TRAINING = ["--batch", 16, "--seq-len", 128]
-REFITTED = ("frequency", "reap", "damage", "m-smoe", "nearest")
-TRAINED = (*REFITTED, *(f"{name}, refitted" for name in ("frequency", "damage", "m-smoe", "nearest")))
+REFITTED = ("frequency", "reap", "damage", "m-smoe", "nearest", "cluster")
+TRAINED = (*REFITTED, *(f"{name}, refitted" for name in ("frequency", "damage", "m-smoe", "nearest", "cluster")))
 ROUTERS_TRAINED = ("frequency", "damage", "m-smoe")
 
 
@@ -115,7 +116,7 @@ def main() -> None:
         show(f"{'the teacher':26}", reference)
         students = {}
         on_text = (*every, "--samples", args.samples, "--seq-len", 128, "--expert-refit")
-        for name in (*EXPERT_SCORES, "m-smoe", "nearest"):
+        for name in (*EXPERT_SCORES, *MERGES[1:]):
             merge, score = ("none", name) if name in EXPERT_SCORES else (name, "frequency")
             scores = measure(folder, large, "all", every, score, args.samples)
             students[name] = cut(folder, large, name, scores, merge)

@@ -13,8 +13,9 @@ from minitron_cli.__main__ import run as minitron
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
-from minitron_cli.prune.merge import Merging, Routing, by_unit, matching, merged
+from minitron_cli.prune.merge import Merging, Routing, by_unit, matching, merged, one_of_each_cluster
 from minitron_cli.prune.merge_cost import merge_cost
+from minitron_cli.prune.request import MERGES
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Merge, Plan, plan_problems
@@ -194,6 +195,18 @@ def test_groups_follow_similarity_and_rank(toy):
     assert nothing.share[0].tolist() == [0, 1, 0, 1, 0], "without a token, what stays is what was kept"
 
 
+def test_of_each_cluster_the_best_stays():
+    """Three of five experts are alike and rank highest: one of them stays, and the best of the pair that is alike."""
+    similarity = np.eye(5)
+    similarity[np.ix_([0, 2, 4], [0, 2, 4])] = similarity[np.ix_([1, 3], [1, 3])] = 0.9
+    np.fill_diagonal(similarity, 1)
+    scores = Scores({"expert": np.array([[5.0, 1.0, 7.0, 2.0, 6.0]])})
+    found = one_of_each_cluster(scores, Routing(similarity[None], np.ones((1, 5))), 2).values["expert"][0]
+    assert sorted(np.argsort(-found)[:2]) == [2, 3]
+    assert sorted(np.argsort(-scores.values["expert"][0])[:2]) == [2, 4], "by rank alone two that are alike would stay"
+    assert np.argsort(-found)[2] == 4, "the others keep their order"
+
+
 def test_units_of_every_layout():
     sizes = {"expert_ffn": 3, "hidden": 2}
     values = np.arange(12.0).reshape(6, 2)
@@ -225,7 +238,7 @@ def text(tmp_path):
     return str(file)
 
 
-@pytest.mark.parametrize("method", ["m-smoe", "nearest"])
+@pytest.mark.parametrize("method", MERGES[1:])
 def test_the_command_merges_and_verifies(toy, text, tmp_path, method, capsys):
     line = [
         "prune",

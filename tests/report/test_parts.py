@@ -13,6 +13,7 @@ from minitron_cli.report.page import page
 from minitron_cli.report.read.kept import axes_kept
 from minitron_cli.report.read.values import Curve, Model, Results, Run, ScoresFile, Step
 from minitron_cli.report.sections.evaluation import task_table
+from minitron_cli.report.sections.importance import expert_choice
 from minitron_cli.report.table import Cell, Table
 from minitron_cli.spec.plan import from_scores
 from minitron_cli.spec.scores import Scores
@@ -132,6 +133,26 @@ def test_a_mixture_of_experts_is_shown_per_layer() -> None:
     assert list(rows) == ["layer 0", "layer 1", "layer 2"]
     ranks = np.sort(scores.values["expert_ffn"], axis=-1)[..., ::-1].mean(1)
     assert rows["layer 1"][3] == f"{ranks[1].max():.4g}"
+
+
+def test_how_far_domains_choose_the_same_experts() -> None:
+    """Of five experts two are the better half. The layer in the middle has none, and does not count."""
+
+    def of(name: str, *better: tuple[int, int]) -> ScoresFile:
+        values = np.zeros((3, 5))
+        for layer, (first, second) in zip((0, 2), better):
+            values[layer] = 1
+            values[layer, [first, second]] = 3, 2
+        return ScoresFile(name, Path(name), Scores({"expert": values}, {}), {})
+
+    files = of("code", (0, 1), (2, 3)), of("prose", (1, 4), (3, 2)), of("maths", (2, 3), (0, 1))
+    rows = _run(*files).table("Experts: the share of the better half that both keep; by chance 40.0%")
+    assert rows["code"] == ["100.0%", "75.0%", "0.0%"]
+    assert rows["prose"] == ["75.0%", "100.0%", "0.0%"]
+    assert expert_choice(files[:1]) is None
+    assert (
+        expert_choice([*files[:1], ScoresFile("moe", Path("moe"), Scores({"expert": np.ones((3, 8))}, {}), {})]) is None
+    )
 
 
 def test_kept_importance_of_experts_and_their_neurons() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minitron_cli.hf.readers import EXPERT
 from minitron_cli.report import text
 from minitron_cli.report.draw import heat
 from minitron_cli.report.draw.svg import Picture
@@ -44,6 +45,31 @@ def axis_figures(file: ScoresFile, run: Run) -> list[AxisFigure]:
     cuts = cuts_by(file, run.models)
     order = sorted(file.scores.values, key=lambda axis: (axis != "layer", axis != "hidden"))
     return [_axis(file, axis, np.asarray(file.scores.values[axis], np.float64), cuts) for axis in order]
+
+
+def expert_choice(files: Sequence[ScoresFile]) -> Table | None:
+    """How far files with experts, of one model on other texts, agree on the better half; None where there are not two.
+
+    A cell is the share of one file's better half that is in the other's too, the mean of the layers with experts.
+    """
+    found = {file.name: np.asarray(file.scores.values[EXPERT]) for file in files if EXPERT in file.scores.values}
+    if len(found) < 2 or len({values.shape for values in found.values()}) > 1:
+        return None
+    better = {}
+    for name, values in found.items():
+        order = np.argsort(-values[values.any(1)], axis=1, kind="stable")
+        better[name] = order[:, : values.shape[1] // 2]
+    rows = [[one, *(text.share(_agreement(mine, other)) for other in better.values())] for one, mine in better.items()]
+    chance = next(iter(better.values())).shape[1] / next(iter(found.values())).shape[1]
+    title = f"Experts: the share of the better half that both keep; by chance {text.share(chance)}"
+    return Table(title, ("scores", *better), rows)
+
+
+def _agreement(mine: np.ndarray, other: np.ndarray) -> float | None:
+    """Mean over layers of the share of `mine` that is in `other`: (layer, expert) each."""
+    if len(mine) != len(other) or not mine.size:
+        return None
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(mine, other)]))
 
 
 def _axis(file: ScoresFile, axis: str, values: np.ndarray, cuts: Sequence[Model]) -> AxisFigure:
