@@ -147,8 +147,8 @@ def test_how_far_domains_choose_the_same_experts() -> None:
 
     files = of("code", (0, 1), (2, 3)), of("prose", (1, 4), (3, 2)), of("maths", (2, 3), (0, 1))
     rows = _run(*files).table("Experts: the share of the better half that both keep; by chance 40.0%")
-    assert rows["code"] == ["100.0%", "75.0%", "0.0%"]
-    assert rows["prose"] == ["75.0%", "100.0%", "0.0%"]
+    assert rows["code"][1:] == ["100.0%", "75.0%", "0.0%"]
+    assert rows["prose"][1:] == ["75.0%", "100.0%", "0.0%"]
     assert expert_choice(files[:1]) is None
     assert (
         expert_choice([*files[:1], ScoresFile("moe", Path("moe"), Scores({"expert": np.ones((3, 8))}, {}), {})]) is None
