@@ -84,6 +84,16 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "vision_feature_layer": -1,
         "multimodal_projector_bias": True,
     },
+    **{
+        model_type: {
+            "text_config": {**TOY_CONFIGS["llama"], "model_type": "llama"},
+            "vision_config": {**_TOWER, "model_type": tower},
+            "image_token_id": IMAGE,
+            "scale_factor": 2,
+            "tie_word_embeddings": False,
+        }
+        for model_type, tower in (("idefics3", "idefics3_vision"), ("smolvlm", "smolvlm_vision"))
+    },
     "lfm2_vl": {
         "text_config": {**TOY_CONFIGS["lfm2"], "model_type": "lfm2"},
         "vision_config": {
@@ -239,6 +249,8 @@ def image_batch(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
         patches, sizes = torch.randn(2, 16, 3 * 2 * 2, generator=generator), torch.tensor([[4, 4]] * 2)
         mask = torch.ones(2, 16, dtype=torch.long)
         return {"input_ids": ids, "pixel_values": patches, "spatial_shapes": sizes, "pixel_attention_mask": mask}
+    if model_type in ("idefics3", "smolvlm"):  # several images a row
+        return {"input_ids": ids, "pixel_values": pixels[:, None]}
     found = {"input_ids": ids, "pixel_values": pixels}
     more = {"gemma3": {"token_type_ids": images}, "mistral3": {"image_sizes": torch.tensor([[8, 8]] * 2)}}
     return found | more.get(model_type, {})
@@ -257,7 +269,7 @@ class TextView(torch.nn.Module):
 
     def __init__(self, whole: Any) -> None:
         super().__init__()
-        self.model = whole.model.language_model
+        self.model = getattr(whole.model, "language_model", None) or whole.model.text_model
         self.lm_head = whole.lm_head
         self.images: dict[str, torch.Tensor] = {}
         self.whole = (whole,)  # not a module of this one: its parameters would have two names

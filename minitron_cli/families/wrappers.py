@@ -2,7 +2,7 @@
 
 from minitron_cli.families.experts import EXPERTS
 from minitron_cli.spec.axes import parse_table
-from minitron_cli.spec.wrapper import SIDE_BY_SIDE, SINCE_5, Wrapper, wrapper
+from minitron_cli.spec.wrapper import SIDE_BY_SIDE, SINCE_5, TEXT_MODEL, Wrapper, wrapper
 
 _QWEN_MERGER = """
     visual.merger.linear_fc2.weight                    hidden *
@@ -37,6 +37,17 @@ WRAPPERS: tuple[Wrapper, ...] = (
     *(
         wrapper(model_type, "vision_tower multi_modal_projector", _TWO_LAYERS)
         for model_type in ("mistral3", "internvl", "llava")
+    ),
+    *(
+        wrapper(
+            model_type,
+            "vision_model connector",
+            """
+            connector.modality_projection.proj.weight          hidden *
+            """,
+            prefixes=(TEXT_MODEL,),
+        )
+        for model_type in ("idefics3", "smolvlm")
     ),
     wrapper(
         "lfm2_vl",

@@ -10,7 +10,6 @@ from minitron_cli.checkpoint.architecture import Beside, item_bytes
 from minitron_cli.families import wrapper_of
 from minitron_cli.hf.load import config_of
 from minitron_cli.hf.quiet import quiet
-from minitron_cli.spec.wrapper import SINCE_5
 
 
 def beside_of(config: Mapping[str, Any]) -> Beside:
@@ -24,8 +23,8 @@ def beside_of(config: Mapping[str, Any]) -> Beside:
     with quiet(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config_of(config))
     lines = (
-        wrapper.line(name, tuple(tensor.shape), SINCE_5)  # what modules are called in memory
+        wrapper.line(name, tuple(tensor.shape), wrapper.prefixes[0])
         for name, tensor in model.state_dict().items()
-        if SINCE_5.inside(name) is None
+        if wrapper.prefixes[0].inside(name) is None
     )
     return tuple((line, item_bytes(config)) for line in lines if line is not None)

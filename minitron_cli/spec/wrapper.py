@@ -48,6 +48,7 @@ class Prefixes:
 
 BEFORE_5 = Prefixes("language_model.model.", "language_model.lm_head.", "")
 SINCE_5 = Prefixes("model.language_model.", "lm_head.", "model.")
+TEXT_MODEL = Prefixes("model.text_model.", "lm_head.", "model.")
 SIDE_BY_SIDE = Prefixes("model.", "lm_head.", "")  # in names of SINCE_5 this beginning is found too: it comes after it
 
 
@@ -56,14 +57,15 @@ class Wrapper:
     """A model of text and images, by its model_type.
 
     `modules` are those that stand beside the text model, `lines` the dimensions of their weights that have to do with
-    the residual stream, by name. `follows` maps a key of config.json, with dots between levels, to the axis whose size
-    it repeats. `prefixes` are the ways in which its checkpoints spell names. `text_types` maps the type of a text model
-    that is no language model by itself to the one that it is equal to where there is only text. `early` is the key of
-    config.json that lists one entry for each of the first layers after which features of images enter once more.
-    `derived` are the axes of the text model whose sizes config.json cannot state inside the whole, though it can of the
-    text model by itself: heads are then as wide as hidden / heads. `text_values` holds values of config.json without
-    which a text model of `text_types` is not that of the whole. `transposed` are the lines of the text model's table
-    whose matrices published checkpoints store transposed; transformers tells by their shape.
+    the residual stream, by name. `follows` maps a key of config.json, with dots between levels, to the axis whose
+    size it repeats. `prefixes` are the ways in which its checkpoints spell names, first that of transformers'
+    modules. `text_types` maps the type of a text model that is no language model by itself to the one that it is
+    equal to where there is only text. `early` is the key of config.json that lists one entry for each of the first
+    layers after which features of images enter once more. `derived` are the axes of the text model whose sizes
+    config.json cannot state inside the whole, though it can of the text model by itself: heads are then as wide as
+    hidden / heads. `text_values` holds values of config.json without which a text model of `text_types` is not that
+    of the whole. `transposed` are the lines of the text model's table whose matrices published checkpoints store
+    transposed; transformers tells by their shape.
     """
 
     model_type: str
