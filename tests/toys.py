@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from minitron_cli.families import family_of
+from minitron_cli.spec.plan import Plan
+from minitron_cli.spec.shape import Shape
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -300,3 +302,8 @@ def toy_tokenizer(vocab_size: int) -> Any:
 def toy_ids(batch: int, length: int, vocab_size: int = 97, seed: int = 0) -> torch.Tensor:
     """Random token ids (batch, length), specials excluded."""
     return torch.randint(4, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def keep_all(shape: Shape) -> Plan:
+    """The plan that changes nothing."""
+    return Plan(shape, shape, {})

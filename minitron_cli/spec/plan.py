@@ -173,11 +173,6 @@ def hidden_origin(plan: Plan) -> np.ndarray | None:
     return np.eye(plan.source["hidden"])[:, plan.kept["hidden"]] if "hidden" in plan.kept else None
 
 
-def keep_all(shape: Shape) -> Plan:
-    """The plan that changes nothing."""
-    return Plan(shape, shape, {})
-
-
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Ascending indices of the k largest along the last axis: (..., n) -> (..., k) int64. Ties keep the lower index."""
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]

@@ -34,10 +34,10 @@ from minitron_cli.prune.reconstruction import Error, overfit, summary, warnings
 from minitron_cli.prune.select import by_residual, eliminate
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
-from minitron_cli.spec.plan import Plan, keep_all
+from minitron_cli.spec.plan import Plan
 from tests.prune.cutting import difference, load, logits_of, plan_for, sizes_for
 from tests.prune.reading import fuse_experts, inputs_of, matrices
-from tests.toys import TOY_CONFIGS, toy_ids
+from tests.toys import TOY_CONFIGS, keep_all, toy_ids
 
 CPU = torch.device("cpu")
 

@@ -29,11 +29,11 @@ from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.tied import TiedHead
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
-from minitron_cli.spec.plan import Plan, hidden_origin, keep_all
+from minitron_cli.spec.plan import Plan, hidden_origin
 from minitron_cli.training.student import projection
 from tests.prune.cutting import difference, load, logits_of, plan_for, random_scores, sizes_for
 from tests.prune.test_compensate import measure, random_rows
-from tests.toys import TOY_CONFIGS, make_toy
+from tests.toys import TOY_CONFIGS, keep_all, make_toy
 
 ROTATES = [t for t in TOY_CONFIGS if family_of(t).norms]
 TIED = [

@@ -29,11 +29,11 @@ from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
-from minitron_cli.spec.plan import Plan, keep_all
+from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.scores import Scores
 from tests.prune.cutting import difference, load, logits_of, plan_for, prune_to, random_scores
 from tests.prune.test_compensate import measure, random_rows
-from tests.toys import toy_ids
+from tests.toys import keep_all, toy_ids
 from tests.training.runs import options
 from tests.wrapped import (
     IMAGE,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.plan import Plan, from_scores, keep_all, plan_problems, top_k
+from minitron_cli.spec.plan import Plan, from_scores, plan_problems, top_k
 from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.shape import Shape
 
@@ -100,7 +100,7 @@ def test_what_no_plan_may_do(target: dict[str, int], kept: dict[str, list], mess
 
 
 def test_keeping_everything_is_a_plan() -> None:
-    plan = keep_all(SOURCE)
+    plan = Plan(SOURCE, SOURCE, {})
     assert plan.kept == {}
     assert plan.resolve(0) == {}
     assert plan.target_layer(3) == plan.source_layer(3) == 3

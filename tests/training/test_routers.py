@@ -14,14 +14,14 @@ from minitron_cli.hf.parts import experts_of
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.report.read.models import single_model
 from minitron_cli.report.sections.training import evaluations
-from minitron_cli.spec.plan import Merge, Plan, keep_all
+from minitron_cli.spec.plan import Merge, Plan
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.objectives import Objective
 from minitron_cli.training.routers import Counterpart, RouterDrift, counterparts, missed_share
 from minitron_cli.training.run import train
 from minitron_cli.training.step import kd_step
 from tests.prune.cutting import load, plan_for, sizes_for
-from tests.toys import SPARSE, randomise, toy_ids
+from tests.toys import SPARSE, keep_all, randomise, toy_ids
 from tests.training.runs import options, write_text
 
 Toy = Callable[..., Path]
