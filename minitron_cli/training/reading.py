@@ -7,7 +7,6 @@ context, the expected loss is least where the student gives the teacher's probab
 the share of the text that they are, and the text's to the first tokens of what is spelled otherwise.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from minitron_cli.data.vocabulary.reader import Read
+from minitron_cli.training.tensor_record import TensorRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(TensorRecord):
     """A teacher's reading of rows: ids (row, token) int64 of its own and, where documents are apart, their positions.
 
     places (row, token) int64: the teacher's place at which it has read what the student has at its own; -1: none.
@@ -36,11 +36,6 @@ class Reading:
         positions = columns - np.maximum.accumulate(np.where(read.starts, columns, 0), axis=1) if apart else None
         known = None if positions is None else torch.from_numpy(positions)
         return Reading(torch.from_numpy(read.ids), torch.from_numpy(read.places), known)
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
-        """The reading of which every tensor is changed: rows are cut out, added, or moved."""
-        positions = None if self.positions is None else change(self.positions)
-        return Reading(change(self.ids), change(self.places), positions)
 
     def at_places(self, states: Tensor) -> Tensor:
         """The teacher's states (row, token, hidden) at the student's places; where there is none, any."""

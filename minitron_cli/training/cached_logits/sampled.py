@@ -14,12 +14,13 @@ from torch import Tensor
 from minitron_cli.data.permutation import derive
 from minitron_cli.training.divergences import Divergence, Softmax, softmax
 from minitron_cli.training.head import Head, logits
+from minitron_cli.training.tensor_record import TensorRecord
 
 KINDS = ("forward_kl", "soft_ce")  # the divergences that are linear in the teacher's probabilities
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(TensorRecord):
     """ids (N, m) int64, weights (N, m) of the draws, entropy (N,) of the teacher in nats.
 
     An id may stand in several places, whose weights add up; places that hold none have weight 0. `matched` (N,) bool is
@@ -30,16 +31,6 @@ class Sampled:
     weights: Tensor
     entropy: Tensor
     matched: Tensor | None = None
-
-    def at(self, tokens: Tensor) -> "Sampled":
-        """The rows of some tokens."""
-        matched = None if self.matched is None else self.matched[tokens]
-        return Sampled(self.ids[tokens], self.weights[tokens], self.entropy[tokens], matched)
-
-    def to(self, device: torch.device) -> "Sampled":
-        """The same on a device."""
-        matched = None if self.matched is None else self.matched.to(device)
-        return Sampled(self.ids.to(device), self.weights.to(device), self.entropy.to(device), matched)
 
     def divergence(self, div: Divergence, student: Softmax, slope: Tensor | None) -> Tensor:
         """An unbiased estimate (r,) of `divergences.divergence` over all ids, and of its slope (r, V)."""

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from minitron_cli.training.divergences import Divergence, Softmax, on_buckets, softmax
 from minitron_cli.training.head import Head, logits
+from minitron_cli.training.tensor_record import TensorRecord
 
 
 @dataclass(frozen=True, slots=True)
-class TopK:
+class TopK(TensorRecord):
     """ids (N, k) distinct per row, log_probs (N, k), tail (N,): log of the probability of every other id.
 
     `matched` (N,) bool is there where the teacher has a larger vocabulary: of other rows it says nothing.
@@ -25,16 +26,6 @@ class TopK:
     log_probs: Tensor
     tail: Tensor
     matched: Tensor | None = None
-
-    def at(self, tokens: Tensor) -> "TopK":
-        """The rows of some tokens."""
-        matched = None if self.matched is None else self.matched[tokens]
-        return TopK(self.ids[tokens], self.log_probs[tokens], self.tail[tokens], matched)
-
-    def to(self, device: torch.device) -> "TopK":
-        """The same on a device."""
-        matched = None if self.matched is None else self.matched.to(device)
-        return TopK(self.ids.to(device), self.log_probs.to(device), self.tail.to(device), matched)
 
     def buckets(self, dtype: torch.dtype) -> Tensor:
         """(N, k + 1) log-probabilities, the rest last; a tail of mass 0 becomes the smallest number of the dtype."""
