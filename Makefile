@@ -52,8 +52,8 @@ format: $(READY)  ## format the code
 bench: $(READY)  ## run the benchmarks
 	$(BIN)/python -m tests.benchmarks
 
-bench-gpu: $(READY)  ## what a GPU has to show, into gpu.json; again goes on, PART=1 to 4, TINY=1 runs on the CPU
-	$(BIN)/python -m tests.benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(TINY),--tiny) --output $(or $(OUT),gpu.json)
+bench-gpu: $(READY)  ## what a GPU has to show, into gpu.json; again goes on, PART=1 to 4, MODEL=SmolLM2-135M, TINY=1 runs on the CPU
+	$(BIN)/python -m tests.benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(MODEL),--model $(MODEL)) $(if $(TINY),--tiny) --output $(or $(OUT),gpu.json)
 
 bench-prune: $(READY)  ## the pruning benchmark alone; SIZE=8b writes and cuts a checkpoint of 16 GB
 	$(BIN)/python -m tests.benchmarks.prune --size $(or $(SIZE),1.2b)

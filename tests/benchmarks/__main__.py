@@ -27,6 +27,7 @@ BENCHMARKS = {
     "real": "evidence for the defaults on a real model (hours)",
     "peers": "other pruning tools on the same model, cut and data (those that are installed)",
     "vocab": "bits per byte of a real model whose vocabulary is cut",
+    "trajectory": "loss and tasks of a real model's cut after 1, 5, 20 and 100% of its distillation",
     "moments": "what input Gram matrices add to the calibration pass, and compensation to the prune, at 1.2B",
 }
 

@@ -1,12 +1,13 @@
 """Everything that a GPU has to show, in four parts of less than ten minutes each: `make bench-gpu`, or
 
-    python -m tests.benchmarks.gpu [--part 1] [--output gpu.json] [--seconds 540]
+    python -m tests.benchmarks.gpu [--part 1] [--output gpu.json] [--seconds 540] [--model SmolLM2-135M]
 
 Every measurement is a command of its own, written down as soon as it ends: the same line again goes on with what is
 missing. A part begins nothing that it may not end within --seconds. The parts: 1 the loss against plain ones; 2 the
-step against its bare limit, tokens a second, MFU; 3 importance, layer streaming, second moments and their solving;
-4 pruning on this disk. Without a GPU it says so, unless --tiny is given: then all of it runs on the CPU at its smallest
-size. Peers are measured where they can be imported.
+step against its bare limit, tokens a second, MFU, and where there are several GPUs a step on all of them, with the
+teacher whole and split; 3 importance, layer streaming, second moments and their solving; 4 pruning on this disk and,
+given a --model, what tokens of distillation buy its cut. Without a GPU it says so, unless --tiny is given: then all of
+it runs on the CPU at its smallest size. Peers are measured where they can be imported.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from tests.benchmarks.measure import parse
 GPU = ("--device", "cuda", "--dtype", "bfloat16")
 LOSS = ("--tokens", "8192", "--hidden", "4096", *GPU)
 SPEED = ("--seq-len", "4096", *GPU)
+ALL = ("--checkpoint-activations", "--ranks", "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Cell:
     seconds: int
     benchmark: str
     options: tuple[str, ...]
+    of_model: bool = False  # whether it is of the model that --model names
 
 
 CELLS = (
@@ -55,21 +58,30 @@ CELLS = (
         "training, 4.5B <- 8B, checkpointed", 2, 150, "throughput",
         ("--shapes", "llama-8b-4b", "--checkpoint-activations", *SPEED),
     ),
+    Cell("training, 4.5B <- 8B, all GPUs", 2, 150, "throughput", ("--shapes", "llama-8b-4b", *ALL, *SPEED)),
+    Cell(
+        "training, 4.5B <- 8B, all GPUs, split teacher", 2, 150, "throughput",
+        ("--shapes", "llama-8b-4b", "--shard-teacher", *ALL, *SPEED),
+    ),
     Cell("importance, 8B", 3, 200, "importance", ("--shape", "llama-8b", *GPU)),
     Cell("importance, streamed", 3, 200, "importance", ("--stream", "--shape", "large", *GPU)),
     Cell("solving one 8B layer", 3, 150, "moments", ("--layer",)),
     Cell("prune, 8B", 4, 300, "prune", ("--size", "8b", "--rounds", "2")),
+    Cell("trajectory", 4, 400, "trajectory", ("--tokens", "50M", "--device", "cuda"), of_model=True),
 )  # fmt: skip
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:
     """What is to be measured."""
-    return [cell for cell in CELLS if args.part in (None, cell.part)]
+    there = [cell for cell in CELLS if args.model is not None or args.tiny or not cell.of_model]
+    return [cell for cell in there if args.part in (None, cell.part)]
 
 
-def measure(cell: Cell, tiny: bool) -> dict[str, Any]:
+def measure(cell: Cell, tiny: bool, model: Path | None = None) -> dict[str, Any]:
     """Run one cell in a process of its own: its command, exit code, seconds and what it printed."""
     options = [option for option in cell.options if option in _FLAGS] + ["--tiny"] if tiny else list(cell.options)
+    if cell.of_model and not tiny:
+        options += ["--model", str(model)]
     command = ["-m", f"tests.benchmarks.{cell.benchmark}", *options]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
@@ -82,7 +94,7 @@ def measure(cell: Cell, tiny: bool) -> dict[str, Any]:
     }
 
 
-_FLAGS = ("--stream", "--layer", "--compile", "--checkpoint-activations")
+_FLAGS = ("--stream", "--layer", "--compile", "--checkpoint-activations", "--ranks", "all", "--shard-teacher")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -115,6 +127,7 @@ def main() -> int:
     parser.add_argument("--part", type=int, choices=sorted({cell.part for cell in CELLS}), help="[default: all]")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--seconds", type=float, default=540.0, help="for this call")
+    parser.add_argument("--model", type=Path, help="a real model, for the trajectory")
     args = parse(parser)
     if not args.tiny and not torch.cuda.is_available():
         print("error: torch sees no GPU\nhint: --tiny runs everything on the CPU, to see that it runs", file=sys.stderr)
@@ -128,7 +141,7 @@ def main() -> int:
             left.append(cell.name)
             continue
         print(f"{cell.name} ...", file=sys.stderr, flush=True)
-        found["cells"][cell.name] = measure(cell, args.tiny)
+        found["cells"][cell.name] = measure(cell, args.tiny, args.model)
         args.output.write_text(json.dumps(found, indent=1) + "\n")
     table(found)
     failed = [name for name, cell in found["cells"].items() if cell["code"]]

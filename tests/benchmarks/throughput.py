@@ -1,14 +1,20 @@
 """Tokens a second, share of the device's peak and memory of whole training steps: forward, backward, AdamW.
 
     python -m tests.benchmarks.throughput [--shapes llama-3b-1b] [--device cuda --dtype bfloat16] [--compile]
+        [--ranks N|all] [--shard-teacher]
 
 A random teacher and student of the shapes of `tests.benchmarks.step`, float32 master weights, the loss and the step of
-training, one process. One line of JSON; `mfu` counts 2 FLOPs a teacher's and 6 a student's parameter and the attention,
-and is null where the device's peak is not known. A pair that would not fit is not tried.
+training; one process, or `--ranks` of them that split the student and, with `--shard-teacher`, the teacher. One line of
+JSON: tokens and FLOPs of all ranks together, the peak memory of the first; `mfu` counts 2 FLOPs a teacher's and 6 a
+student's parameter and the attention, and is null where the device's peak is not known. A pair that would not fit is
+not tried.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from statistics import median
 
 import torch
@@ -16,6 +22,8 @@ import torch
 from minitron_cli.hf.devices import machine_words, synchronize
 from minitron_cli.hf.memory import free_memory, peak_memory
 from minitron_cli.hf.parts import blocks_of
+from minitron_cli.hf.process_group import World, join
+from minitron_cli.training.distributed import mesh_of, shard
 from minitron_cli.training.load import run_again_in_backward
 from minitron_cli.training.optimizer import build as build_optimizer
 from minitron_cli.training.optimizer import set_rate, trainer
@@ -45,32 +53,54 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint-activations", action="store_true")
+    parser.add_argument("--ranks", default="1", help="processes: a number, or all for one a GPU")
+    parser.add_argument("--shard-teacher", action="store_true")
     args = parse(parser, shapes="tiny", batch=2, seq_len=16, rounds=1)
-    dtype = getattr(torch, args.dtype)
+    ranks = int(args.ranks) if args.ranks != "all" else 2 if args.tiny else torch.cuda.device_count()
+    if args.ranks == "all" and ranks < 2:
+        print(json.dumps({"skipped": "one GPU: nothing to split over"}))
+    elif ranks > 1 and "RANK" not in os.environ:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        sys.exit(
+            subprocess.run([*torchrun, "-m", "tests.benchmarks.throughput", *sys.argv[1:]], check=False).returncode
+        )
+    else:
+        with join(str(args.device)) as world:
+            measure(args, world)
+
+
+def measure(args: argparse.Namespace, world: World) -> None:
+    """Time the step on this process, with the others; the first says what all of them made."""
+    dtype, device = getattr(torch, args.dtype), world.device
     with torch.device("meta"):
         configs = [build(shape, torch.device("meta"), dtype).config.to_dict() for shape in SHAPES[args.shapes]]
     teacher_size, student_size = (size_of_config(config, args.seq_len) for config in configs)
     need = memory(
-        student_size, [teacher_size], tokens=args.batch * args.seq_len, world=1, item=dtype.itemsize,
-        teacher_item=dtype.itemsize, shard_teacher=False, checkpointing=args.checkpoint_activations,
-        accumulated=False, device=args.device.type,
+        student_size, [teacher_size], tokens=args.batch * args.seq_len, world=world.size, item=dtype.itemsize,
+        teacher_item=dtype.itemsize, shard_teacher=args.shard_teacher, checkpointing=args.checkpoint_activations,
+        accumulated=False, device=device.type,
     ).total()  # fmt: skip
-    if need > free_memory(args.device):
-        print(json.dumps({"skipped": f"needs {need / 1e9:.0f} GB, {free_memory(args.device) / 1e9:.0f} GB are free"}))
+    if world.agree(0, need > free_memory(device))[1]:
+        if world.first:
+            print(json.dumps({"skipped": f"needs {need / 1e9:.0f} GB, {free_memory(device) / 1e9:.0f} GB are free"}))
         return
-    teacher = build(SHAPES[args.shapes][0], args.device, dtype)
-    student = build(SHAPES[args.shapes][1], args.device, torch.float32)
+    teacher = build(SHAPES[args.shapes][0], device, dtype)
+    student = build(SHAPES[args.shapes][1], device, torch.float32)
     step = kd_step(student, teacher)
     if args.checkpoint_activations:
         run_again_in_backward(blocks_of(student))
     if args.compile:
         compile_blocks(student)
+    mesh = mesh_of(world)
+    if args.shard_teacher:
+        step.shard_teachers(mesh)
+    shard(step, list(blocks_of(student)), mesh, dtype)
     optimizer = build_optimizer(step, (), (0.9, 0.95), 1e-8, 0.1)
     prime(optimizer)
     set_rate(optimizer, 1e-5)
-    train = trainer(step, dtype if dtype != torch.float32 else None)
-    ids = torch.randint(0, SHAPES[args.shapes][0][-1], (args.batch, args.seq_len), device=args.device)
-    weights = torch.full(ids.shape, 1 / (ids.numel() - len(ids)), device=args.device)
+    train = trainer(step, dtype if world.size == 1 and dtype != torch.float32 else None)
+    ids = torch.randint(0, SHAPES[args.shapes][0][-1], (args.batch, args.seq_len), device=device)
+    weights = torch.full(ids.shape, 1 / (ids.numel() - len(ids)) / world.size, device=device)
     weights[:, -1] = 0
 
     def one() -> None:
@@ -80,18 +110,21 @@ def main() -> None:
 
     for _ in range(2):
         one()
-    synchronize(args.device)
-    seconds = median(seconds_of(one, args.device) for _ in range(args.rounds))
-    flops = ids.numel() * (teacher_size.flops + 3 * student_size.flops)
-    peak = peak_flops(machine_words(args.device), args.dtype)
+    synchronize(device)
+    world.barrier()
+    seconds, tokens = median(seconds_of(one, device) for _ in range(args.rounds)), world.size * ids.numel()
+    flops = tokens * (teacher_size.flops + 3 * student_size.flops)
+    peak = peak_flops(machine_words(device), args.dtype)
     found = {
-        "tokens_per_second": round(ids.numel() / seconds, 1),
+        "ranks": world.size,
+        "tokens_per_second": round(tokens / seconds, 1),
         "flops_per_second": flops / seconds,
-        "mfu": None if peak is None else round(flops / seconds / peak, 4),
-        "peak_gb": round(peak_memory(args.device) / 1e9, 2),
+        "mfu": None if peak is None else round(flops / seconds / peak / world.size, 4),
+        "peak_gb": round(peak_memory(device) / 1e9, 2),
         "forecast_gb": round(need / 1e9, 2),
     }
-    print(json.dumps(found))
+    if world.first:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -225,8 +225,8 @@ def compare(
                       source), flush=True)  # fmt: skip
 
 
-def tiny(work: Path) -> None:
-    """The same on a toy model and made-up text."""
+def toy(work: Path) -> tuple[Path, Path]:
+    """A toy model and a directory of made-up text."""
     from tests.spellers import byte_level, made_text, save
     from tests.toys import make_toy
 
@@ -236,19 +236,30 @@ def tiny(work: Path) -> None:
     for part, seed in (("train", 1), ("eval", 2)):
         lines = [json.dumps({"text": text}) for text in made_text(40, seed, 300)]
         (work / "text" / f"words_{part}.jsonl").write_text("\n".join(lines) + "\n")
+    return model, work / "text"
+
+
+def tiny(work: Path) -> None:
+    """The same on a toy."""
+    model, text = toy(work)
     # A pass of the toy takes less than a millisecond. With a thread on each processor every other process that runs
     # there holds it up for a time slice, and it looks up to a hundred times slower.
     os.environ["OMP_NUM_THREADS"] = "1"
-    setting = Setting(model, work / "text", None, work, 2, 0, batch=(2, 32), samples=8)
+    setting = Setting(model, text, None, work, 2, 0, batch=(2, 32), samples=8)
     compare(setting, [384], ["ffn=56"], 64, "8x2")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """The model, its text and tasks, and where what is made of them is kept."""
     parser.add_argument("--model", type=Path)
     parser.add_argument("--text", type=Path, default=SHARED / "text")
     parser.add_argument("--tasks", type=Path, default=SHARED / "real_tasks")
     parser.add_argument("--work", type=Path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_inputs(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32768, 24576, 16384])
     parser.add_argument("--widths", nargs="+", default=[])
     parser.add_argument("--train", type=parse_count, default=0)
