@@ -114,6 +114,12 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**BASE, "tie_word_embeddings": True},
     "qwen3": {**BASE, **ALTERNATING, "use_sliding_window": True},
     "qwen3_moe": {**BASE, **EXPERTS, "num_experts": 5, "moe_intermediate_size": 24, "norm_topk_prob": False},
+    "mellum": {
+        **{**BASE, **EXPERTS, **ALTERNATING},
+        "num_experts": 5,
+        "moe_intermediate_size": 24,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
     "qwen2_moe": {
         **{**BASE, **EXPERTS},
         "num_experts": 5,
@@ -212,6 +218,10 @@ TOY_CONFIGS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [0],
     },
     "glm4_moe": {**BASE, **DENSE_THEN_SPARSE, "head_dim": 12, "use_qk_norm": True, "attention_bias": True},
+    "solar_open": {
+        **{key: value for key, value in {**BASE, **DENSE_THEN_SPARSE}.items() if key != "first_k_dense_replace"},
+        "attention_bias": True,
+    },
     "dots1": {**BASE, **DENSE_THEN_SPARSE},
     "ernie4_5_moe": {
         **DERIVED_HEAD_DIM,

@@ -10,7 +10,7 @@ from minitron_cli.families.exaone import EXAONE4
 from minitron_cli.families.gemma import GEMMA, GEMMA2, GEMMA3
 from minitron_cli.families.gemma4 import GEMMA4
 from minitron_cli.families.glm import GLM, GLM4
-from minitron_cli.families.glm4_moe import DOTS1, GLM4_MOE
+from minitron_cli.families.glm4_moe import DOTS1, GLM4_MOE, SOLAR_OPEN
 from minitron_cli.families.gpt_neox import GPT_NEOX
 from minitron_cli.families.gpt_oss import GPT_OSS
 from minitron_cli.families.granitemoe import GRANITEMOE
@@ -25,7 +25,7 @@ from minitron_cli.families.nemotron import ARCEE, JAIS2, NEMOTRON
 from minitron_cli.families.nemotron_h import NEMOTRON_H
 from minitron_cli.families.olmo import OLMO2, OLMOE
 from minitron_cli.families.phi3 import PHI3
-from minitron_cli.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from minitron_cli.families.qwen import MELLUM, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from minitron_cli.families.qwen_linear import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron_cli.families.stablelm import STABLELM
 from minitron_cli.families.starcoder2 import STARCODER2
@@ -45,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     QWEN2_MOE,
     QWEN3_MOE,
+    MELLUM,
     MIXTRAL,
     NEMOTRON,
     JAIS2,
@@ -77,6 +78,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_NEXT,
     GLM4_MOE,
     DOTS1,
+    SOLAR_OPEN,
     ERNIE4_5_MOE,
     DEEPSEEK_V2,
     DEEPSEEK_V3,

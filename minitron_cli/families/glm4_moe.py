@@ -1,4 +1,7 @@
-"""GLM-4.5 and later, dots: the first layers are dense; in the others experts stand beside shared ones, as wide each."""
+"""GLM-4.5 and later, dots: the first layers are dense; in the others experts stand beside shared ones, as wide each.
+
+Solar Open has no dense layers.
+"""
 
 from minitron_cli.families.experts import EXPERTS, ROUTER
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
@@ -15,7 +18,8 @@ SHARED_EXPERTS = """
 CHOICE_BIAS = """
     model.layers.{layer}.mlp.gate.e_score_correction_bias       expert
 """
-DENSE_THEN_SPARSE = "[dense]" + GATED_MLP + "[sparse]" + EXPERTS + ROUTER + SHARED_EXPERTS + CHOICE_BIAS
+_SPARSE = EXPERTS + ROUTER + SHARED_EXPERTS + CHOICE_BIAS
+DENSE_THEN_SPARSE = "[dense]" + GATED_MLP + "[sparse]" + _SPARSE
 KEYS = {
     **CONFIG_KEYS,
     "expert": "n_routed_experts",
@@ -44,4 +48,14 @@ DOTS1 = GLM4_MOE.with_(
     model_types=("dots1",),
     defaults={"n_group": 1},
     predictors=(),
+)
+
+SOLAR_OPEN = family(
+    "solar_open",
+    ["solar_open"],
+    MODEL + NORMS + ATTENTION + QKV_BIAS + _SPARSE,
+    config_keys={axis: key for axis, key in KEYS.items() if axis != "ffn"},
+    defaults={"n_group": 1, "n_shared_experts": 1},
+    follows=SHARED_FOLLOWS,
+    norms=PRE_NORMS,
 )

@@ -4,7 +4,7 @@ from minitron_cli.families.experts import EXPERT_KEYS, EXPERTS, ROUTER, TO_MLP
 from minitron_cli.families.llama import ATTENTION, GATED_MLP, MODEL, NORMS, O_BIAS, PRE_NORMS, QKV_BIAS
 from minitron_cli.spec.assumptions import head_size, sparse_throughout
 from minitron_cli.spec.family import Dense, family
-from minitron_cli.spec.kinds import SPARSE_STEPS
+from minitron_cli.spec.kinds import SPARSE_STEPS, listed
 
 QK_NORM = """
     model.layers.{layer}.self_attn.q_norm.weight              head_dim
@@ -41,6 +41,19 @@ QWEN3_MOE = family(
     # With use_sliding_window every layer has the window; a dense model's begin at this one.
     dense=Dense("qwen3", TO_MLP, {"max_window_layers": 0}),
     engines=(sparse_throughout("llama.cpp"),),
+)
+
+# JetBrains' Mellum 2: Qwen3 with experts, whose layers are listed one by one.
+MELLUM = QWEN3_MOE.with_(
+    "",
+    name="mellum",
+    model_types=("mellum",),
+    defaults={"norm_topk_prob": True},
+    kinds=(listed("mlp_layer_types", {"dense": "dense", "sparse": "sparse"}, lambda config, n: ["sparse"] * n),),
+    per_layer=("layer_types", "mlp_layer_types"),
+    predictors=("num_nextn_predict_layers", "num_mtp_layers"),
+    dense=None,
+    engines=(),
 )
 
 QWEN2_MOE = family(

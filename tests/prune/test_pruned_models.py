@@ -69,20 +69,24 @@ def test_planted_dead_units_are_cut_without_a_trace(model_type: str, tmp_path: P
 
     source = make_toy(model_type, tmp_path / "source", seed=3)
     checkpoint = open_checkpoint(source)
-    axis, target = ("ffn", 56) if "ffn" in checkpoint.shape else ("expert_ffn", 16)
-    scores = random_scores(checkpoint.shape).values[axis]
-    dead = np.argsort(np.argsort(scores, axis=-1), axis=-1) < scores.shape[-1] - target
+    wanted = Target({"ffn": 56} if "ffn" in checkpoint.shape else {"expert_ffn": 16})
+    target = target_shape(checkpoint, wanted)
+    scores = {  # of what is cut, and of what follows it
+        axis: values
+        for axis, values in random_scores(checkpoint.shape).values.items()
+        if target[axis] != checkpoint.shape[axis]
+    }
+    dead = {a: np.argsort(np.argsort(v, axis=-1), axis=-1) < v.shape[-1] - target[a] for a, v in scores.items()}
     tensors = load_file(source / "model.safetensors")
     for name, found in match(checkpoint.family, tensors, checkpoint.shape.kinds)[0].items():
         fused = found.expert is None and list(map(axes_of, found.weight.dims[:1])) == [("expert",)]
         for expert in range(checkpoint.shape["expert"]) if fused else [found.expert]:
             part = tensors[name][expert] if fused else tensors[name]
             for place, dim in enumerate(found.weight.dims[1:] if fused else found.weight.dims):
-                if dim == ((axis,),):
-                    row = dead[found.layer] if expert is None else dead[found.layer, expert]
+                if len(dim) == len(dim[0]) == 1 and (of := dead.get(str(dim[0][0]))) is not None:
+                    row = of[found.layer] if expert is None else of[found.layer, expert]
                     part.movedim(place, 0)[torch.as_tensor(row)] = 0
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    wanted = Target({axis: target})
-    plan = make_plan(checkpoint.shape, target_shape(checkpoint, wanted), wanted, Scores({axis: scores}))
+    plan = make_plan(checkpoint.shape, target, wanted, Scores(scores))
     write_pruned(open_checkpoint(source), plan, tmp_path / "small")
     assert difference(logits_of(tmp_path / "small"), logits_of(source)) < 1e-5
