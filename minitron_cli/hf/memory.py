@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+INTERPRETER_BYTES = 400 << 20  # with torch and transformers
 # Of cgroup versions 2 and 1: controller, mount, files of limit and usage, the page cache's line in memory.stat.
 _VERSIONS = (
     ("", "", "memory.max", "memory.current", "file"),

@@ -6,10 +6,9 @@ from typing import Any
 from minitron_cli.checkpoint.architecture import Architecture, stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.context import batch_size
+from minitron_cli.hf.memory import INTERPRETER_BYTES
 from minitron_cli.importance.options import Options, sample_length
 from minitron_cli.spec.shape import copies, flops_per_token, is_routed, num_elements
-
-INTERPRETER_BYTES = 400 << 20  # with torch and transformers
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from minitron_cli.checkpoint.servable import servable_cut
 from minitron_cli.data.source import local_paths
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import CALIBRATION_LENGTH, context_length, sequence_length
+from minitron_cli.hf.memory import INTERPRETER_BYTES
 from minitron_cli.hf.readers import EXPERT
 from minitron_cli.prune.acceptance import check_strides
 from minitron_cli.prune.directions import check_rotation
@@ -247,7 +248,7 @@ def _with_refit(facts: PruneFacts, cost: RefitCost) -> PruneFacts:
     return replace(
         facts,
         warnings=found,
-        peak_memory=max(facts.peak_memory, cost.memory),
+        peak_memory=max(facts.peak_memory, INTERPRETER_BYTES + cost.memory),
         seconds=round(facts.seconds + cost.seconds, 1),
         compensation_flops=facts.compensation_flops + cost.flops,
     )
