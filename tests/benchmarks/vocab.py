@@ -60,9 +60,12 @@ class Setting:
 
 
 def minitron(*words: Any) -> str:
-    """Run a command line; returns what it printed."""
+    """Run a command line; returns what it printed, and passes its warnings on."""
     done = subprocess.run([sys.executable, "-m", "minitron_cli", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, f"{words}: {done.stderr}"
+    for line in done.stderr.splitlines():
+        if line.startswith("warning: "):
+            print(line, file=sys.stderr)
     return done.stdout
 
 
