@@ -1,6 +1,6 @@
 """llama.cpp's own converter and engine, each in a process of its own; run as a script, this file is that process.
 
-Both are on PyPI and need no compiler; they are no dependencies of the project. What a token is spelled as is no matter
+Both are on PyPI and need no compiler; they are not dependencies of the project. What a token is spelled as is no matter
 of pruning: the name of the pre-tokeniser, by which the converter knows published vocabularies, is given here.
 """
 

@@ -59,7 +59,7 @@ class Architecture:
 def architecture_of(config: Mapping[str, Any], beside: Beside = ()) -> Architecture:
     """Read a config.json dictionary; of a model of text and images, its text model's, with what is `beside` it.
 
-    Raises MinitronError where it is no complete config of a known family.
+    Raises MinitronError where it is not a complete config of a known family.
     """
     wrapper = wrapper_of(str(config.get("model_type")))
     config = normal_config(config)

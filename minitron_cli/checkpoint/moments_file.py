@@ -157,7 +157,7 @@ def open_moments(path: Path) -> Moments:
         files = content.pop("files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MinitronError(
-            f"{file} is no index of input Gram matrices ({error})", "measure again with --second-moments"
+            f"{file} is not an index of input Gram matrices ({error})", "measure again with --second-moments"
         ) from error
     return Moments(path, content, inputs, files)
 

@@ -200,7 +200,7 @@ def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path
         return Path(snapshot_download(str(model), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MinitronError(
-            f"{model} is no directory here, and the hub did not give it: {str(error).splitlines()[0]}",
+            f"{model} is not a directory here, and the hub did not give it: {str(error).splitlines()[0]}",
             "check the spelling, or download the model and give its directory",
         ) from error
 
@@ -269,7 +269,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise MinitronError(
-            f"{path} is no checkpoint: it has no config.json", "give the directory that holds config.json"
+            f"{path} is not a checkpoint: it has no config.json", "give the directory that holds config.json"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_nan)
@@ -423,7 +423,7 @@ def _require_floats(matches: Mapping[str, Match], tensors: Mapping[str, TensorIn
         raise MinitronError(
             f"{path} stores {len(wrong)} weights in other types than {', '.join(FLOATS)}, "
             f"e.g. {wrong[0]} as {tensors[wrong[0]].dtype}, and has no quantization_config",
-            "without their scales such numbers are no weights; give the unquantised checkpoint",
+            "without their scales such numbers are not weights; give the unquantised checkpoint",
         )
 
 

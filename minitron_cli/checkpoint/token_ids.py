@@ -34,7 +34,7 @@ def with_new_ids(config: Mapping[str, Any], new_id: Callable[[int], int]) -> dic
 def renumbering(kept: np.ndarray, rows: int) -> Callable[[int], int]:
     """Old id -> new id, when of `rows` embeddings those of `kept` (ascending) stay.
 
-    Ids that have no embedding, which some multimodal tokenizers use for what is no text, come after the last. An id
+    Ids that have no embedding, which some multimodal tokenizers use for what is not text, come after the last. An id
     that is named and not kept is a MinitronError.
     """
     place = {int(old): new for new, old in enumerate(kept)}

@@ -134,12 +134,12 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def utf8_bytes(document: Document) -> int:
-    """The size of a document; refuses what is no text."""
+    """The size of a document; refuses what is not text."""
     try:
         return len(document.text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise MinitronError(
-            f"{document.place}: the text holds half a surrogate pair ({error.object[error.start]!r}), which is no text",
+            f"{document.place}: the text holds half a surrogate pair ({error.object[error.start]!r}): it is not text",
             "repair the escape in the source",
         ) from error
 

@@ -143,7 +143,7 @@ def _directory_files(path: Path) -> tuple[Path, ...]:
     files = tuple(sorted(file for file in visible if file.is_file() and file.suffix.lower() in SUFFIXES))
     kinds = sorted({file.suffix.lower() for file in files})
     if not files:
-        raise MinitronError(f"directory {path} holds no {', '.join(SUFFIXES)} file and is no token directory", _HINT)
+        raise MinitronError(f"directory {path} holds no {', '.join(SUFFIXES)} file and is not a token directory", _HINT)
     if len(kinds) > 1:
         raise MinitronError(
             f"directory {path} holds several kinds of file: {', '.join(kinds)}",

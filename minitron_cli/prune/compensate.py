@@ -201,7 +201,7 @@ def parse_ridge(text: str) -> float | None:
     except ValueError:
         ridge = -1.0
     if ridge is not None and not 0 <= ridge < np.inf:
-        raise MinitronError(f"--ridge {text} is no ridge", "give auto, or a number from 0 up, such as 1e-2")
+        raise MinitronError(f"--ridge {text} is not a ridge", "give auto, or a number from 0 up, such as 1e-2")
     return ridge
 
 

@@ -211,7 +211,7 @@ def parse_together(text: str) -> int | None:
         return 0 if text == "none" else None
     if not text.isdecimal() or int(text) < 1:
         raise MinitronError(
-            f"--expert-refit {text!r} is no number of experts", "give all, none, or how many are refitted together"
+            f"--expert-refit {text!r} is not a number of experts", "give all, none, or how many are refitted together"
         )
     return int(text)
 

@@ -93,7 +93,7 @@ def check_pattern(pattern: Pattern, target: Target, shape: Shape) -> None:
     nearest = " or ".join(map(str, nearest_counts(pattern, count)))
     if count not in counts:
         raise MinitronError(
-            f"--keep-pattern: {count} layers are no whole periods of {period[1]}"
+            f"--keep-pattern: {count} layers are not whole periods of {period[1]}"
             + f" after the first {period[0]}" * bool(period[0]),
             f"nearest depths of whole periods: {nearest}",
         )

@@ -24,7 +24,7 @@ _NOTHING = 1e-6  # of G's largest eigenvalue: its products are float32
 class TiedHead:
     """What a tied head is fitted to: G (hidden, hidden), the final norm's weights w (hidden,), and M.
 
-    Of a LayerNorm (`centred`) the basis holds the mean over channels too, and is no basis of its own choice: g is then
+    Of a LayerNorm (`centred`) the basis holds the mean over channels too, and cannot be chosen freely: g is then
     fitted by itself.
     """
 

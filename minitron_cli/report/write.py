@@ -34,7 +34,7 @@ def report(
 
 def default_output(directory: Path) -> Path:
     """In the run directory. A single artefact's content is checked by hash, so its report is never part of it: it goes
-    to OUT/run of a training output, which is no part of the model, else beside the artefact.
+    to OUT/run of a training output, which is not part of the model, else beside the artefact.
     """
     if (directory / "run" / "options.json").is_file():
         return directory / "run" / NAME
@@ -49,7 +49,7 @@ def _check(target: Path) -> None:
     if target.is_dir():
         raise MinitronError(f"{target} is a directory", f"name a file: -o {target / NAME}")
     if target.is_file() and f'content="{GENERATOR} ' not in target.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise MinitronError(f"{target} exists and is no report of minitron", "choose another output with -o")
+        raise MinitronError(f"{target} exists and is not a report of minitron", "choose another output with -o")
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def reading_dim(weight: Weight) -> int | None:
 
 
 def reads(weight: Weight) -> tuple[str, ...]:
-    """The axes of a matrix's input; empty for what is no matrix."""
+    """The axes of a matrix's input; empty for what is not a matrix."""
     dim = reading_dim(weight)
     return () if dim is None else axes_of(weight.dims[dim])
 

@@ -8,7 +8,7 @@ Every rule was read in the sources of the release that `READ` names:
   single group of Mamba heads is copied. The vocabulary is padded to a multiple of 64, experts need not divide.
 - llama.cpp's types of 256 weights a block (K-quants; `tensor_type_fallback` of `llama-quant.cpp`) need rows of a
   multiple of 256, and become types of 32 a block where they are not, or float16 where not even that fits.
-- mlx-lm (`utils.quantize_model`) does not quantise a matrix whose rows are no multiple of the group, 64 by default.
+- mlx-lm (`utils.quantize_model`) does not quantise a matrix whose rows are not a multiple of the group, 64 by default.
 - vLLM refuses FP8 weights in blocks of 128 x 128 where a GPU's part is not of whole blocks
   (`validate_fp8_block_shape`).
 
@@ -86,7 +86,7 @@ def _divides(spread: str, units: int, gpus: int) -> bool:
 
 
 def _odd_rows(weights: Iterable[Weight], shape: Shape) -> dict[str, int]:
-    """The lengths of rows that matrices have and that are no multiple of `BLOCK`, by their axes: {"ffn": 1000}."""
+    """The lengths of rows that matrices have and that are not a multiple of `BLOCK`, by their axes: {"ffn": 1000}."""
     found: dict[str, int] = {}
     for weight in weights:
         dim = reading_dim(weight)

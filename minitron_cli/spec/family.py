@@ -69,7 +69,7 @@ class Family:
     `predictors` are the config keys that count layers which predict tokens beyond the next. On disk they are numbered
     on from the last layer, or stand under `mtp.`; transformers does not load them, and pruned models have none.
     `computed` maps a config key to what its value is in sizes of axes, `a*b/c`: a whole number in every model.
-    `whole` says why a layer is no model by itself, where it is none: importance cannot be measured layer by layer.
+    `whole` says why a layer is not a model by itself, where it is none: importance cannot be measured layer by layer.
     `normal` rewrites a config that does not state its sizes as plain numbers into one that does.
     `dense` is what a mixture of one expert is without its router, where transformers has a model type for that.
     `engines` is what engines take for granted of its models, and a cut may change (see spec/assumptions).

@@ -96,7 +96,7 @@ def plan_problems(
     """Why these kept indices (and directions) do not make `target` of `source`; empty when they do."""
     problems = [] if basis is None else _basis_problems(source, target, kept, basis)
     if dense and target.get("expert") != 1:
-        problems.append(f"{target.get('expert')} experts a layer are no dense MLP")
+        problems.append(f"{target.get('expert')} experts a layer are not a dense MLP")
     free = {axis.name for axis in AXES if not axis.units} | ({"hidden"} if basis is not None else set())
     for axis in sorted({*source, *target, *kept}):
         if axis not in source or axis not in target:
@@ -136,7 +136,7 @@ def _merge_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray]
     own = np.take_along_axis(merge.into, kept["expert"], axis=1)
     if merge.into.max() >= target["expert"] or (own != np.arange(target["expert"])).any():
         return ["an expert that stays is merged into another, or into none that stays"]
-    return [] if (np.isfinite(merge.share) & (merge.share >= 0)).all() else ["shares of merged experts are no shares"]
+    return [] if (np.isfinite(merge.share) & (merge.share >= 0)).all() else ["shares of merged experts are not shares"]
 
 
 def _basis_problems(source: Shape, target: Shape, kept: Mapping[str, np.ndarray], basis: np.ndarray) -> list[str]:

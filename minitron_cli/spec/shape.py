@@ -120,7 +120,7 @@ def dense_shape(shape: Shape) -> Shape:
 def _sizes_in(
     family: Family, config: Mapping[str, Any], axes: Iterable[str]
 ) -> tuple[dict[str, int], list[str | None], list[str]]:
-    """The sizes of axes, the keys that the config lacks, and in words what is no size."""
+    """The sizes of axes, the keys that the config lacks, and in words what is not a size."""
     sizes: dict[str, int] = {}
     missing: list[str | None] = []
     wrong = []
@@ -323,7 +323,7 @@ def _fraction_problems(family: Family, source: Shape, target: Shape) -> list[str
         if whole % divisor:
             problems.append(
                 f"{key} of the config is {' x '.join(WORDS[a] for a in over)} / {' x '.join(WORDS[a] for a in under)} "
-                f"and would be {' x '.join(str(target[a]) for a in over)} / {divisor}, which is no whole number"
+                f"and would be {' x '.join(str(target[a]) for a in over)} / {divisor}, which is not a whole number"
                 + _that_keeps(prod(source[a] for a in over) * divisor, prod(source[a] for a in under), over, target)
             )
     return problems

@@ -1,6 +1,6 @@
 """A text model inside a model of text and images: how its names begin on disk, and where vision meets it.
 
-The text model has the table of its own family. What stands beside it, a vision tower and a projector, is no family's:
+The text model has the table of its own family. What stands beside it (vision tower, projector) is in no table:
 only the few weights that end in the residual stream have lines, in the grammar of the tables, with `*` for a dimension
 that stays as it is.
 """
@@ -59,7 +59,7 @@ class Wrapper:
     `modules` are those that stand beside the text model, `lines` the dimensions of their weights that have to do with
     the residual stream, by name. `follows` maps a key of config.json, with dots between levels, to the axis whose
     size it repeats. `prefixes` are the ways in which its checkpoints spell names, first that of transformers'
-    modules. `text_types` maps the type of a text model that is no language model by itself to the one that it is
+    modules. `text_types` maps the type of a text model that is not a language model by itself to the one that it is
     equal to where there is only text. `early` is the key of config.json that lists one entry for each of the first
     layers after which features of images enter once more. `derived` are the axes of the text model whose sizes
     config.json cannot state inside the whole, though it can of the text model by itself: heads are then as wide as

@@ -30,7 +30,9 @@ def check_branch(options: Options, order: Order | StreamOrder) -> int:
     assert options.branch_from is not None
     path = Path(options.branch_from)
     if not (path / STATE).is_file():
-        raise MinitronError(f"--branch-from {path} is no checkpoint", "give a directory such as OUT/run/step-0001000")
+        raise MinitronError(
+            f"--branch-from {path} is not a checkpoint", "give a directory such as OUT/run/step-0001000"
+        )
     before, inputs = rundir.read(path.parent)
     with naming_others(path):
         step = read_progress(path).step

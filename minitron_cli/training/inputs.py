@@ -35,7 +35,7 @@ from minitron_cli.training.stretches import parse_phases
 class Models:
     """The directories of a run's models; `tokenizer` is the student's, or its teacher's where it has none.
 
-    A teacher that is recorded or served is no model: it stands in `recording` or `served`, and `teachers` is empty.
+    A teacher that is recorded or served is not a model: it stands in `recording` or `served`, and `teachers` is empty.
     Learned masks start by `scores`.
     `readers` read the student's rows for each teacher whose vocabulary the student's was cut from, else None.
     """
@@ -212,7 +212,7 @@ def reader_for(student: Path, teacher: Path) -> Reader | None:
     if differences:
         raise MinitronError(
             f"{student} and {teacher} have different tokenizers (they differ in "
-            f"{', '.join(tokenizer_differences(student, teacher))}), and the student's is no cut of the teacher's "
+            f"{', '.join(tokenizer_differences(student, teacher))}), and the student's is not a cut of the teacher's "
             f"({', '.join(differences)})",
             "logits can only be compared token by token: take a teacher of the student's own family, or the model "
             "whose vocabulary was cut by `minitron prune --vocab`",

@@ -120,7 +120,7 @@ def read(run: Path) -> tuple[Options, dict[str, str]]:
     file = run / OPTIONS
     if not file.is_file():
         raise MinitronError(
-            f"{run} is no run directory: it has no {OPTIONS}", "give the run directory inside a training output"
+            f"{run} is not a run directory: it has no {OPTIONS}", "give the run directory inside a training output"
         )
     try:
         found: dict[str, Any] = json.loads(file.read_text())

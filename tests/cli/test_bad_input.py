@@ -40,7 +40,7 @@ def place(toy: Toy, tmp_path: Path) -> Path:
     model = Path(shutil.copytree(toy("llama"), tmp_path / "model"))
     scores_for(model, tmp_path / "scores.safetensors")
     spoiled_scores(tmp_path, model)
-    (tmp_path / "text.safetensors").write_text("these are no scores")
+    (tmp_path / "text.safetensors").write_text("these are not scores")
     (tmp_path / "file").write_text("a file")
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
@@ -59,7 +59,7 @@ TABLE = [
     ("--hidden 36", "`minitron prune` needs a model"),
     ("{nowhere} --hidden 36", "nowhere is not a model directory"),
     ("{file} --hidden 36", "file is not a model directory"),
-    ("{empty} --hidden 36", "empty is no checkpoint: it has no config.json"),
+    ("{empty} --hidden 36", "empty is not a checkpoint: it has no config.json"),
     ("{bert} --hidden 36", "unknown model_type 'bert'"),
     ("{model}", "no target size is given"),
     ("{model} --hidden 36", "no scores for hidden: pruning needs to know what matters"),

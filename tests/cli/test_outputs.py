@@ -82,7 +82,7 @@ LINES = [
     (f"data tokenize plain.moments --tokenizer {MODEL} -o plain.moments/tokens", "is inside the input"),
     (f"run recipe.yaml --set model={MODEL}/ -o {MODEL}", "is inside the input"),
     (f"run recipe.yaml --set model={MODEL} -o {MODEL} --dry-run", "is inside the input"),
-    ("report all/model -o all/model/config.json", "is no report of minitron"),
+    ("report all/model -o all/model/config.json", "is not a report of minitron"),
 ]
 
 

@@ -113,7 +113,7 @@ ERRORS = [
     (["--teacher-device", "tpu-9"], "is not a device"),
     (["--warmup", "3"], "--warmup 3 is as long as the run"),
     (["--export-dtype", "int3"], "--export-dtype must be one of"),
-    (["--branch-from", "{place}", "--schedule", "wsd"], "is no checkpoint"),
+    (["--branch-from", "{place}", "--schedule", "wsd"], "is not a checkpoint"),
     (["-o", "{place}"], "exists and holds no run of minitron"),
 ]
 

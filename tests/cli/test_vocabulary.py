@@ -239,7 +239,7 @@ def test_inspect_says_how_text_is_spelled(minitron: Run, model: Path, corpus: Pa
     assert shares["lengthening"] * shares["tokens"] == pytest.approx(longer, rel=0.1)
     assert "bytes they spelled" in minitron(*lines[0], "--source", model).out
     refused = minitron("inspect", model, "--source", tmp_path / "cut", "--data", other)
-    assert (refused.code, "is no cut of" in refused.err) == (1, True)
+    assert (refused.code, "is not a cut of" in refused.err) == (1, True)
     refused = minitron("inspect", tmp_path / "cut", "--source", model)
     assert (refused.code, "add --data" in refused.err) == (1, True)
 
@@ -266,7 +266,7 @@ def test_together_with_other_axes(minitron: Run, model: Path, corpus: Path, tmp_
     (("--vocab", 300), "--vocab needs text to count tokens on"),
     (("--vocab", 30, "--data", "CORPUS"), "--vocab 30 is too small"),
     (("--vocab", 3000, "--data", "CORPUS"), "larger than the source's"),
-    (("--vocab-coverage", "2", "--data", "CORPUS"), "is no share of the text"),
+    (("--vocab-coverage", "2", "--data", "CORPUS"), "is not a share of the text"),
     (("--vocab-coverage", "0.9", "--vocab", 300, "--data", "CORPUS"), "--vocab-coverage chooses a size"),
     (("--ffn", 56, "--keep-tokens", "nowhere", "--data", "CORPUS"), "--keep-tokens is for a cut of the vocabulary"),
     (("--vocab", 512, "--keep-tokens", "nowhere", "--data", "CORPUS"), "--keep-tokens nowhere cannot be read"),

@@ -100,7 +100,7 @@ def test_granite_with_its_older_names_of_layers(toy: Toy, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("model_type", ["granitemoehybrid", "bamba"])
 def test_a_width_that_their_mamba_layers_do_not_divide_by_is_refused(model_type: str, toy: Toy, tmp_path: Path) -> None:
-    with pytest.raises(MinitronError, match=r"mamba_expand .* would be 16 x 9 / 42, which is no whole number"):
+    with pytest.raises(MinitronError, match=r"mamba_expand .* would be 16 x 9 / 42, which is not a whole number"):
         prune_to(toy(model_type), tmp_path / "small", {"hidden": 42})
     prune_to(toy(model_type), tmp_path / "small", {"hidden": 36})
     assert load_config(tmp_path / "small")["mamba_expand"] == 4

@@ -285,8 +285,8 @@ def test_moments_of_another_model_are_refused(toy, tmp_path):
     ("request_", "message"),
     [
         (("lstsq", "1e-2"), "'lstsq' is unknown"),
-        (("none", "-1"), "--ridge -1 is no ridge"),
-        (("least-squares", "much"), "--ridge much is no ridge"),
+        (("none", "-1"), "--ridge -1 is not a ridge"),
+        (("least-squares", "much"), "--ridge much is not a ridge"),
         (("none", "auto", "residual"), "there is none"),
         (("least-squares", "auto", "loss"), "--select 'loss' is unknown"),
     ],

@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_model(
         place = quantise_mxfp4(toy("gpt_oss", hidden_size=256, intermediate_size=256, num_local_experts=24), tmp_path)
     source = open_checkpoint(place / "quantised", "bfloat16")
     peak_of = {}
-    for name in ("first", "second"):  # what is imported on the way is no part of it
+    for name in ("first", "second"):  # what is imported on the way is not part of it
         tracemalloc.start()
         write_pruned(source, plan_for(source, {"hidden": 120}), tmp_path / name)
         peak_of[name] = tracemalloc.get_traced_memory()[1]

@@ -67,11 +67,11 @@ def test_without_it_the_best_layers_stay_and_a_warning_says_what_that_means(toy:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"layers": 4}, "4 layers are no whole periods of 3", "nearest depths of whole periods: 3 or 5"),
+        ({"layers": 4}, "4 layers are not whole periods of 3", "nearest depths of whole periods: 3 or 5"),
         ({"drop-layers": "2-4"}, None, None),
         ({"drop-layers": "6-7"}, None, None),
         ({"drop-layers": "0,3,6"}, "without layers 0,3,6, the others are not in", "let --layers 5 choose"),
-        ({"drop-layers": "7"}, "7 layers are no whole periods", "6 or 8"),
+        ({"drop-layers": "7"}, "7 layers are not whole periods", "6 or 8"),
         ({}, "--keep-pattern is for cuts of depth", "add --layers N"),
         ({"hidden": 36}, "--keep-pattern is for cuts of depth", "add --layers N"),
     ],

@@ -117,7 +117,7 @@ def test_memory_does_not_grow_with_the_model(toy: Toy, tmp_path: Path, monkeypat
     source = open_checkpoint(toy("llama", vocab_size=60_000, hidden_size=240, tie_word_embeddings=False))
     assert source.num_bytes > 110e6
     plan = plan_for(source, {"hidden": 120, "ffn": 56})
-    write_pruned(source, plan, tmp_path / "first")  # what is imported on the way is no part of it
+    write_pruned(source, plan, tmp_path / "first")  # what is imported on the way is not part of it
     tracemalloc.start()
     write_pruned(source, plan, tmp_path / "small")
     peak = tracemalloc.get_traced_memory()[1]

@@ -185,7 +185,7 @@ def test_what_stays_a_mixture_says_why(toy: Toy, tmp_path: Path) -> None:
 def test_a_plan_of_several_experts_is_no_dense_one(toy: Toy) -> None:
     plan = plan_for(open_checkpoint(toy("mixtral")), {"expert": 3})
     assert plan_problems(plan.source, plan.target, plan.kept, None, None, True) == [
-        "3 experts a layer are no dense MLP"
+        "3 experts a layer are not a dense MLP"
     ]
 
 

@@ -208,7 +208,7 @@ def test_figures_that_are_not_finite_are_named_and_the_rest_is_shown(fake_run: P
     ("make", "message"),
     [
         (lambda path: path / "nowhere", "there is no directory"),
-        (lambda path: path, "is no run"),
+        (lambda path: path, "is not a run"),
         (lambda path: _file(path / "file.txt"), "there is no directory"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_report_is_never_replaced(fake_run: Path, tmp_path: Path) -> None:
     precious = _file(tmp_path / "thesis.html")
-    with pytest.raises(MinitronError, match="no report of minitron"):
+    with pytest.raises(MinitronError, match="not a report of minitron"):
         report(fake_run, precious)
     assert precious.read_text() == "no run"
     with pytest.raises(MinitronError, match="is a directory"):

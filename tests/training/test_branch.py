@@ -135,5 +135,5 @@ def test_a_checkpoint_inside_a_decay_is_refused(toy: Toy, text: Path, tmp_path: 
     origin = str(tmp_path / "run/run/step-0000008")
     with pytest.raises(MinitronError, match="was falling at step 8"):
         train(options(toy("llama"), text, tmp_path / "b", steps=12, branch_from=origin, **WSD))
-    with pytest.raises(MinitronError, match="is no checkpoint"):
+    with pytest.raises(MinitronError, match="is not a checkpoint"):
         train(options(toy("llama"), text, tmp_path / "b", steps=12, branch_from=str(tmp_path / "run"), **WSD))

@@ -417,7 +417,7 @@ def test_what_does_not_go_is_refused(whole: Path, cut: Path, text: Path, tmp_pat
     foreign = shutil.copytree(whole, tmp_path / "foreign")
     save(byte_level(made_text(100, seed=8), 640), foreign)
     for student, teacher in ((cut, foreign), (whole, cut)):
-        with pytest.raises(MinitronError, match="the student's is no cut of the teacher's") as refused:
+        with pytest.raises(MinitronError, match="the student's is not a cut of the teacher's") as refused:
             rehearse(options(student, text, tmp_path / "out", teacher), 1)
         assert "minitron prune --vocab" in (refused.value.hint or "")
     record_teacher(options(whole, text, tmp_path / "x", whole, top_k=8), tmp_path / "top")

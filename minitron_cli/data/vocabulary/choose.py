@@ -57,5 +57,5 @@ def parse_coverage(text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise MinitronError(f"--vocab-coverage {text} is no share of the text", "write it like 99.9% or 0.999")
+        raise MinitronError(f"--vocab-coverage {text} is not a share of the text", "write it like 99.9% or 0.999")
     return share

@@ -75,7 +75,7 @@ def spelling(
 ) -> dict[str, Respelling]:
     """How the tokenizer of `model` spells text, by domain; with `whole`, what of it its tokenizer spelled otherwise.
 
-    Raises MinitronError where `model` is no cut of `whole`.
+    Raises MinitronError where `model` is not a cut of `whole`.
     """
     source = whole or model
     rows = load_tokenizer(source).vocab_size
@@ -84,7 +84,7 @@ def spelling(
         image, differing = image_of(model, whole)
         if differing:
             raise MinitronError(
-                f"the vocabulary of {model} is no cut of that of {whole}: {', '.join(differing)}",
+                f"the vocabulary of {model} is not a cut of that of {whole}: {', '.join(differing)}",
                 "name the model that it was cut from with --source",
             )
         kept = np.unique(image[image >= 0])

@@ -1,6 +1,6 @@
 """The patterns by which tokenizers split text: whether every text comes apart before its spaces, and the words of it.
 
-Where no match has a space behind another character, one that is no white space, each text comes apart before such a
+Where no match has a space after a character that is not white space, each text comes apart before such a
 space. Matches on its left do not reach it, and what decides them ends there; those on its right do not look back.
 """
 
@@ -32,7 +32,7 @@ def is_plain(text: str) -> bool:
 
 
 def parts_before_spaces(pattern: str) -> bool:
-    """Whether no match has a space behind another character, one that is no white space, nor looks further than its own
+    """Whether no match has a space after another character that is not white space, nor looks further than its own
     end but for white space that goes on. False for what is not understood."""
     blank = True  # all that the alternative has matched so far
     for atom in _atoms(pattern):

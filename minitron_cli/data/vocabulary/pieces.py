@@ -23,7 +23,7 @@ _SPACE = "\u2581"  # SentencePiece's spelling of a space; its decoder replaces t
 class Pieces:
     """The tokens of `rows` embeddings: what each is merged from, which must stay, which ids no token has.
 
-    parents (rows, 2) are the ids of the last merge that makes a token, NONE for what is no merge's product;
+    parents (rows, 2) are the ids of the last merge that makes a token, NONE for what is not a merge's product;
     required (rows,) and present (rows,) are bool.
     """
 

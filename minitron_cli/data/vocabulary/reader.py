@@ -126,6 +126,6 @@ class Reader:
         met = places < known
         met[met] = whole_ends[places[met]] == ends[met]
         found.places[row] = np.where(met, places, -1)
-        # A document begins behind the place at which the one before it has been read.
+        # A document begins after the place at which the one before it has been read.
         begins = np.searchsorted(whole_ends, (ends - self._lengths[ids])[starts], side="right")
         found.starts[row, begins[begins < size]] = True

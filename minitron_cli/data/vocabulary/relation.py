@@ -12,7 +12,7 @@ from minitron_cli.data.vocabulary.wanted import tokenizer_json
 
 
 def image_of(cut: Path, whole: Path) -> tuple[np.ndarray, list[str]]:
-    """The id in `whole` of every token of `cut`, (tokens of cut,) int64, and in what the one is no cut of the other.
+    """The id in `whole` of every token of `cut`, (tokens of cut,) int64, and in what the one is not a cut of the other.
 
     It is one where its tokens, merges, scores, added and special tokens are some of the other's, in the same order of
     merging, and all else that decides the tokens of a text is equal. The numbering is free. -1 is of no token. Where

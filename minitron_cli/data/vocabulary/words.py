@@ -1,7 +1,7 @@
 """Uses of tokens by way of words: text comes apart into what is spelled one by one, each distinct word once.
 
 Two kinds of tokenizer are known to take text apart at its spaces: byte-level ones whose patterns do (`patterns`), and
-those that write a space as U+2581 and split there, or whose vocabulary has no token with U+2581 behind another
+those that write a space as U+2581 and split there, or whose vocabulary has no token with U+2581 after another
 character, so that no merge crosses the two. Text of all other kinds is tokenised as a whole.
 """
 
@@ -146,7 +146,7 @@ def _begun(text: str) -> str:
 
 
 def _no_merge_crosses(model: Mapping[str, Any]) -> bool:
-    """Whether BPE spells the text before U+2581, behind another character, by itself: no token has the two, and none of
+    """Whether BPE spells the text before U+2581, after another character, by itself: no token has the two, and none of
     the characters between two is dropped."""
     if model["type"] != "BPE" or model["ignore_merges"] or not {_BLANK, model["unk_token"]} <= model["vocab"].keys():
         return False
@@ -211,7 +211,7 @@ class Tally:
 
 
 def _split(parts: Mapping[str, int], split: Callable[[str], list[str]]) -> Counter[str]:
-    """The words of parts. Those that occur equally often are joined where they came apart: before a space, behind what
+    """The words of parts. Those that occur equally often are joined where they came apart: before a space, after what
     is none."""
     words: Counter[str] = Counter()
     equal: dict[int, list[str]] = defaultdict(list)

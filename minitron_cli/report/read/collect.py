@@ -47,7 +47,7 @@ def collect(directory: Path) -> Run:
             f"there is no directory {directory}", "give the run directory of `minitron run` (runs/NAME)"
         )
     raise MinitronError(
-        f"{directory} is no run: it holds neither {STATE} nor {FAMILY} nor a model that minitron made",
+        f"{directory} is not a run: it holds neither {STATE} nor {FAMILY} nor a model that minitron made",
         "give the directory that `minitron run` or `minitron distill -o` wrote, e.g. `minitron report runs/tiny`",
     )
 

@@ -32,7 +32,7 @@ def training_options(run: Path) -> dict[str, Any]:
     """The resolved options of a training run; empty before they are written."""
     options = read_json(run / "options.json").get("options", {})
     if not isinstance(options, dict):
-        raise MinitronError(f"{run / 'options.json'} is damaged: options is no object", "train again")
+        raise MinitronError(f"{run / 'options.json'} is damaged: options is not an object", "train again")
     return options
 
 

@@ -105,7 +105,7 @@ def _checked(file: Path, hint: str, **lists: Mapping[str, Any]) -> dict[str, Any
     for key, fields in lists.items():
         entries = found.get(key, [])
         if not isinstance(entries, list):
-            raise MinitronError(f"{file}: {key} is no list", hint)
+            raise MinitronError(f"{file}: {key} is not a list", hint)
         _check(file, entries, fields, hint)
     return found
 

@@ -37,7 +37,7 @@ def change(model: Model) -> str:
 
 
 def options_table(model: Model) -> Table | None:
-    """The options of a run that is no chain."""
+    """The options of a run that is not a chain."""
     rows = [[name, _plain(value)] for name, value in model.options.items() if value not in (None, [], "")]
     return Table(f"Options of minitron {model.verb}", ("option", "value"), rows, numbers_from=9) if rows else None
 

@@ -50,7 +50,7 @@ class Server:
         return self.url
 
     def check(self) -> None:
-        """Refuse what is no address, an address with a secret in it (addresses are written down), and a missing key."""
+        """Refuse what is not an address, an address with a secret in it (it is written down), and a missing key."""
         try:
             parts = urlsplit(self.url)
             found = parts.hostname is not None and (parts.port is None or parts.port > 0)
