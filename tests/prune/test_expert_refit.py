@@ -319,8 +319,8 @@ def test_what_cannot_be_refitted_is_refused(toy, text, tmp_path, capsys, monkeyp
     data = ["--data", text, "--samples", "16", "--seq-len", "16"]
     for model, flags, why in (
         ("qwen3_moe", ["--experts", "3", "--expert-refit", "all"], "there is none"),
-        ("qwen3_moe", ["--experts", "3", "--expert-refit", "some", *data], "no number of experts"),
-        ("qwen3_moe", ["--experts", "3", "--expert-refit", "0", *data], "no number of experts"),
+        ("qwen3_moe", ["--experts", "3", "--expert-refit", "some", *data], "not a number of experts"),
+        ("qwen3_moe", ["--experts", "3", "--expert-refit", "0", *data], "not a number of experts"),
         ("qwen3_moe", ["--experts", "3", "--expert-refit", "all", "--vocab", "80", *data], "do not go together"),
         ("qwen3_moe", ["--experts", "1", "--expert-refit", "all", *data], "leaves a dense model"),
         ("llama", ["--ffn", "56", "--expert-refit", "all", *data], "have no experts"),

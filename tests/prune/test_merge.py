@@ -223,7 +223,7 @@ def test_a_plan_checks_its_merge(toy):
     for into, share, why in (
         ([0, 0, 1, 1, 3], SHARE, "into another"),
         ([1, 0, 0, 1, 2], SHARE, "into another"),
-        (INTO, [-1, *SHARE[1:]], "no shares"),
+        (INTO, [-1, *SHARE[1:]], "not shares"),
         (INTO[:4], SHARE, "merged by arrays"),
     ):
         wrong = Merge(np.tile(into, (3, 1)), np.tile(share, (3, 1)))

@@ -240,9 +240,9 @@ def test_importance_prune_and_inspect_by_the_command_line(wrapped: Wrapped, tmp_
 
 def test_where_features_of_images_enter_again_a_cut_of_layers_says_so(wrapped: Wrapped) -> None:
     request = PruneRequest(model=str(wrapped("qwen3_vl")), drop_layers="0")
-    assert any("after the first layers" in warning for warning in dry_run(request).facts.warnings)
+    assert any("after each of the first layers" in warning for warning in dry_run(request).facts.warnings)
     width = replace(request, drop_layers=None, vocab=None, text_only=True)
-    assert not any("after the first layers" in warning for warning in dry_run(width).facts.warnings)
+    assert not any("after each of the first layers" in warning for warning in dry_run(width).facts.warnings)
 
 
 def test_neurons_of_a_projector_are_ranked_by_their_weights(wrapped: Wrapped, tmp_path: Path) -> None:
