@@ -21,6 +21,8 @@ from minitron_cli.prune.target import Target, make_plan, target_shape
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
 from minitron_cli.spec.plan import Plan
+from minitron_cli.training.options import Options
+from minitron_cli.training.run import rehearse
 from tests.prune.cutting import difference, load, logits_of, random_scores, sizes_for
 from tests.spellers import KINDS, byte_level, made_text, save
 from tests.toys import TOY_CONFIGS, make_toy
@@ -304,5 +306,11 @@ def test_a_changed_tokenizer_does_not_verify(minitron: Run, model: Path, corpus:
     assert any("tokenizer.json" in problem for problem in verify(tmp_path / "out", str(other)).problems)
 
 
-def test_what_has_no_place_for_a_vocabulary_says_so(minitron: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
-    """Learned masks choose units of layers."""
+def test_learned_masks_have_no_place_for_a_vocabulary(model: Path, corpus: Path, tmp_path: Path) -> None:
+    """Masks choose units of layers: the verb has no such option, and a run that asks for it is refused."""
+    options = Options(
+        verb="shear", student=str(model), data=(str(corpus),), output=str(tmp_path / "out"), sizes=("vocab=300",),
+        steps=2, batch=1, seq_len=16,
+    )  # fmt: skip
+    with pytest.raises(MinitronError, match="learned masks do not choose tokens"):
+        rehearse(options, 1)
