@@ -25,7 +25,8 @@ from minitron_cli.prune import refit_pass
 from minitron_cli.prune.compensate import Compensation
 from minitron_cli.prune.directions import by_directions
 from minitron_cli.prune.expert_refit import RIDGES, ExpertRefit, groups, refit_cost
-from minitron_cli.prune.refit_pass import Sums, refit_experts
+from minitron_cli.prune.expert_sums import Sums
+from minitron_cli.prune.refit_pass import refit_experts
 from minitron_cli.prune.request import parse_together
 from minitron_cli.prune.verify import verify
 from minitron_cli.prune.write import write_pruned
