@@ -1,8 +1,8 @@
 """Reading and writing large files past the page cache, where the system can.
 
-A page of cache for every 4 KB that pass by once costs several times the processor time of moving them, pushes out what
-other programs keep there, and helps nobody. So files are read and written directly (O_DIRECT) where the file system
-takes it, and the ordinary way where it does not; what lies in the cache already is taken from there.
+A page of cache for every 4 KB that pass by once costs several times the processor time of moving them, and pushes out
+what other programs keep there. So files are read and written directly (O_DIRECT) where the file system takes it, and
+the ordinary way where it does not; what is in the cache already is taken from there.
 """
 
 import ctypes

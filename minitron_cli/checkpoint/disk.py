@@ -1,4 +1,4 @@
-"""What the system says while a file is written, as one error for the user; and whether there is space."""
+"""Errors of the system while a file is written, as one error for the user; checks for space and permission."""
 
 import errno
 import fcntl

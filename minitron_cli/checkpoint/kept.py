@@ -1,4 +1,4 @@
-"""Results kept in files beside what they follow from: made once, and found again as long as that is the same."""
+"""Results kept in files with what they depend on: made once, and found again as long as that is the same."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""A JSON object that carries the sha256 of the rest of itself: an altered value shows."""
+"""A JSON object that carries the sha256 of the rest of itself, so that an altered value is detected."""
 
 import hashlib
 import json

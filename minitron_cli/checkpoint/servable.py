@@ -1,4 +1,4 @@
-"""What engines make of a model (see spec/engines): of one that is there, and of one that a cut would leave."""
+"""How engines can serve a model (see spec/engines): one on disk, or one that a cut would leave."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -36,7 +36,7 @@ def combined(stored: Stored, digests: Mapping[str, str]) -> str:
 
 
 class Streamed:
-    """sha256 of every tensor, by its name on disk, of a model whose files pass by front to back, in blocks of any
+    """sha256 of every tensor, by its name on disk, of a model whose files are read front to back, in blocks of any
     size."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:

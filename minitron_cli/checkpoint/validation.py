@@ -1,7 +1,7 @@
-"""What transformers makes of a config, asked in a process of its own.
+"""Whether transformers accepts a config, and which defaults it fills in, found out in a process of its own.
 
 There transformers is imported without torch, as it is where torch is not installed: one second of one core instead of
-four, no interpreter lock to share, and no memory taken from here. Should that process fail, it is asked in this one.
+four, no interpreter lock to share, and no memory taken from here. If that process fails, this one does the same.
 Run as a script, this file is that process.
 """
 
@@ -55,7 +55,7 @@ class Rejected(Exception):
 
 
 def understood(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with all that transformers fills in where it says nothing. Raises Rejected."""
+    """The config with the defaults that transformers fills in. Raises Rejected where it does not accept the config."""
     (answer,) = _answers([config])
     if "rejected" in answer:
         raise Rejected(answer["rejected"])
@@ -63,7 +63,7 @@ def understood(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def objections(configs: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """Why transformers does not take each of these configs, None where it does; all are asked in one process."""
+    """Why transformers rejects each of these configs, None where it does not; one process checks all."""
     return [answer.get("rejected") for answer in _answers(configs)]
 
 

@@ -1,4 +1,4 @@
-"""Read the values of a tensor, all of them or a run, from its bytes: the one place between names and files.
+"""Read the values of a tensor, all or a contiguous part, from the bytes of its file.
 
 A memory map of the whole file would count in full against a memory limit.
 """

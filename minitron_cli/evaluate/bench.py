@@ -1,4 +1,4 @@
-"""What a smaller model buys: prefill and decode speed, latency and memory over a grid, all models in the same run.
+"""Speed of prefill and decoding, latency and memory over a grid of lengths, of all models in the same run.
 
 The models are interleaved: every round times each model on each cell of the grid, so that a machine that warms up,
 throttles or is shared slows them alike, and a ratio is taken within a round before the median over rounds.

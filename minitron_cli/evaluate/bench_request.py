@@ -1,4 +1,4 @@
-"""What `minitron bench` is asked for, and how it is carried out. Importable without torch."""
+"""The request of `minitron bench`, its checks and its execution. Importable without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRequest:
-    """All that `minitron bench` can be told; a field is named as its flag. The first model is the reference.
+    """All options of `minitron bench`; a field is named as its flag. The first model is the reference.
 
     `memory` is a budget in bytes, for which the sequences that would fit are counted.
     """

@@ -92,7 +92,7 @@ def refuse_unknown(gates: Sequence[Gate], known: Mapping[str, Collection[str] | 
 def check(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float]]) -> list[Verdict]:
     """Judge `gates` over `values[model]["task.metric"]`, whose first model is the reference.
 
-    What was not measured is an error that names what was: a gate never passes for want of a figure.
+    A gate on what was not measured is an error that names what was: it never passes.
     """
     models = list(values)
     verdicts = []

@@ -58,7 +58,7 @@ def measurable(options: Options, tasks: Tasks | None, model: Path) -> dict[str, 
 
 def evaluate(models: Sequence[str], options: Options, tasks: Tasks | None, say: Say) -> list[Measured]:
     """Measure every model in turn. One that cannot be loaded or measured is noted, and the others go on."""
-    choose_dtype(options.dtype, choose_device(options.device))  # no model can do with one that is not there
+    choose_dtype(options.dtype, choose_device(options.device))  # one that is missing is no error of each model
     names = distinct_names(models)
     found = []
     for model, name in zip(models, names):

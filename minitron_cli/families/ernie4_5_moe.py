@@ -29,7 +29,7 @@ def _write(config: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
     last = first + list(kinds).count("sparse") - 1
     if "dense" in kinds[first : last + 1]:
         raise MinitronError(
-            "dense layers would lie between sparse ones, which no ERNIE 4.5 config can say",
+            "dense layers would lie between sparse ones, which no ERNIE 4.5 config can state",
             "choose other layers with --drop-layers",
         )
     return {"moe_layer_start_index": first, "moe_layer_end_index": last, "moe_layer_interval": 1}

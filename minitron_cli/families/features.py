@@ -44,7 +44,7 @@ def kinds(family: Family) -> tuple[str, ...]:
 
 
 def rotates(family: Family) -> str | None:
-    """Why the residual stream cannot be turned (--rotate); None where it can."""
+    """Why the residual stream cannot be rotated (--rotate); None where it can."""
     return None if family.norms else family.unrotated
 
 

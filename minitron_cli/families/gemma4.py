@@ -25,7 +25,7 @@ _TWO_SIZES = "layers of full attention have heads of another size, in other grou
 def _last_is_full(config: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
     if kinds[-1] != "full":
         raise MinitronError(
-            "the last layer that stays would not be of full attention, as which transformers builds it in any case",
+            "the last layer that stays is not of full attention, but transformers always builds the last one so",
             "choose other layers with --drop-layers",
         )
     return {}
@@ -83,6 +83,6 @@ GEMMA4 = family(
     unrotated=POST_NORMED,
     repair="sqrt_hidden",
     kinds=(Kinds(_LISTED.read, _last_is_full),),
-    whole="transformers builds the last layer as one of full attention in any case",
+    whole="transformers always builds the last layer as one of full attention",
     normal=_published,
 )

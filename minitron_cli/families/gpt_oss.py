@@ -25,6 +25,6 @@ GPT_OSS = family(
     """,
     config_keys={**EXPERT_KEYS, "expert": "num_local_experts", "expert_ffn": "intermediate_size"},
     defaults={"attention_bias": True},
-    unrotated="its experts are stored with what they read first, which is not turned yet",
+    unrotated="its experts are stored transposed, which rotation does not support yet",
     engines=(one_in(2, "full_attention", "llama.cpp"),),
 )

@@ -67,7 +67,7 @@ _NORMS = {
 }
 _ATTENTION = _GATED_ATTENTION + O_BIAS + QK_NORM
 _INTERLEAVED = (
-    "the input matrices hold queries, keys, values and gates of each key head side by side, which no line can say yet"
+    "the input matrices hold queries, keys, values and gates of each key head side by side, which no line can describe"
 )
 
 _ENGINES = (one_in("full_attention_interval", "full_attention", "SGLang", "MLX", otherwise=4),)

@@ -1,4 +1,4 @@
-"""One process or many: who this one is, and what all of them agree on."""
+"""One process or many: the rank and device of this one, and reductions over all."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process prints and writes files for all."""
         return self.rank == 0
 
     def share(self, count: int) -> tuple[int, int]:

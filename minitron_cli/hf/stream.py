@@ -1,4 +1,4 @@
-"""Models larger than memory, a decoder block at a time: what loads the blocks in turn, and what their outputs wait in.
+"""Models larger than memory, a decoder block at a time: loads the blocks in turn, and keeps the states between them.
 
 All samples go through one block; their hidden states wait for the next, in memory or mapped from two files on disk, of
 which one holds what went into a layer and the other what comes out.

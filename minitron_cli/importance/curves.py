@@ -1,7 +1,7 @@
 """Depth sweeps of an execution: those that are asked for and not yet known are run and kept in the scores file.
 
 A curve is the raw array "depth.METRIC.SIZE": the metric itself (not its increase) with layers [i, i + SIZE) dropped,
-for every i. "depth.METRIC.greedy" holds the metric after each greedy step. The provenance's "depth" says the rest
+for every i. "depth.METRIC.greedy" holds the metric after each greedy step. The provenance's "depth" holds the rest
 under "METRIC.SIZE": the full model's value, tokens, the best candidate, the cost in passes. METRIC is loss, kl, mse or
 the name of a task, of which more is better.
 """

@@ -22,7 +22,7 @@ Show = Callable[[float, float], None]  # fraction done, tokens per second
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Samples to send through a checkpoint, where, in what arithmetic, and whom to tell."""
+    """Samples to send through a checkpoint, the device and dtype, and callbacks that report progress."""
 
     checkpoint: Checkpoint
     samples: Samples

@@ -60,7 +60,7 @@ def require_same(there: Mapping[str, Any], here: Mapping[str, Any], file: Path) 
     """Refuse to mix: a MinitronError that names every difference."""
     if found := differences(there, here):
         raise MinitronError(
-            f"{file} was measured otherwise: {'; '.join(found)}",
+            f"{file} was measured with other settings: {'; '.join(found)}",
             "choose another output with -o, or add --force to measure again and replace it",
         )
 

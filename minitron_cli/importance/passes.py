@@ -1,4 +1,4 @@
-"""Set up a pass and run it in the mode that fits; the one place that knows both ways."""
+"""Set up a pass and run it in the mode that fits, resident or streamed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from minitron_cli.spec.shape import flops_per_token
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A pass before anything of it is made: its samples and what identifies them, its arithmetic, the way to run it."""
+    """A pass before it begins: its samples and what identifies them, its dtype, batch size and mode."""
 
     samples: Samples
     data: Mapping[str, Any]
@@ -62,7 +62,7 @@ def plan(checkpoint: Checkpoint, options: Options, world: World) -> Planned:
 def prepare(
     checkpoint: Checkpoint, options: Options, output: Path, world: World, say: Say, show: Show
 ) -> tuple[Execution, Mode, Mapping[str, Any]]:
-    """The pass that is planned, with the places that it is kept in."""
+    """The planned pass with its snapshot and scratch files, its mode, and the identity of its sums."""
     planned = plan(checkpoint, options, world)
     identity = pass_identity(checkpoint.path, planned.data, dtype_name(planned.dtype))
     size, mode = planned.batch_size, planned.mode

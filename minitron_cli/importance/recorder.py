@@ -1,4 +1,4 @@
-"""Hooks that fill the running sums while the forward passes go by."""
+"""Hooks that fill the running sums during the forward passes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -62,7 +62,7 @@ class Recorder:
                 rows.append(Row(site.layer, site.readers if axis == site.axis else ()))
 
     def start(self, batch: Batch, *, first: bool = True) -> None:
-        """Name the batch that the coming forward pass is about; it is counted the `first` time it comes by."""
+        """Set the batch of the next forward pass; its samples are counted the `first` time that it comes."""
         self.batch = batch
         if first:
             self.count += [len(range(len(batch.ids))[half_of(batch, half)]) for half in range(HALVES)]

@@ -1,4 +1,4 @@
-"""What routers say and what each expert's absence would change: forward only, at the layer's own inputs."""
+"""Router logits, and how a mixture's output changes without each expert: forward only, at the layer's own inputs."""
 
 from typing import Any
 

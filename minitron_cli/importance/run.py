@@ -40,7 +40,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a model: running sums, their rows, depth curves and what is said about those."""
+    """What is known of a model: running sums, their rows, depth curves and their metadata."""
 
     raw: Mapping[str, np.ndarray] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)

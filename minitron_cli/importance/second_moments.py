@@ -143,7 +143,7 @@ class SecondMoments:
 
 
 def discard_partial(output: Path) -> None:
-    """Remove what a pass that did not end has written: sums are not taken up again."""
+    """Remove what an interrupted pass has written: its sums cannot be continued."""
     shutil.rmtree(_partial(output), ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """Per-sample statistics of activations, and the running sums over samples from which every aggregation follows.
 
-A sample's statistic is taken over its own valid tokens only, and samples meet nowhere but in the sums, so that a score
-can depend neither on the batch size nor on padding.
+A sample's statistic is taken over its own valid tokens only, and samples are combined only in the sums, so that a score
+depends neither on the batch size nor on padding.
 """
 
 from collections.abc import Sequence

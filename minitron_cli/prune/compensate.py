@@ -1,6 +1,6 @@
 """Compensated trimming: a linear map is refitted by least squares to the inputs that it keeps.
 
-For a map W whose inputs x = (x_K, x_D) lose x_D, the best use of x_K in the mean square over the calibration tokens is
+For a map W whose inputs x = (x_K, x_D) lose x_D, the map of x_K with the least square error on calibration tokens is
 
     W' = W_K + W_D T,   T = C_DK (C_KK + eps diag C_KK)^-1,   C = E[x x^T]   (W C_:K C_KK^-1 for eps = 0)
 
@@ -144,7 +144,7 @@ def regression(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge:
 
 
 def unexplained(moment: np.ndarray, kept: np.ndarray, dropped: np.ndarray, ridge: float, solved: np.ndarray) -> float:
-    """What `residual` is for the very solution T of this moment and ridge, without another product of matrices."""
+    """`residual` of the solution T of this same moment and ridge, without another product of matrices."""
     own, penalty = np.diagonal(moment)[dropped], np.diagonal(moment)[kept] * (0.0 if np.isinf(ridge) else ridge)
     left = own - (solved * moment[np.ix_(dropped, kept)]).sum(1) - np.square(solved) @ penalty
     return float((left / np.maximum(own, np.finfo(np.float64).tiny)).sum())
@@ -185,7 +185,7 @@ def check_request(method: str, ridge: str, select: str = "scores", rotate: bool 
     parse_ridge(ridge)
     if method == "none" and select != "scores":
         raise MinitronError(
-            f"--select {select} chooses by what compensation leaves, and there is none",
+            f"--select {select} chooses by the error that compensation leaves, and there is none",
             "add --compensate least-squares",
         )
     if method == "none" and rotate:

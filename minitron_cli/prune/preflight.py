@@ -123,7 +123,7 @@ def _warnings(source: Checkpoint | Architecture, target: Shape) -> list[str]:
 
 
 def _beside(source: Checkpoint | Architecture, target: Shape) -> list[str]:
-    """What becomes of all that is not the text model."""
+    """Warnings about the tensors beside a text model."""
     if not isinstance(source, Checkpoint) or not source.beside:
         return []
     size = bytes_text(beside_bytes(source, source.shape))

@@ -1,4 +1,4 @@
-"""What a cut loses of each input, beside what plain trimming loses: from input Gram matrices alone.
+"""What a cut loses of each input, compared with plain trimming: from input Gram matrices alone.
 
 An error is the mean square of what the kept inputs do not reconstruct, over the calibration tokens. Compensation takes
 each dropped input relative to its own mean square, so that plain trimming loses 1 of each; a rotation takes the stream
@@ -15,7 +15,7 @@ Place = tuple[str, int | None, int | None]  # what is read (an axis, or "logits"
 
 
 class Error(NamedTuple):
-    """Of the cut as it is made, and of plain trimming."""
+    """The error of a cut as it is made, and that of plain trimming."""
 
     made: float
     plain: float

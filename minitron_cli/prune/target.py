@@ -36,7 +36,7 @@ class Target:
 
 
 def check_kind(kind: str | None, sizes: Mapping[str, int], lists_layers: bool) -> None:
-    """`--target width|depth|both` must agree with the sizes given; without it they speak for themselves."""
+    """`--target width|depth|both` must agree with the sizes given; without it any sizes may be."""
     width = [f"--{FLAG_OF_AXIS[axis]}" for axis in WIDTH_AXES if axis in sizes]
     depth = ["--layers"] * ("layer" in sizes) + ["--drop-layers"] * lists_layers
     if kind not in (None, "width", "depth", "both"):

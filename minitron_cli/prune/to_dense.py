@@ -1,4 +1,4 @@
-"""To dense: the one expert of a layer that stays becomes an MLP, and what chose it goes.
+"""To dense: the one expert of a layer that stays becomes an MLP, and its router is dropped.
 
 The router's only choice has weight 1, whatever its logit, so that the dense model computes what the mixture does. The
 bytes are those of a mixture of one expert under other names: fused experts lie one after the other in their rows.

@@ -67,12 +67,12 @@ class Vocabulary:
         return float(self.total[self.kept(size)].sum() / self.total.sum())
 
     def lengthening(self, size: int) -> float:
-        """By which share the corpus has more tokens when `size` stay."""
+        """The relative increase of the corpus' tokens when `size` stay: 0.05 is 5% more."""
         found = self.report(size).values()
         return sum(one["lengthening"] * one["tokens"] for one in found) / sum(one["tokens"] for one in found)
 
     def report(self, size: int) -> dict[str, dict[str, float]]:
-        """What the text of each domain comes to (see `Respelling`)."""
+        """How each domain's text is tokenised when `size` tokens stay (see `Respelling`)."""
         found = respelling(self.counts, self.raw, self.model, self.kept(size), self.rows)
         return {domain: asdict(one) for domain, one in found.items()}
 

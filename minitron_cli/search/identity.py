@@ -33,7 +33,7 @@ def check_request(source: Checkpoint, request: SearchRequest) -> Scores:
 
 
 def claim(request: SearchRequest, seq_len: int, vocabulary: Vocabulary | None = None) -> None:
-    """Note what the directory's candidates and losses follow from; another search's directory is refused.
+    """Record what the directory's candidates and losses depend on; another search's directory is refused.
 
     Scores carry the digest of their model, and cutting checks it, so the digest of the scores covers both. Which tokens
     stay follows from the text that a `vocabulary` was counted on.

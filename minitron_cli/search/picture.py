@@ -1,5 +1,5 @@
-"""Loss against parameters, and against time where it was measured: what was measured, what was refined, and the front
-that nothing beats on both."""
+"""Loss against parameters, and against time where it was measured: measured and refined shapes, and their Pareto
+fronts."""
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter

@@ -37,7 +37,7 @@ BLOCK = 256  # weights of a block of llama.cpp's K-quants
 
 
 def servable(family: Family, config: Config, shape: Shape, pattern: Pattern | None = None) -> dict[str, Any]:
-    """What engines make of a model, as one JSON object; for a planned prune, `config` is the one its result will have.
+    """How engines can serve a model, as one JSON object; for a planned prune, `config` is that of its result.
 
     `pattern` is that of its layers (None: not known). `k_quants_apart` names the lengths of rows that llama.cpp's
     K-quants do not take.

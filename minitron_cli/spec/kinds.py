@@ -19,7 +19,7 @@ def _nothing(config: Config, kinds: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """`read` gives the kind of each of so many layers; `write` what the config of layers of such kinds says instead.
+    """`read` gives the kind of each layer, `write` the config values that state given kinds, for a model cut in depth.
 
     Config lists with an entry for each layer are selected with the layers that stay (see `Family.per_layer`) and need
     no `write`.

@@ -23,7 +23,7 @@ class Within:
     open_high: bool = True
 
     def demand(self, value: float) -> str | None:
-        """What a value must be where it is not within: the end that it misses."""
+        """The bound that a value violates, in words ("at least 1"); None where it is within."""
         if not (value > self.low if self.open_low else value >= self.low):
             return f"{'above' if self.open_low else 'at least'} {self.low:g}"
         if not (value < self.high if self.open_high else value <= self.high):
@@ -73,7 +73,7 @@ def violations(options: Any, name_of: Callable[[str], str]) -> list[str]:
 
 
 def _fault(hint: Any, value: Any) -> str | None:
-    """What `value` must be by its annotation and is not."""
+    """What the annotation demands and `value` is not, in words; None where it is."""
     limits = [limit for limit in getattr(hint, "__metadata__", ()) if isinstance(limit, Within | OneOf)]
     number = _number(hint)
     if number is int and not (isinstance(value, int) and not isinstance(value, bool)):

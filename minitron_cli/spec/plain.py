@@ -1,4 +1,4 @@
-"""Values as JSON can say them."""
+"""Values that JSON can represent."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def finite(value: Any, place: str = "") -> tuple[Any, list[str]]:
-    """The value with null for every number that is NaN or infinite, which JSON cannot say; and where those were."""
+    """The value with null for every number that is NaN or infinite, which JSON does not have; and where those were."""
     if isinstance(value, float) and not math.isfinite(value):
         return None, [place]
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ Values = Value | tuple[Value, ...]
 class Verb:
     """How a verb's command line is built: which input has no flag, and how the output is named.
 
-    `made` is what a model is that the verb has made, in a word; empty where it makes none.
+    `made` describes the model that the verb makes, in one word; empty where it makes none.
     """
 
     positional: str | None

@@ -80,9 +80,9 @@ class Wrapper:
     prefixes: tuple[Prefixes, ...] = (SINCE_5, BEFORE_5)
 
     def around(self, family: Family) -> Family:
-        """The family of the text model, with the axis of a projector that config.json makes as wide as it."""
+        """The family of the text model, with the axis of a projector that config.json makes as wide as `hidden`."""
         if self.text_types:
-            family = replace(family, dense=None)  # what is around it takes no text model of another type
+            family = replace(family, dense=None)  # the wrapper takes text models of one type only
         keys = {axis: key for axis, key in family.config_keys.items() if axis not in self.derived}
         if not any(PROJECTOR in dims.split() for dims in self.lines.values()):
             return replace(family, config_keys=keys)
