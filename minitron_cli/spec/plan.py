@@ -18,7 +18,7 @@ ORTHONORMAL = 1e-4  # float32 columns of a few thousand rows are so to about 1e-
 class Merge:
     """Which experts are averaged: arrays (target layer, source expert).
 
-    `into` is the target expert that each becomes part of (-1: none, it is dropped), `share` its part of the average.
+    `into` is the target expert that each is averaged into (-1: it is dropped), `share` its weight in the average.
     """
 
     into: np.ndarray
@@ -160,14 +160,16 @@ def _group_problem(axis: str, group: str, source: Shape, target: Shape, kept: Ma
     if target[axis] % target[group]:
         return f"{target[axis]} units of {axis} do not divide by {target[group]} of {group}"
     size, target_size = source[axis] // source[group], target[axis] // target[group]
-    rows = len(target.layers_of(axis))
-    units, groups = (kept.get(a, np.broadcast_to(np.arange(source[a]), (rows, source[a]))) for a in (axis, group))
-    left = [row for row in range(rows) if not np.array_equal(units[row] // size, np.repeat(groups[row], target_size))]
+    every = {a: np.broadcast_to(np.arange(source[a]), (target["layer"], source[a])) for a in (axis, group)}
+    units, groups = (kept.get(a, every[a]) for a in (axis, group))
+    left = [
+        i for i in target.layers_of(axis) if not np.array_equal(units[i] // size, np.repeat(groups[i], target_size))
+    ]
     return f"layers {left}: units of {axis} leave their {group} group" if left else None
 
 
 def hidden_origin(plan: Plan) -> np.ndarray | None:
-    """What the target's hidden channels are in the source: (source hidden, target hidden), None where none is cut."""
+    """The target's hidden channels in those of the source: (source hidden, target hidden); None where none is cut."""
     if plan.basis is not None:
         return plan.basis
     return np.eye(plan.source["hidden"])[:, plan.kept["hidden"]] if "hidden" in plan.kept else None

@@ -120,3 +120,12 @@ def test_scores_are_checked_before_they_decide(axis: str, array: np.ndarray, mes
         from_scores(Scores({axis: array}), SOURCE, SOURCE.with_(hidden=4))
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_groups_are_checked_in_the_layers_that_have_them() -> None:
+    """Attention stands last of three layers: rows of the others mean nothing."""
+    sizes = {"hidden": 8, "layer": 3, "head": 4, "kv": 2, "head_dim": 2}
+    source = Shape(sizes, kinds=(("mamba",), ("mamba",), ("attention",)), kinds_with={"head": frozenset({"attention"})})
+    for row, problems in (([0, 2], 0), ([0, 1], 1)):
+        kept = {"head": np.array([[0, 1], [0, 1], row])}
+        assert len(plan_problems(source, source.with_(head=2), kept)) == problems, row
