@@ -59,7 +59,13 @@ def apply_settings(recipe: Recipe, settings: Sequence[str], options: Mapping[str
         name, option = key.split(".", 1)
         step = recipe.step(name)
         _check_options(step.name, step.verb, {option: text}, options)
-        changed = replace(step, options={**step.options, option: _values(yaml.safe_load(text), key)})
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise MinitronError(
+                f"--set {setting!r}: the value is not YAML", f"put it in quotes: {key}='\"...\"'"
+            ) from error
+        changed = replace(step, options={**step.options, option: _values(value, key)})
         recipe = replace(recipe, steps=tuple(changed if s.name == name else s for s in recipe.steps))
     return recipe
 

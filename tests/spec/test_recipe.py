@@ -98,6 +98,7 @@ def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, message: str) ->
         ("smal.steps=1", "the recipe has no step 'smal'; did you mean 'small'"),
         ("txet=x", "declares no input 'txet'; did you mean 'text'"),
         ("text", "has no value"),
+        ("small.steps=[1", "the value is not YAML"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, setting: str, message: str) -> None:
