@@ -7,7 +7,7 @@ column). At most ROUNDS rounds, each dropping several. P is not updated as a who
 dropped so far it is P_0 - V V^T, of which a round needs the diagonal and the columns that it drops.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,45 +19,48 @@ from minitron_cli.checkpoint.tensors import read_tensor
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.compensate import DOUBLE, RIDGE, Compensation
 from minitron_cli.prune.compensation_cost import CHOSEN
+from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 
 ROUNDS = 64
 
 
 def by_residual(checkpoint: Checkpoint, plan: Plan, compensation: Compensation) -> Plan:
-    """The plan with its neurons chosen by residual error; hidden channels, heads and layers stay as they are."""
-    kept = dict(plan.kept)
-    for axis in CHOSEN:
-        if axis in kept and kept[axis].shape[-1] < plan.source[axis]:
-            one = partial(_of_layer, checkpoint, plan, compensation, axis)
-            kept[axis] = np.stack(_over_layers(one, len(kept[axis]), plan.source[axis]))
-    if all(kept[axis] is plan.kept[axis] for axis in kept):
+    """The plan with its neurons chosen by residual error, in the layers that have them; all other axes as they are."""
+    chosen = {axis: np.array(plan.kept[axis]) for axis in CHOSEN if axis in plan.kept and _readers(checkpoint, axis)}
+    for axis, rows in chosen.items():
+        layers = plan.target.layers_of(axis)
+        one = partial(_of_layer, checkpoint, plan, compensation, axis)
+        rows[list(layers)] = _over_layers(one, layers, plan.source[axis])
+    if not chosen:
         raise MinitronError("--select residual chooses neurons, and none are cut", "add --ffn N, or leave it out")
-    return replace(plan, kept=kept)
+    return replace(plan, kept={**plan.kept, **chosen})
 
 
-def _over_layers(one: Callable[[int], np.ndarray], count: int, width: int) -> list[np.ndarray]:
+def _readers(checkpoint: Checkpoint, axis: str) -> list[Match]:
+    """The matrices that read this axis and no other, those of experts not among them."""
+    every = (m for m in checkpoint.matches.values() if m.expert is None and len(m.weight.dims) == 2)
+    return [m for m in every if m.weight.dims[-1] == ((axis,),)]
+
+
+def _over_layers(one: Callable[[int], np.ndarray], layers: Sequence[int], width: int) -> list[np.ndarray]:
     """`one` of each layer; several at once, a thread each, where matrices are too narrow to fill the cores."""
     import torch
 
     threads = torch.get_num_threads()
     if width > DOUBLE or threads == 1:
-        return [one(layer) for layer in range(count)]
+        return [one(layer) for layer in layers]
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(one, range(count)))
+            return list(pool.map(one, layers))
     finally:
         torch.set_num_threads(threads)
 
 
 def _of_layer(checkpoint: Checkpoint, plan: Plan, by: Compensation, axis: str, layer: int) -> np.ndarray:
     source = plan.source_layer(layer)
-    readers = [
-        m.name
-        for m in checkpoint.matches.values()
-        if m.layer == source and m.expert is None and len(m.weight.dims) == 2 and m.weight.dims[-1] == ((axis,),)
-    ]
+    readers = [m.name for m in _readers(checkpoint, axis) if m.layer == source]
     found = [one for one in map(by.moments.of, readers) if one is not None]
     if len(found) != len(readers) or not readers:
         raise MinitronError(

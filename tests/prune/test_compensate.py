@@ -413,3 +413,18 @@ def lost(weight: np.ndarray, moment: np.ndarray, kept: np.ndarray) -> float:
     off[:, dropped] = weight[:, dropped]
     off[:, kept] = -weight[:, dropped] @ regression(moment, kept, dropped, 1e-2)
     return float(((off @ moment) * off).sum())
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("nemotron_h", {"ffn": 56}), ("bamba", {"ffn": 56, "mamba_dim": 6})])
+def test_selection_by_residual_is_for_layers_that_have_the_neurons(toy, tmp_path, family, sizes):
+    """Layers without neurons keep the rows that mean nothing; channels of Mamba heads are no neurons."""
+    checkpoint = open_checkpoint(toy(family))
+    by = open_compensation(measure(toy(family), tmp_path / "s.safetensors", random_rows(32, 16)), 1e-2)
+    plan = plan_for(checkpoint, sizes)
+    chosen = by_residual(checkpoint, plan, by)
+    changed = {axis for axis in plan.kept if not np.array_equal(plan.kept[axis], chosen.kept[axis])}
+    assert changed == {"ffn"}
+    layers = [
+        i for i, (one, other) in enumerate(zip(plan.kept["ffn"], chosen.kept["ffn"])) if not np.array_equal(one, other)
+    ]
+    assert set(layers) <= set(checkpoint.shape.layers_of("ffn"))
