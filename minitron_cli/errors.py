@@ -12,6 +12,11 @@ class MinitronError(Exception):
         self.hint = hint
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text; the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def near_matches(name: str, allowed: list[str] | tuple[str, ...]) -> str:
     """`did you mean 'x'?` for the closest allowed name, or the list of all of them."""
     from difflib import get_close_matches

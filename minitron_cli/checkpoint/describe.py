@@ -1,4 +1,4 @@
-"""The facts about a checkpoint that its config and headers give away."""
+"""Facts about a checkpoint, from its config and headers alone."""
 
 from collections.abc import Mapping
 from math import prod
@@ -8,7 +8,7 @@ from minitron_cli.checkpoint.architecture import Architecture, beside_bytes, sto
 from minitron_cli.checkpoint.quantised import method_of
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.families.features import limits
-from minitron_cli.spec.axes import FLAG_OF_AXIS, axes_of
+from minitron_cli.spec.axes import FLAG_OF_AXIS
 from minitron_cli.spec.shape import flops_per_token, kv_bytes_per_token, num_elements, state_bytes
 
 
@@ -55,7 +55,7 @@ def _beside(model: Checkpoint) -> dict[str, Any]:
         "tensors": len(model.beside),
         "parameters": sum(num_elements(match.weight, model.shape) for match in model.beside.values()),
         "bytes": beside_bytes(model, model.shape),
-        "cut_with_hidden": sorted(n for n, m in model.beside.items() if any(map(axes_of, m.weight.dims))),
+        "cut_with_hidden": sorted(n for n, m in model.beside.items() if m.weight.axes),
     }
 
 
@@ -83,5 +83,5 @@ def _count(checkpoint: Checkpoint, embedding: bool = True) -> int:
     return sum(
         prod(checkpoint.tensors[name].shape)
         for name, found in checkpoint.matches.items()
-        if not found.weight.junk and (embedding or not any("vocab" in axes_of(dim) for dim in found.weight.dims))
+        if not found.weight.junk and (embedding or "vocab" not in found.weight.axes)
     )

@@ -1,4 +1,4 @@
-"""Input Gram matrices on disk: a directory with one safetensors file per layer, and an index that says who reads what.
+"""Input Gram matrices on disk: a directory with one safetensors file per layer, and an index of the inputs.
 
     scores.moments/moments.json              identity, and for every input the weights that read it
     scores.moments/layer-00000.safetensors   one packed array per distinct input of the layer
@@ -22,7 +22,6 @@ from minitron_cli.checkpoint.seal import DIGEST, require_unaltered, sealed
 from minitron_cli.errors import MinitronError
 
 INDEX = "moments.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,7 @@ def write_index(directory: Path, identity: Mapping[str, Any], inputs: Iterable[I
     """Write the index, last: a directory that has it is complete."""
     inputs = list(inputs)
     files = {name: file_digest(directory / name) for name in sorted({one.file for one in inputs})}
-    content = {"format": FORMAT, **identity, "files": files, "inputs": [asdict(one) for one in inputs]}
+    content = {**identity, "files": files, "inputs": [asdict(one) for one in inputs]}
     (directory / INDEX).write_text(json.dumps(sealed(content), indent=1, sort_keys=True) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What an artefact says of itself: minitron.json, and the kept indices beside it.
+"""How an artefact was made: minitron.json, and the kept indices beside it.
 
 No time stamps: the same input gives the same bytes.
 """
@@ -38,15 +38,18 @@ def file_digest(file: Path) -> str:
 def digests(files: Iterable[Path], below: Path | None = None) -> dict[str, str]:
     """File name, or path relative to `below`, -> sha256, several at a time."""
     files = sorted(files)
-    names = [file.relative_to(below).as_posix() if below else file.name for file in files]
+    return _digests({file.relative_to(below).as_posix() if below else file.name: file for file in files})
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(file_digest, files)))
+        return dict(zip(files, pool.map(file_digest, files.values())))
 
 
 def changed_files(directory: Path, listed: Mapping[str, str]) -> list[str]:
     """What is wrong with the files of a directory by their recorded sha256, one line each; empty where nothing is."""
-    missing = sorted(name for name in listed if not (directory / name).is_file())
-    changed = [n for n in sorted(listed.keys() - set(missing)) if file_digest(directory / n) != listed[n]]
+    there = _digests({name: directory / name for name in sorted(listed) if (directory / name).is_file()})
+    missing, changed = sorted(listed.keys() - there.keys()), [name for name in there if there[name] != listed[name]]
     return [f"{name} is missing" for name in missing] + [f"{name} has changed (its sha256 differs)" for name in changed]
 
 
@@ -162,7 +165,7 @@ def write_plan(directory: Path, plan: Plan) -> None:
 
 
 def _structure(shape: Shape) -> dict[str, Any]:
-    """What a shape says beside its sizes, where it is not the usual."""
+    """The fields of a shape other than its sizes, where they differ from the defaults."""
     found = {
         "groups": shape.groups if shape.groups != GROUPS else (),
         "kinds": shape.kinds,

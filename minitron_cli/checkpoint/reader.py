@@ -12,9 +12,9 @@ from minitron_cli.checkpoint.headers import FLOATS, TensorInfo, read_header
 from minitron_cli.checkpoint.quantised import method_of, plain_config, plain_tensors, require_known
 from minitron_cli.checkpoint.validation import known_activations
 from minitron_cli.checkpoint.wrapping import Wrapping, text_config
-from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.families import FAMILIES, family_of, wrapper_of
-from minitron_cli.spec.axes import Weight, axes_of, size
+from minitron_cli.errors import MinitronError, first_line, near_matches
+from minitron_cli.families import family_of, known_family, wrapper_of
+from minitron_cli.spec.axes import Weight, size
 from minitron_cli.spec.family import Family, Match, match
 from minitron_cli.spec.shape import Shape, copies, shape_of
 from minitron_cli.spec.wrapper import Prefixes, Wrapper
@@ -27,7 +27,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the files of a model directory hold, whatever is made of it: all of config.json, and tensors by name.
+    """The contents of a model directory before anything is dequantised or renamed: config.json, and tensors by name.
 
     A model's identity is that of these. `method` is how they are quantised, None where they are plain.
     """
@@ -166,24 +166,20 @@ def _parted(
         else:
             beside[name] = Match(name, line)
     problems += [f"{name} is not there" for name in wrapper.missing(beside, prefixes)]
-    _require_floats({name: one for name, one in beside.items() if _is_cut(one.weight)}, tensors, path)
+    _require_floats({name: one for name, one in beside.items() if one.weight.axes}, tensors, path)
     if problems:
         raise _not_of_its_config(path, wrapper.model_type, problems)
     return tensors, Wrapping(wrapper, prefixes, beside)
 
 
 def _turned(wrapper: Wrapper, family: Family, shape: Shape, name: str, info: TensorInfo) -> TensorInfo:
-    """A tensor of the text model as its table describes it, where it is stored transposed. Of square matrices
-    transformers takes it that they are not."""
+    """A tensor of the text model as its table describes it, where it is stored transposed. Square matrices are taken
+    as they are, as transformers does."""
     found = match(family, [name], shape.kinds)[0].get(name) if wrapper.transposed else None
     if found is None or found.weight.name not in wrapper.transposed or info.codes is not None:
         return info
     other = transposed(info)
     return other if info.shape != (wanted := _sizes(found.weight, shape)) and other.shape == wanted else info
-
-
-def _is_cut(weight: Weight) -> bool:
-    return any(axes_of(dim) for dim in weight.dims)
 
 
 def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path:
@@ -200,7 +196,7 @@ def resolve_model(model: str | Path, patterns: Sequence[str] = _FETCHED) -> Path
         return Path(snapshot_download(str(model), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MinitronError(
-            f"{model} is not a directory here, and the hub did not give it: {str(error).splitlines()[0]}",
+            f"{model} is not a directory here, and the hub did not give it: {first_line(error)}",
             "check the spelling, or download the model and give its directory",
         ) from error
 
@@ -226,7 +222,7 @@ def normal_config(config: Mapping[str, Any], tied: bool | None = None) -> dict[s
     config = dict(config)
     if (wrapper := wrapper_of(str(config.get("model_type")))) is not None:
         config = text_config(config, wrapper, tied)
-    family = next((f for f in FAMILIES if config.get("model_type") in f.model_types), None)
+    family = known_family(config.get("model_type"))
     return family.normal(config) if family is not None and family.normal is not None else config
 
 
@@ -342,7 +338,7 @@ def text_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def stored_otherwise(path: Path) -> bool:
-    """Whether a plain directory stores tensors of its text model otherwise than that would by itself."""
+    """Whether a directory that is not quantised stores tensors of its text model transposed."""
     config = load_config(path)
     return method_of(config) is None and any(info.codes is not None for info in text_tensors(path).values())
 
@@ -412,7 +408,7 @@ def _predicts_further(family: Family, config: Mapping[str, Any], shape: Shape, n
 
 
 def _foresees(family: Family, name: str) -> bool:
-    """Whether a name is one of those that stand apart from the model's layers to predict tokens beyond the next."""
+    """Whether a tensor predicts tokens beyond the next, under a name apart from the model's layers."""
     return bool(family.predictors) and name.startswith("mtp.")
 
 

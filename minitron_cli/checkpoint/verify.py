@@ -8,7 +8,7 @@ from typing import Any
 
 from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.moments_file import INDEX, open_moments
-from minitron_cli.checkpoint.provenance import content_files, digests, load_manifest
+from minitron_cli.checkpoint.provenance import changed_files, content_files, load_manifest
 from minitron_cli.checkpoint.scores_file import has_digest, read_scores
 from minitron_cli.checkpoint.seal import is_altered, is_sealed
 from minitron_cli.errors import MinitronError
@@ -108,22 +108,17 @@ def _check_seal(content: Mapping[str, Any], name: str, found: Findings) -> None:
     elif is_sealed(content):
         found.checks.append(f"{name} against its own digest")
     else:
-        found.notes.append(f"{name} carries no digest of itself: an older version made it, changes in it do not show")
+        found.notes.append(
+            f"{name} carries no digest of itself: an older version made it, so changes in it cannot be detected"
+        )
 
 
 def _check_files(directory: Path, listed: Mapping[str, Any], found: Findings) -> None:
     outside = sorted(n for n in listed if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts)
     found.problems += [f"{MANIFEST} lists {name!r}, which is outside the directory" for name in outside]
-    names = sorted(listed.keys() - set(outside))
-    missing = [name for name in names if not (directory / name).is_file()]
-    there = digests((directory / name for name in names if name not in missing), directory)
-    found.checks.append(f"sha256 of {len(there)} files")
-    found.problems += [f"{name} is missing" for name in missing]
-    found.problems += [
-        f"{name} is not the file that was written (sha256 differs)"
-        for name, digest in there.items()
-        if digest != listed[name]
-    ]
+    inside = {name: digest for name, digest in listed.items() if name not in outside}
+    found.checks.append(f"sha256 of {sum((directory / name).is_file() for name in inside)} files")
+    found.problems += changed_files(directory, inside)
     extra = [f.relative_to(directory).as_posix() for f in content_files(directory)]
     extra = [name for name in extra if name not in listed]
     found.problems += [f"{name} is not listed in {MANIFEST}" for name in extra if name.endswith(_READ)]

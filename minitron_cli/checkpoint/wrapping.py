@@ -11,13 +11,13 @@ from typing import Any
 
 from minitron_cli.checkpoint.validation import Rejected, understood
 from minitron_cli.errors import MinitronError
-from minitron_cli.families import FAMILIES
+from minitron_cli.families import known_family
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.shape import Shape
 from minitron_cli.spec.wrapper import Prefixes, Wrapper
 
 TEXT, TIED = "text_config", "tie_word_embeddings"
-_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config")  # said once, for the text model too
+_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config")  # stated once, for the text model too
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def with_text(whole: Mapping[str, Any], wrapper: Wrapper, text: Mapping[str, Any
 
 def _is_complete(text: Mapping[str, Any]) -> bool:
     """Whether a text config names its type and every size."""
-    family = next((f for f in FAMILIES if text.get("model_type") in f.model_types), None)
+    family = known_family(text.get("model_type"))
     if family is None:
         return "model_type" in text
     keys = (family.key(axis, text) for axis in family.config_keys)

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.data.source import HubName
-from minitron_cli.errors import MinitronError
+from minitron_cli.errors import MinitronError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -32,9 +32,9 @@ def _load(hub: HubName, streaming: bool) -> Any:
     try:
         return datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=streaming)
     except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MinitronError(
-            f"data set {hub.name} (config {hub.config or 'default'}, split {hub.split}) cannot be loaded: {reason}",
+            f"data set {hub.name} (config {hub.config or 'default'}, split {hub.split}) cannot be loaded: "
+            f"{first_line(error)}",
             "check the name and the network, or give a local file: ./data.jsonl, ./data.parquet, ./data.txt",
         ) from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import Cell, Sample, Subject
 from minitron_cli.evaluate.model import LoadedModel, load_model, max_context
-from minitron_cli.hf.devices import choose_device, choose_dtype, dtype_name, synchronize
+from minitron_cli.hf.devices import choose_device, choose_dtype, clock, dtype_name
 from minitron_cli.hf.load import config_of, new_model
 from minitron_cli.hf.parts import vocabulary_of, weight_bytes
 
@@ -72,14 +72,14 @@ def run_hf(loaded: LoadedModel, cell: Cell) -> Sample:
     model: Any = loaded.model
     ids = prompt(vocabulary_of(model), cell).to(loaded.device)
     before = _start_memory(loaded.device)
-    start = _now(loaded.device)
+    start = clock(loaded.device)
     out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     token = out.logits[:, -1].argmax(-1, keepdim=True)
-    first = _now(loaded.device)
+    first = clock(loaded.device)
     for _ in range(cell.output - 1):
         out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
         token = out.logits[:, -1].argmax(-1, keepdim=True)
-    end = _now(loaded.device)
+    end = clock(loaded.device)
     peak = None
     if before is not None:
         # `before` are the weights of all models that are in memory; this one's own count.
@@ -97,11 +97,6 @@ def kv_bytes(cache: Any) -> int:
     """Bytes of the keys and values that a cache holds."""
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _now(device: torch.device) -> float:
-    synchronize(device)
-    return time.perf_counter()
 
 
 def _start_memory(device: torch.device) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minitron_cli.errors import MinitronError
+from minitron_cli.errors import MinitronError, first_line
 from minitron_cli.evaluate.model import LoadedModel, max_context
 from minitron_cli.evaluate.options import Request
 from minitron_cli.evaluate.tasks import Tasks
@@ -78,13 +78,13 @@ def find_batch_size(loaded: LoadedModel) -> int | str:
     return max(1, min(64, _LOGIT_BUDGET // per_row))
 
 
-def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = False, seed: int = 1234) -> list[Score]:
+def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = False) -> list[Score]:
     """Evaluate one request; a group's score has the samples of all its tasks, which follow it if they are few."""
     import lm_eval
 
     if not unsafe_code:
         without_unsafe([request], [request.task], tasks)
-    with quiet(), _told(request):
+    with quiet(), _task_errors(request):
         found = lm_eval.simple_evaluate(
             model=lm,
             tasks=[request.task],
@@ -94,7 +94,6 @@ def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = 
             task_manager=tasks.manager,
             bootstrap_iters=1000,
             log_samples=True,
-            fewshot_random_seed=seed,
             confirm_run_unsafe_code=unsafe_code,
         )
     assert found is not None, "only rank 0 evaluates"
@@ -109,8 +108,8 @@ def run_request(lm: Any, tasks: Tasks, request: Request, *, unsafe_code: bool = 
 
 
 @contextlib.contextmanager
-def _told(request: Request) -> Iterator[None]:
-    """What data, the network and the device can do to a task, as errors that name it."""
+def _task_errors(request: Request) -> Iterator[None]:
+    """Turn errors of data, network and memory into a MinitronError that names the task."""
     import torch
     from datasets.exceptions import DatasetsError
 
@@ -119,8 +118,9 @@ def _told(request: Request) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MinitronError(f"{request.task} does not fit in memory", "give a smaller --batch-size") from error
     except (DatasetsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MinitronError(f"the data of {request.task} cannot be loaded: {reason}", "check the network") from error
+        raise MinitronError(
+            f"the data of {request.task} cannot be loaded: {first_line(error)}", "check the network"
+        ) from error
 
 
 def _named(tasks: Tasks, name: str, found: Mapping[str, Any]) -> list[str]:

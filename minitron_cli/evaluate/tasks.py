@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minitron_cli.checkpoint.provenance import file_digest
 from minitron_cli.errors import MinitronError, near_matches
 from minitron_cli.evaluate.offline import go_offline, hub_is_reachable
 
@@ -74,7 +75,7 @@ class Tasks:
             if data:
                 config["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": None}
             text = json.dumps(config, sort_keys=True, default=_stable)
-            parts.append([leaf, text.replace(str(home), "") if home else text, [_sha(file) for file in files]])
+            parts.append([leaf, text.replace(str(home), "") if home else text, [file_digest(file) for file in files]])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -92,7 +93,7 @@ def require_harness() -> None:
 
 
 def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> Tasks:
-    """Check that every one of `names` exists and that its data can be had; nothing is downloaded yet."""
+    """Check that every one of `names` exists and that its data is within reach; nothing is downloaded yet."""
     require_harness()
     for directory in include:
         if not directory.is_dir():
@@ -215,11 +216,6 @@ def _require_cached(remote: dict[str, str]) -> None:
             f"the hub cannot be reached, and {len(absent)} task(s) need a data set from it: {shown}",
             "evaluate where there is a network (or with the data sets in the cache), or use local tasks: --include DIR",
         )
-
-
-def _sha(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stable(value: Any) -> str:

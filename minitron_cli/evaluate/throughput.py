@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from minitron_cli.evaluate.model import LoadedModel, max_context
-from minitron_cli.hf.devices import synchronize
+from minitron_cli.hf.devices import clock
 from minitron_cli.hf.parts import vocabulary_of
 
 _SEQ_LEN = 128
@@ -17,16 +15,16 @@ _SECONDS = 5.0
 
 @torch.inference_mode()
 def forward_rate(loaded: LoadedModel) -> float:
-    """Tokens per second of the fastest of a few passes: what else the machine does can only slow a pass down."""
+    """Tokens per second of the fastest of a few passes: other work on the machine only slows a pass down."""
     length = min(_SEQ_LEN, max_context(loaded) or _SEQ_LEN)
     rows = max(1, _tokens(loaded) // length)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary_of(loaded.model), (rows, length), generator=generator).to(loaded.device)
     fastest, spent = float("inf"), 0.0
     for turn in range(_REPEATS + 1):
-        start = _now(loaded.device)
+        start = clock(loaded.device)
         loaded.model(input_ids=ids, use_cache=False)
-        took = _now(loaded.device) - start
+        took = clock(loaded.device) - start
         spent += took
         if turn or spent > _SECONDS:  # the first pass warms up, unless there is time for one only
             fastest = min(fastest, took)
@@ -40,8 +38,3 @@ def _tokens(loaded: LoadedModel) -> int:
     if loaded.device.type != "cpu" or loaded.num_parameters < 20_000_000:
         return 4096
     return 1024 if loaded.num_parameters < 1_000_000_000 else 128
-
-
-def _now(device: torch.device) -> float:
-    synchronize(device)
-    return time.perf_counter()

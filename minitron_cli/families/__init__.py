@@ -105,12 +105,16 @@ def wrapper_of(model_type: str) -> Wrapper | None:
     return next((wrapper for wrapper in WRAPPERS if wrapper.model_type == model_type), None)
 
 
+def known_family(model_type: object) -> Family | None:
+    """The family of a config's model_type, None where no table describes it."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
 def family_of(model_type: str) -> Family:
     """The family of a config's model_type, or a MinitronError that says which are known."""
+    if (family := known_family(model_type)) is not None:
+        return family
     supported = ", ".join((*known_model_types(), *(f"{wrapper.model_type} (its text model)" for wrapper in WRAPPERS)))
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
     if model_type in UNSUPPORTED:
         raise MinitronError(
             f"{model_type} models cannot be pruned: {UNSUPPORTED[model_type]}",

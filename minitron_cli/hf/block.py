@@ -16,7 +16,6 @@ from minitron_cli.checkpoint.tensors import read_tensor
 from minitron_cli.hf.hooks import Site, find_sites
 from minitron_cli.hf.load import config_of, model_of_tensors
 from minitron_cli.hf.parts import blocks_of, decoder_of
-from minitron_cli.spec.axes import axes_of
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 from minitron_cli.spec.shape import Shape
@@ -71,8 +70,7 @@ def read_layer(checkpoint: Checkpoint, layer: int, *, vocab: bool) -> Tensors:
     """Read a layer's tensors and those outside the layers; of the embedding and the head only with `vocab`."""
     tensors, matches = {}, {}
     for match in checkpoint.matches.values():
-        is_vocab = any("vocab" in axes_of(dim) for dim in match.weight.dims)
-        if match.weight.junk or match.layer not in (None, layer) or (is_vocab and not vocab):
+        if match.weight.junk or match.layer not in (None, layer) or ("vocab" in match.weight.axes and not vocab):
             continue
         name = _name(match, None if match.layer is None else 0)
         tensors[name] = read_tensor(checkpoint.tensors[match.name])

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Final
 
@@ -39,12 +40,12 @@ def choose_device(name: str, flag: str = "--device") -> torch.device:
     return torch.device("cuda", index)
 
 
-def choose_dtype(name: str, device: torch.device, flag: str = "--dtype") -> torch.dtype:
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if name not in DTYPES:
-        raise MinitronError(f"{flag} {name!r} is unknown", f"one of auto, {', '.join(DTYPES)}")
+        raise MinitronError(f"--dtype {name!r} is unknown", f"one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -53,10 +54,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until everything queued on a device is done; the CPU queues nothing."""
+def clock(device: torch.device) -> float:
+    """Seconds of a clock, read when everything queued on a device is done; the CPU queues nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def machine_words(device: torch.device) -> str:

@@ -4,7 +4,7 @@ A rank reads the bytes of its own rows of every tensor and no others. Where tran
 it holds it (experts apart on disk, fused in memory), its own conversion makes one whole tensor at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +69,14 @@ def fill(model: nn.Module, path: Path, tensors: Mapping[str, TensorInfo] | None 
                 left.discard(made)
     # A tied weight is on disk under any one of its names.
     filled = {id(wanted[name]) for name in wanted.keys() - left}
-    if missing := sorted(name for name in left if id(wanted[name]) not in filled):
+    require_weights(path, (name for name in left if id(wanted[name]) not in filled))
+
+
+def require_weights(path: Path, missing: Iterable[str]) -> None:
+    """Refuse a directory that lacks these weights."""
+    if names := sorted(missing):
         raise MinitronError(
-            f"{path} lacks {len(missing)} of its weights: {', '.join(missing[:4])}{' ...' if missing[4:] else ''}",
+            f"{path} lacks {len(names)} of its weights: {', '.join(names[:4])}{' ...' if names[4:] else ''}",
             f"`minitron verify {path}` says what is wrong",
         )
 

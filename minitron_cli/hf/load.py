@@ -14,8 +14,8 @@ import torch
 
 from minitron_cli.checkpoint import reader
 from minitron_cli.checkpoint.validation import spelled_floats
-from minitron_cli.errors import MinitronError
-from minitron_cli.hf.fill import filled_model
+from minitron_cli.errors import MinitronError, first_line
+from minitron_cli.hf.fill import filled_model, require_weights
 from minitron_cli.hf.quiet import quiet
 
 # What transformers raises for a config, weights or a tokenizer that do not fit together.
@@ -28,13 +28,11 @@ def load_model(
     device: torch.device | None = None,
     *,
     device_map: str | None = None,
-    train: bool = False,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The causal LM of a directory, on `device` (None: the CPU) or placed by accelerate (`device_map`).
+    """The frozen causal LM of a directory, on `device` (None: the CPU) or placed by accelerate (`device_map`).
 
     Of a model of text and images, its text model.
-    With `train` in training mode with gradients, else frozen and in evaluation mode.
     """
     from transformers import AutoModelForCausalLM
 
@@ -44,7 +42,7 @@ def load_model(
                 f"{path} stores weights of its text model transposed, which accelerate does not place",
                 "leave --device-map out, or write the text model first: minitron prune MODEL --text-only -o OUT",
             )
-        return _ready(filled_model(load_config(path), dtype, path, device), None, train)
+        return _ready(filled_model(load_config(path), dtype, path, device), None)
     placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
     with loading(path):
         if (prefixes := reader.text_prefixes(path)) is not None:
@@ -59,24 +57,17 @@ def load_model(
             **placed,
         )
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would go on with random weights in their place
-        raise MinitronError(
-            f"{path} lacks {len(missing)} of its weights: {', '.join(missing[:4])}{' ...' if missing[4:] else ''}",
-            f"`minitron verify {path}` says what is wrong",
-        )
-    return _ready(model, None if device_map else device, train)
+    require_weights(path, info["missing_keys"])  # transformers would go on with random weights in their place
+    return _ready(model, None if device_map else device)
 
 
-def new_model(
-    config: Any, dtype: torch.dtype, device: torch.device, *, train: bool = False, trust_remote_code: bool = False
-) -> Any:
-    """A causal LM of a transformers config, its weights drawn from torch's global generator (on "meta": none)."""
+def new_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A frozen causal LM of a transformers config, with weights from torch's global generator (on "meta": none)."""
     from transformers import AutoModelForCausalLM
 
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return _ready(model, None, train)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return _ready(model, None)
 
 
 def model_of_tensors(config: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device) -> Any:
@@ -86,7 +77,7 @@ def model_of_tensors(config: Any, tensors: Mapping[str, torch.Tensor], dtype: to
     with quiet():
         model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model = model_class.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype)
-    return _ready(model, device, train=False)
+    return _ready(model, device)
 
 
 def config_of(values: Mapping[str, Any]) -> Any:
@@ -116,9 +107,8 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
-def _ready(model: Any, device: torch.device | None, train: bool) -> Any:
-    model = model if device is None else model.to(device)
-    return model.train() if train else model.eval().requires_grad_(False)
+def _ready(model: Any, device: torch.device | None) -> Any:
+    return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -137,7 +127,6 @@ def loading(path: Path) -> Iterator[None]:
             f"{path} does not fit in the memory of the device", "use --dtype bfloat16 or another device"
         ) from error
     except (*_REJECTIONS, SafetensorError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MinitronError(
-            f"{path} does not load: {reason}", f"`minitron verify {path}` says what is wrong"
+            f"{path} does not load: {first_line(error)}", f"`minitron verify {path}` says what is wrong"
         ) from error

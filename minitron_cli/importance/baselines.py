@@ -1,4 +1,4 @@
-"""What activations are compared with: chance, the weights alone, and weights times activations."""
+"""Scores to compare activations with: random ones, norms of weights, and weights times activations."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from zlib import crc32
@@ -9,7 +9,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.readers import EXPERT, EXPERT_FFN, READ_AXES, layout, ranked_by
 from minitron_cli.importance.aggregate import Aggregation, over_samples, over_unit, per_layer
 from minitron_cli.importance.sums import COUNT, SEQ, Rows
-from minitron_cli.spec.axes import FOLLOWING_AXES, SCOPE, SCORED_AXES, Dim, axes_of, is_matrix
+from minitron_cli.spec.axes import FOLLOWING_AXES, SCOPE, SCORED_AXES, Dim, axes_of, is_matrix, reading_dim
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.scores import score_shape
 
@@ -33,12 +33,12 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def following_scores(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """For axes beside the text model, which no calibration text reaches: the l2 norm of the weights that a neuron reads
-    by times that of those which read it."""
+    """For axes beside the text model, which no calibration text reaches: the l2 norm of a neuron's input weights times
+    that of its output weights."""
     found = {}
     for axis in (axis for axis in FOLLOWING_AXES if axis in checkpoint.shape):
-        having = [m for m in checkpoint.beside.values() if any(axis in axes_of(dim) for dim in m.weight.dims)]
-        norms = [_magnitudes(checkpoint, [axis], [match])[axis] for match in having if is_matrix(match.weight)]
+        having = [m for m in checkpoint.beside.values() if axis in m.weight.axes and is_matrix(m.weight)]
+        norms = [_magnitudes(checkpoint, [axis], [match])[axis] for match in having]
         found[axis] = np.prod(norms, axis=0)
     return found
 
@@ -96,20 +96,20 @@ def wanda_scores(
         if axis not in raw:
             continue
         activation = over_samples(raw[axis].sum(0)[:, SEQ.index(how.seq)], count, how.batch)
-        columns = np.stack([_column_sums(checkpoint, axis, row.readers) for row in rows[axis]])
+        columns = np.stack([_column_sums(checkpoint, row.readers) for row in rows[axis]])
         for one in ranked_by(checkpoint.family, axis):
             units = over_unit(activation * columns, layout(checkpoint.family, axis), one, shape.sizes)
             values[one] = units.sum(0) if one == "hidden" else per_layer(units, rows[axis], score_shape(one, shape))
     return values
 
 
-def _column_sums(checkpoint: Checkpoint, axis: str, readers: tuple[str, ...]) -> np.ndarray:
+def _column_sums(checkpoint: Checkpoint, readers: tuple[str, ...]) -> np.ndarray:
     """Sum of |w| over outputs of the weights that read one input: (channel,). Experts stand side by side."""
     sums: dict[int, np.ndarray] = {}
     for name in readers:
         match = checkpoint.matches[name]
         dims = match.weight.dims
-        read = max(i for i, dim in enumerate(dims) if axis in axes_of(dim))
+        read = reading_dim(match.weight)
         stacked = len(dims) > 2 and axes_of(dims[0]) == (EXPERT,)
         outputs = tuple(i for i in range(len(dims)) if i != read and not (stacked and i == 0))
         columns = np.abs(_read(checkpoint, match)).sum(axis=outputs).reshape(-1)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.hooks import block_inputs, replaced
-from minitron_cli.hf.parts import decoder_of
+from minitron_cli.hf.parts import decoder_of, vocabulary_of
 from minitron_cli.hf.samples import Batch, forward
 from minitron_cli.importance.bypass import answers_with_tuple, chunk_tokens, logits_of, without
 
@@ -112,7 +112,7 @@ def _measure(model: Any, final: Tensor, full: Tensor, targets: Tensor, metric: s
     wanted = targets >= 0
     final, full, targets = final[wanted], full[wanted], targets[wanted]
     total = torch.zeros((), dtype=torch.float64, device=final.device)
-    size = chunk_tokens(int(model.config.get_text_config().vocab_size))
+    size = chunk_tokens(vocabulary_of(model))
     for a in range(0, len(final), size):
         logits = logits_of(model, final[a : a + size])
         if metric == "loss":
@@ -134,13 +134,12 @@ def greedy(
     batches: Callable[[], Iterator[Batch]],
     steps: int,
     metric: str = "loss",
-    tick: Tick = lambda batch, candidate: None,
     total: Total = lambda sums: sums,
 ) -> list[Sweep]:
     """Drop the single layer that hurts least, measure again without it, and so on: one sweep per step."""
     left, sweeps = list(range(len(blocks))), []
     for _ in range(steps):
         gone = [layer for layer in range(len(blocks)) if layer not in left]
-        sweeps.append(sweep(model, blocks, batches(), contiguous(left, 1), metric, gone, tick, total))
+        sweeps.append(sweep(model, blocks, batches(), contiguous(left, 1), metric, gone, total=total))
         left.remove(sweeps[-1].candidates[sweeps[-1].best][0])
     return sweeps

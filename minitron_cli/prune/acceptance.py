@@ -9,7 +9,7 @@ from minitron_cli.checkpoint.validation import objections
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.to_dense import why_sparse
 from minitron_cli.spec.axes import AXIS_OF_FLAG, FLAG_OF_AXIS, axes_of
-from minitron_cli.spec.shape import Shape, check_target, is_routed
+from minitron_cli.spec.shape import Shape, can_be_cut, is_routed
 
 _STRIDE = 16  # bytes: transformers multiplies experts by torch's grouped product, whose rows begin at multiples of it
 _REACH = 64  # sizes on either side that are tried
@@ -83,10 +83,5 @@ def _nearest(source: Checkpoint | Architecture, shape: Shape, axis: str) -> str:
 def _neighbours(source: Checkpoint | Architecture, shape: Shape, axis: str) -> Iterator[Shape]:
     for size in range(max(1, shape[axis] - _REACH), min(source.shape[axis], shape[axis] + _REACH) + 1):
         one = shape.with_(**{axis: size})
-        if size == shape[axis] or one == source.shape:
-            continue
-        try:
-            check_target(source.family, source.shape, one)
-        except MinitronError:
-            continue
-        yield one
+        if size != shape[axis] and one != source.shape and can_be_cut(source.family, source.shape, one):
+            yield one

@@ -148,8 +148,7 @@ class Merging:
     def _neurons(self, layer: int, expert: int) -> Iterator[Match]:
         """The lines with neurons of an expert."""
         for match in self._lines.values():
-            has = any(EXPERT_FFN in axes_of(dim) for dim in match.weight.dims)
-            if has and match.layer == layer and match.expert in (None, expert):
+            if EXPERT_FFN in match.weight.axes and match.layer == layer and match.expert in (None, expert):
                 yield match
 
     def _by_neuron(self, match: Match, expert: int) -> np.ndarray:

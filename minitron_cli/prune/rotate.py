@@ -37,7 +37,7 @@ from minitron_cli.prune.directions import (
     scale_of,
     tied_head,
 )
-from minitron_cli.spec.axes import axes_of, is_embedding
+from minitron_cli.spec.axes import is_embedding
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
 
@@ -61,9 +61,9 @@ class Rotation:
         return self.plan.basis
 
     def change_of(self, match: Match, refit: Refit | None) -> "Rotated | None":
-        """What becomes of a tensor, or None where it has no part in the stream. `refit` cuts its other inputs."""
+        """How a tensor is rotated; None for one that has no part in the stream. `refit` cuts its other inputs."""
         weight = match.weight
-        if not any("hidden" in axes_of(dim) for dim in weight.dims):
+        if "hidden" not in weight.axes:
             return None
         if weight.name in self.checkpoint.family.norms:
             return Rotated(self, "norm", (weight.name, match.layer))
@@ -97,7 +97,7 @@ class Rotation:
     def norm_bias(self, key: tuple[str, int | None]) -> np.ndarray:
         """The bias of a LayerNorm (kept,): along the mean over channels, of which readers see nothing else.
 
-        They turn it into what the bias was. Where the head is tied to the embedding, what the logits need of it.
+        They map it to what the source's bias gives. With a head tied to the embedding, the one best for the logits.
         """
         norm, kept = self.norms[key], self.plan.target["hidden"]
         assert norm.bias is not None

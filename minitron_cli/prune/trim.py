@@ -97,10 +97,10 @@ def dequantising_bytes(source: Checkpoint) -> int:
     return (AHEAD + 2) * max(together, BLOCK_BYTES) + _WORKING * BLOCK_BYTES if coded else 0
 
 
-def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
-    """Run an iterator in a thread of its own, at most `depth` items ahead; its errors are raised here."""
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Run an iterator in a thread of its own, at most AHEAD items ahead; its errors are raised here."""
     with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(next, items, None) for _ in range(depth))
+        pending = deque(pool.submit(next, items, None) for _ in range(AHEAD))
         while (item := pending.popleft().result()) is not None:
             pending.append(pool.submit(next, items, None))
             yield item

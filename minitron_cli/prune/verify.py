@@ -12,7 +12,7 @@ from minitron_cli.checkpoint.verify import Findings, verify_directory
 from minitron_cli.data.tokenizer import has_tokenizer
 from minitron_cli.data.vocabulary.surgery import cut_tokenizer
 from minitron_cli.data.vocabulary.wanted import tokenizer_json
-from minitron_cli.errors import MinitronError
+from minitron_cli.errors import MinitronError, first_line
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.prune.change import changes
 from minitron_cli.prune.compensate import from_record
@@ -72,7 +72,7 @@ def _plan_problems(checkpoint: Checkpoint, manifest: Mapping[str, Any], plan: Pl
     layers = layer_list(plan.kept["layer"]) if "layer" in plan.kept else None
     cut = {axis: size for axis, size in target.items() if size != source[axis]}
     pairs = {
-        "the kept indices lead to another shape than the config's": (plan.left, checkpoint.shape),
+        "the kept indices give another shape than the config's": (plan.left, checkpoint.shape),
         "the manifest's shape is not that of the kept indices": (
             manifest.get("shape"), {"source": source, "target": left},
         ),
@@ -94,7 +94,7 @@ def _check_load(checkpoint: Checkpoint, found: Findings, forward: bool) -> None:
     try:
         loaded: Any = loader.from_pretrained(checkpoint.path, dtype="auto", output_loading_info=True)
     except _FAILURES as error:
-        found.problems.append(f"transformers does not load it: {_first_line(error)}")
+        found.problems.append(f"transformers does not load it: {first_line(error)}")
         return
     wrong = {kind: sorted(map(str, names)) for kind, names in loaded[1].items() if names}
     found.checks.append("loads with transformers")
@@ -111,7 +111,7 @@ def _check_forward(model: Any, checkpoint: Checkpoint, found: Findings) -> None:
         with torch.no_grad():
             logits = model.eval()(ids, use_cache=False).logits
     except _FAILURES as error:
-        found.problems.append(f"a forward pass fails: {_first_line(error)}")
+        found.problems.append(f"a forward pass fails: {first_line(error)}")
         return
     found.checks.append(f"a forward pass over {_TOKENS} tokens")
     if not bool(torch.isfinite(logits).all()):
@@ -152,7 +152,3 @@ def _check_source(
         if expected != tokenizer_json(directory):
             found.problems.append("tokenizer.json does not follow from the source's and the kept indices")
     found.checks.append(f"{len(derived.target)} weight files derived again from {model}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

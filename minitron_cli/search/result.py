@@ -39,7 +39,7 @@ class Entry:
 class SearchResult:
     """Entries from best to worst, the source's own loss, and the weights of the forecast (loss per feature unit).
 
-    Losses are in `unit`. `longer` says by which share the counted text has more tokens under each size of vocabulary.
+    Losses are in `unit`. `longer` is the relative increase of the counted text's tokens by size of vocabulary.
     `too_slow` were timed and do not meet the budget; they and those skipped for it are not among the entries.
     """
 
@@ -65,5 +65,4 @@ def mark_ties(entries: Sequence[Entry]) -> None:
     for entry in entries[1:]:
         if entry.stage == best.stage and entry.latest is not None and best.latest is not None:
             difference = entry.latest - best.latest
-            error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-            entry.tied = bool(difference.mean() <= 2 * error)
+            entry.tied = bool(difference.mean() <= 2 * np.nan_to_num(standard_error(difference)))

@@ -3,7 +3,6 @@
 A time is used again as long as the grid, the device and the threads are the same.
 """
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,20 +61,10 @@ class ShapeTimer:
         return subject_of_config(config, name, device=self.workspace.request.device, dtype="auto")
 
     def _identity(self) -> dict[str, Any]:
+        from minitron_cli.hf.devices import choose_device, machine_words
+
         return {
             "cells": [str(cell) for cell in self.budget.cells],
             "repeats": self.budget.repeats,
-            "machine": machine(self.workspace.request.device),
+            "machine": machine_words(choose_device(self.workspace.request.device)),
         }
-
-
-def machine(device: str) -> str:
-    """The machine that the times were measured on, in words."""
-    import torch
-
-    from minitron_cli.hf.devices import choose_device
-
-    where = choose_device(device)
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    return f"{platform.node()} {platform.machine()}, {torch.get_num_threads()} threads"

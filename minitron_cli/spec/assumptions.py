@@ -61,6 +61,6 @@ def sparse_throughout(*engines: str) -> Assumption:
     return Assumption(engines, breach)
 
 
-def absent(*engines: str, types: tuple[str, ...] = ()) -> Assumption:
+def absent(*engines: str) -> Assumption:
     """The engine does not know this type of model."""
-    return Assumption(engines, lambda config, shape: "it does not know models of this type", types)
+    return Assumption(engines, lambda config, shape: "it does not know models of this type")

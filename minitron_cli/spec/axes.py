@@ -139,6 +139,11 @@ class Weight:
         """The axes in the name, in order: ("layer", "expert") for an expert's weight."""
         return tuple(_PLACEHOLDER.findall(self.name))
 
+    @property
+    def axes(self) -> frozenset[str]:
+        """The axes of its dimensions; those in its name are not among them."""
+        return frozenset(axis for dim in self.dims for axis in axes_of(dim))
+
     def format(self, **index: int) -> str:
         return self.name.format(**index)
 
@@ -236,8 +241,8 @@ def is_matrix(weight: Weight) -> bool:
 def reading_dim(weight: Weight) -> int | None:
     """The dimension along which a matrix meets its input, None for what multiplies nothing.
 
-    It is the last, but for stacked experts that lie transposed (input, output): what they read stands alone, not
-    beside its gate.
+    It is the last, except for stacked experts that are stored transposed, (input, output): theirs is `expert_ffn` where
+    that is a dimension by itself, else `hidden`, for the outputs of gate and up projections are fused.
     """
     if not is_matrix(weight):
         return None

@@ -15,10 +15,10 @@ CORRECTION = "correction_bias"  # how the weight ends that corrects the choice o
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """The model type that a mixture of one expert is an instance of, where the router gives its only choice weight 1.
+    """The dense model type that computes the same as a mixture of one expert, whose router gives that expert weight 1.
 
     `lines` maps each line of an expert to the dense lines that its rows are, in order. Every other line with an axis of
-    experts is a router's and goes, all that is left has the same name in both. `config` holds values without which the
+    experts is a router's and is dropped; all others have the same name in both. `config` holds values without which the
     dense model would compute something else.
     """
 
@@ -28,8 +28,7 @@ class Dense:
 
     def keeps(self, weight: Weight) -> bool:
         """Whether the dense model has what a line of the mixture holds."""
-        axes = {*weight.name_axes, *(axis for dim in weight.dims for axis in axes_of(dim))}
-        return weight.name in self.lines or "expert" not in axes
+        return weight.name in self.lines or "expert" not in {*weight.name_axes, *weight.axes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,8 @@ class Family:
     `follows` pairs an axis with the one that its size is a fixed multiple of, both being stated by one key.
     `predictors` are the config keys that count layers which predict tokens beyond the next. On disk they are numbered
     on from the last layer, or stand under `mtp.`; transformers does not load them, and pruned models have none.
-    `computed` maps a config key to what its value is in sizes of axes, `a*b/c`: a whole number in every model.
-    `whole` says why a layer is not a model by itself, where it is none: importance cannot be measured layer by layer.
+    `computed` maps a config key to the formula of its value in sizes of axes, `a*b/c`: a whole number in every model.
+    `whole` is the reason why one layer cannot be run as a model: importance is then not measured layer by layer.
     `normal` rewrites a config that does not state its sizes as plain numbers into one that does.
     `dense` is what a mixture of one expert is without its router, where transformers has a model type for that.
     `engines` is what engines take for granted of its models, and a cut may change (see spec/assumptions).
@@ -109,9 +108,7 @@ class Family:
 
     def axes(self) -> frozenset[str]:
         """All axes of the table."""
-        names = {axis for w in self.weights for axis in w.name_axes}
-        dims = {f for w in self.weights for dim in w.dims for product in dim for f in product if isinstance(f, str)}
-        return frozenset(names | dims)
+        return frozenset(axis for w in self.weights for axis in (*w.name_axes, *w.axes))
 
     def kinds_of_layers(self, config: Mapping[str, Any], num_layers: int) -> tuple[tuple[str, ...], ...]:
         """The kinds of each layer, one of each way that layers differ in; empty where all are alike."""
@@ -132,8 +129,7 @@ class Family:
         """The kinds of layers that have an axis, for every axis that not all layers have."""
         found: dict[str, set[str | None]] = {}
         for weight in self.weights:
-            axes = {f for dim in weight.dims for product in dim for f in product if isinstance(f, str)}
-            for axis in axes | set(weight.name_axes):
+            for axis in {*weight.name_axes, *weight.axes}:
                 found.setdefault(axis, set()).add(weight.kind)
         return {axis: frozenset(map(str, kinds)) for axis, kinds in found.items() if None not in kinds}
 
@@ -148,7 +144,7 @@ class Family:
         return next((name for name in names if config.get(name) is not None), names[0] if names else None)
 
     def derived(self, axis: str, config: Mapping[str, Any]) -> int | None:
-        """The size of an axis that follows from other numbers of the config; 0 where one is missing, None if not."""
+        """The size of an axis that follows from other config values: 0 where one is missing, None where none does."""
         found = _DERIVED.search(self.config_keys[axis])
         if found is None:
             return None

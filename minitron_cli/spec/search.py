@@ -9,7 +9,7 @@ from typing import Any
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import FLAG_OF_AXIS, SEARCHED
 from minitron_cli.spec.family import Family
-from minitron_cli.spec.shape import Shape, check_target, kv_bytes_per_token, num_parameters, state_bytes
+from minitron_cli.spec.shape import Shape, can_be_cut, kv_bytes_per_token, num_parameters, state_bytes
 
 MOST_POINTS = 1_000_000  # of a grid, each of which is counted: about a minute
 # Of the widths of experts: transformers multiplies them by a product whose rows begin at multiples of 16 bytes.
@@ -137,7 +137,7 @@ def candidates(
                 sized != source
                 and window.low <= total <= window.high
                 and _fits(sized, total, window)
-                and _valid(family, source, sized)
+                and can_be_cut(family, source, sized)
             ):
                 found.append(Candidate(sized, total, num_parameters(lines, sized, embedding=False)))
     return sorted(found, key=lambda c: (-c.parameters, [-c.shape[axis] for axis in FLAG_OF_AXIS if axis in source]))
@@ -153,11 +153,3 @@ def _fits(shape: Shape, parameters: int, window: Window) -> bool:
     width = window.bytes_per_element
     cache = window.kv_tokens * kv_bytes_per_token(shape, width) + bool(window.kv_tokens) * state_bytes(shape, width)
     return parameters * width + cache <= window.max_bytes
-
-
-def _valid(family: Family, source: Shape, shape: Shape) -> bool:
-    try:
-        check_target(family, source, shape)
-    except MinitronError:
-        return False
-    return True

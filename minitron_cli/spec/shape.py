@@ -1,5 +1,6 @@
 """Shapes: sizes per axis, and what follows from them without a single weight: parameters, bytes of caches, FLOPs."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -139,7 +140,7 @@ def _sizes_in(
 
 def _may_lack(family: Family, axis: str) -> bool:
     """Whether every line with the axis is one that a checkpoint may be without."""
-    lines = [weight for weight in family.weights if any(axis in axes_of(dim) for dim in weight.dims)]
+    lines = [weight for weight in family.weights if axis in weight.axes]
     return bool(lines) and all(weight.optional for weight in lines)
 
 
@@ -185,16 +186,21 @@ def num_elements(weight: Weight, shape: Shape) -> int:
     return prod(size(dim, shape.sizes) for dim in weight.dims)
 
 
-def _has_vocab(weight: Weight) -> bool:
-    return any("vocab" in axes_of(dim) for dim in weight.dims)
-
-
 def num_parameters(weights: Iterable[Weight], shape: Shape, *, embedding: bool = True) -> int:
     """Total parameters of these lines; without `embedding`, the input embedding and the head are left out.
 
     That is the papers' convention for "non-embedding" (Minitron, arXiv 2407.14679, table 5).
     """
-    return sum(num_elements(w, shape) * copies(w, shape) for w in weights if embedding or not _has_vocab(w))
+    return sum(num_elements(w, shape) * copies(w, shape) for w in weights if embedding or "vocab" not in w.axes)
+
+
+def mlp_width(shape: Shape) -> int:
+    """MLP neurons that a token passes through in the widest layer: dense ones, its experts' and shared experts'."""
+    widths = {"ffn": 1, "expert_ffn": shape.get("expert_active", 1), "shared_ffn": 1}
+    layers = Counter[int]()
+    for axis, many in widths.items():
+        layers.update(dict.fromkeys(shape.layers_of(axis), shape.get(axis) * many))
+    return max(layers.values(), default=0)
 
 
 def is_routed(weight: Weight) -> bool:
@@ -251,7 +257,7 @@ def scan_flops_per_token(shape: Shape) -> int:
 
 
 def _recurrent(shape: Shape) -> str:
-    """The axis by which layers that keep a state are known; "" where there are none."""
+    """An axis that only layers with a recurrent state have; "" where no layer has one."""
     if "mamba_state" in shape:
         return "mamba_state"
     return "value_dim" if "value_dim" in shape else "conv" if "conv" in shape else ""
@@ -265,7 +271,7 @@ def flops_per_token(weights: Iterable[Weight], shape: Shape, context: int = 0) -
     """
     linear = 0
     for weight in weights:
-        if len(weight.dims) < 2 or _has_vocab(weight):
+        if len(weight.dims) < 2 or "vocab" in weight.axes:
             continue
         share = shape.get("expert_active", 1) / shape.get("expert", 1) if is_routed(weight) else 1
         linear += round(2 * num_elements(weight, shape) * copies(weight, shape) * share)
@@ -298,6 +304,15 @@ def check_target(family: Family, source: Shape, target: Shape) -> None:
     if problems:
         sizes = ", ".join(f"--{FLAG_OF_AXIS[a]} {source[a]}" for a in FLAG_OF_AXIS if a in source)
         raise MinitronError("; ".join(problems), f"the source has {sizes}; a target keeps or lowers each")
+
+
+def can_be_cut(family: Family, source: Shape, target: Shape) -> bool:
+    """Whether `check_target` passes."""
+    try:
+        check_target(family, source, target)
+    except MinitronError:
+        return False
+    return True
 
 
 def _head_problems(family: Family, source: Shape, target: Shape) -> list[str]:

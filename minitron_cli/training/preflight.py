@@ -8,7 +8,8 @@ from typing import Any
 from minitron_cli.checkpoint.reader import load_config
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
-from minitron_cli.spec.shape import Shape, flops_per_token, num_parameters, shape_of
+from minitron_cli.spec.axes import Weight
+from minitron_cli.spec.shape import Shape, flops_per_token, mlp_width, num_parameters, shape_of
 
 # Bytes that the fused loss takes for its chunks of logits at the most (see fused.chunk_size).
 LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 512 << 20}
@@ -55,8 +56,12 @@ def size_of(model: Path, seq_len: int) -> Size:
 def size_of_config(config: Mapping[str, Any], seq_len: int) -> Size:
     """The figures of the model that a config.json dictionary describes."""
     family = family_of(str(config["model_type"]))
-    shape = shape_of(family, config)
-    weights = family.expected(config)  # not all lines: of two storage layouts a model has one
+    # Not all lines: of two storage layouts a model has one.
+    return size_of_shape(family.expected(config), shape_of(family, config), seq_len)
+
+
+def size_of_shape(weights: Sequence[Weight], shape: Shape, seq_len: int) -> Size:
+    """The figures of a model of this shape with the weights of these lines."""
     outside = num_parameters([w for w in weights if "layer" not in w.name_axes], shape)
     return Size(num_parameters(weights, shape), float(flops_per_token(weights, shape, seq_len)), shape, outside)
 
@@ -141,7 +146,7 @@ def _saved(shape: Shape, tokens: int, checkpointing: bool, item: int) -> tuple[i
     comes one norm.
     """
     last = tokens * shape["hidden"] * _NORM[item] * item
-    working = tokens * (3 * _width(shape) + 2 * shape["hidden"]) * item
+    working = tokens * (3 * mlp_width(shape) + 2 * shape["hidden"]) * item
     if checkpointing:
         return shape["layer"] * tokens * shape["hidden"] * item + last, _layer(shape, tokens, item) + working
     return shape["layer"] * _layer(shape, tokens, item) + last, working
@@ -156,11 +161,7 @@ def _layer(shape: Shape, tokens: int, item: int) -> int:
     """Bytes that one block keeps, counted on Llama's: two norms; q, k, v and the mix; gate, up, activation, product."""
     heads = shape.get("head")
     attention = 2 * (heads + shape.get("kv", heads)) * shape.get("head_dim", shape.get("qk_dim"))
-    return tokens * item * (2 * _NORM[item] * shape["hidden"] + attention + 4 * _width(shape))
-
-
-def _width(shape: Shape) -> int:
-    return shape.get("ffn") or shape.get("expert_ffn") * shape.get("expert_active", 1)
+    return tokens * item * (2 * _NORM[item] * shape["hidden"] + attention + 4 * mlp_width(shape))
 
 
 def refuse(need: Need, available: int, where: str, remedies: Mapping[str, int]) -> None:

@@ -216,7 +216,7 @@ def _shear(options: Options, models: Models, source: Shape) -> Shear:
 
 def _check_machine(options: Options, world: World) -> None:
     if options.teacher_device:
-        choose_device(options.teacher_device)
+        choose_device(options.teacher_device, "--teacher-device")
     if world.size % options.replicate:
         raise MinitronError(
             f"--replicate {options.replicate}: {world.size} processes do not make as many copies of equal size",

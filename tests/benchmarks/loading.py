@@ -68,7 +68,7 @@ def primed(step: KDStep) -> torch.optim.Optimizer:
 
 def whole(model: Path, world: World) -> Loaded:
     """Both models on every rank, the student then sharded, the teacher not."""
-    student = load_model(model, torch.float32, train=True)
+    student = load_model(model, torch.float32).train().requires_grad_(True)
     step = kd_step(student, load_model(model, torch.bfloat16))
     shard(step, list(blocks_of(student)), mesh_of(world), torch.float32)
     return step, primed(step)

@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from minitron_cli.hf.devices import machine_words, synchronize
+from minitron_cli.hf.devices import clock, machine_words
 from minitron_cli.hf.memory import free_memory, peak_memory
 from minitron_cli.hf.parts import blocks_of
 from minitron_cli.hf.process_group import World, join
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace, world: World) -> None:
 
     for _ in range(2):
         one()
-    synchronize(device)
+    clock(device)
     world.barrier()
     seconds, tokens = median(seconds_of(one, device) for _ in range(args.rounds)), world.size * ids.numel()
     flops = tokens * (teacher_size.flops + 3 * student_size.flops)

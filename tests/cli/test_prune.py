@@ -185,7 +185,7 @@ def test_verify_finds_what_was_changed(toy: Toy, tmp_path: Path, minitron: Minit
     facts = json.loads(found.out)
     assert facts["problems"] == [
         "tokenizer.json is missing",
-        "model.safetensors is not the file that was written (sha256 differs)",
+        "model.safetensors has changed (its sha256 differs)",
     ]
     assert facts["unlisted"] == ["notes.txt"]
 

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from minitron_cli.__main__ import run
 from minitron_cli.checkpoint.hfconfig import config_for
@@ -14,9 +16,11 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.bench import Cell
 from minitron_cli.evaluate.engines import subject_of_config
+from minitron_cli.hf.devices import machine_words
 from minitron_cli.search.budget import fast_enough
 from minitron_cli.search.result import Entry
 from minitron_cli.search.speed import Speed, SpeedBudget
+from minitron_cli.search.timing import ShapeTimer
 from minitron_cli.spec.search import Candidate
 from minitron_cli.spec.shape import Shape, kv_bytes_per_token, num_parameters
 from tests.training.runs import write_text
@@ -145,9 +149,9 @@ def test_without_a_budget_the_measured_are_timed_for_the_table(line: list[str]) 
 
 
 def test_the_machine_is_part_of_what_a_time_is() -> None:
-    from minitron_cli.search.timing import machine
-
-    assert machine("cpu").endswith("1 threads")
+    workspace: Any = SimpleNamespace(request=SimpleNamespace(device="cpu"))
+    timer = ShapeTimer(workspace, SpeedBudget((Cell(8, 8, 1),)), print)
+    assert timer._identity()["machine"] == machine_words(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
