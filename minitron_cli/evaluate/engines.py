@@ -94,9 +94,11 @@ def prompt(vocab_size: int, cell: Cell) -> Tensor:
 
 
 def kv_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a cache holds."""
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Bytes of the keys and values that a cache holds, and of the states of recurrent layers and convolutions."""
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    for layer in cache.layers:
+        held += [state for name in ("conv_states", "recurrent_states") for state in getattr(layer, name, {}).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
 
 def _start_memory(device: torch.device) -> int | None:

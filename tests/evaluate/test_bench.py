@@ -14,7 +14,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate import bench
 from minitron_cli.evaluate.bench import Cell, Sample, Subject, batch_ceiling, figure, measure, parse_grid, unsteady
 from minitron_cli.evaluate.engines import make_subjects
-from minitron_cli.spec.shape import kv_bytes_per_token
+from minitron_cli.spec.shape import kv_bytes_per_token, state_bytes
 
 
 def subject(name: str, seconds: list[float], log: list[str], context: int | None = None) -> Subject:
@@ -144,3 +144,16 @@ def test_a_cell_that_does_not_fit_in_memory_is_an_error() -> None:
     subject = bench.Subject("m", "m", 1, 4, None, run)
     with pytest.raises(MinitronError, match="64x64 batch 9 does not fit in memory beside m"):
         bench.measure([subject], [bench.Cell(64, 64, 9)], repeats=1, warmup=0, say=print)
+
+
+@pytest.mark.parametrize(
+    "name", ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2", "qwen3_5_text", "qwen3_next"]
+)
+def test_the_cache_of_models_with_states_is_as_large_as_the_shape_says(toy, name: str) -> None:
+    path = toy(name)
+    (model,) = make_subjects("hf", [path], ["toy"], device="cpu", dtype="float32")
+    cell, shape = Cell(7, 5, 3), open_checkpoint(path).shape
+    # Convolutions keep as many inputs as they have taps, one more than they need.
+    states = state_bytes(shape.with_(conv=shape["conv"] + 1), bytes_per_element=4)
+    tokens = (cell.input + cell.output - 1) * kv_bytes_per_token(shape, bytes_per_element=4)
+    assert model.run(cell).kv_bytes == cell.batch * (tokens + states)
