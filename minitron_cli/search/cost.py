@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from minitron_cli.checkpoint.hfconfig import config_for
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.search.identity import check_request
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.search.shapes import enumerate_shapes, window_length
 from minitron_cli.search.vocabulary import count_vocabulary
 from minitron_cli.spec.axes import COUNTED_AXES, SCORED_AXES
-from minitron_cli.spec.shape import Shape
 from minitron_cli.training import preflight
 from minitron_cli.training.options import Options as TrainingOptions
 
@@ -27,12 +25,8 @@ def cost(request: SearchRequest) -> dict[str, Any]:
     check_request(source, request)
     count_vocabulary(source, request)
     shapes = enumerate_shapes(source, request)
-    seq_len = window_length(source, request)
-
-    def size(shape: Shape) -> preflight.Size:
-        return preflight.size_of_config(config_for(source.config, source.family, shape), seq_len)
-
-    student, teacher = size(shapes[0].shape), size(source.shape)
+    seq_len, lines = window_length(source, request), source.family.expected(source.config)
+    student, teacher = (preflight.size_of_shape(lines, shape, seq_len) for shape in (shapes[0].shape, source.shape))
     cut = (*SCORED_AXES, *COUNTED_AXES)
     axes = {axis for found in shapes for axis in cut if found.shape.get(axis) != source.shape.get(axis)}
     measured, refined = min(request.measure, len(shapes)), min(request.refine, len(shapes))

@@ -58,7 +58,7 @@ def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
     for name in names:
         if name == "auto" or name == "cuda":
             raise MinitronError(f"--devices {text!r}: {name!r} is not one device", "write cuda:0,cuda:1 or cpu,cpu")
-        choose_device(name)
+        choose_device(name, "--devices")
     return tuple(names)
 
 

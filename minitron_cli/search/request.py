@@ -60,3 +60,5 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if wrong := violations(self, lambda name: "--" + name.replace("_", "-")):
             raise MinitronError("; ".join(wrong), "see `minitron search --help`")
+        if self.ffn_factors and "ffn" in (self.grid or {}):
+            raise MinitronError("--ffn-factors and --grid ffn=... both choose --ffn", "give only one of them")

@@ -10,7 +10,7 @@ from minitron_cli.prune.acceptance import obstacles
 from minitron_cli.search.request import SearchRequest
 from minitron_cli.spec.axes import COUNTED_AXES, SCORED_AXES
 from minitron_cli.spec.search import Candidate, candidates, default_grid
-from minitron_cli.spec.shape import Shape, check_target, num_parameters
+from minitron_cli.spec.shape import Shape, can_be_cut, num_parameters
 
 MAX_SEQ_LEN = 1024
 
@@ -20,6 +20,8 @@ def enumerate_shapes(source: Checkpoint, request: SearchRequest) -> list[Candida
     grid = dict(request.grid or default_grid(source.shape))
     if request.ffn_factors:
         grid.pop("ffn", None)
+        if "ffn" not in source.shape:
+            raise MinitronError(f"{source.family.name} models have no --ffn", "leave --ffn-factors out")
     found = candidates(
         source.family, source.config, source.shape, grid, request.window, ffn_factors=request.ffn_factors
     )
@@ -76,11 +78,7 @@ def _cuts_to(source: Shape, shapes: list[Shape], axis: str, size: int) -> list[S
 
 
 def _buildable(source: Checkpoint, shape: Shape) -> bool:
-    try:
-        check_target(source.family, source.shape, shape)
-    except MinitronError:
-        return False
-    return obstacles(source, [shape]) == [None]
+    return can_be_cut(source.family, source.shape, shape) and obstacles(source, [shape]) == [None]
 
 
 def window_length(source: Checkpoint, request: SearchRequest) -> int:

@@ -7,9 +7,13 @@ import pytest
 
 from minitron_cli.checkpoint.hfconfig import config_for, validate_config
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
+from minitron_cli.search.cost import cost
+from minitron_cli.search.flags import search_request
 from minitron_cli.search.shapes import accepted, single_cuts
+from minitron_cli.spec.scores import Scores
 from minitron_cli.spec.search import Window, candidates, default_grid
 from minitron_cli.spec.shape import check_target, shape_of
 from tests.toys import TOY_CONFIGS, toy_values
@@ -74,3 +78,36 @@ def test_a_budget_that_nothing_fits_is_said_plainly(toy, capsys: pytest.CaptureF
 
     assert run(["search", str(toy("llama")), "--memory", "1", "--list"]) == 1
     assert "error: no shape on the grid fits the budget" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("olmoe", ["--ffn-factors", "2"], "olmoe models have no --ffn"),
+        ("llama", ["--ffn-factors", "2", "--grid", "ffn=32,64"], "--ffn-factors and --grid ffn=... both choose --ffn"),
+    ],
+)
+def test_factors_of_a_width_that_is_not_free_are_refused(
+    toy, name: str, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minitron_cli.__main__ import run
+
+    assert run(["search", str(toy(name)), "--params", "10K", "--list", *given]) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "gemma4_text", "lfm2", "nemotron_h", "glm4_moe"])
+def test_what_a_search_takes_is_known_where_layers_of_several_kinds_go(
+    toy: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    source = open_checkpoint(toy(name))
+    scores = tmp_path / "scores.safetensors"
+    write_scores(scores, Scores({}, {}))
+    layers = source.shape["layer"] - 1
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "once"}\n')
+    request = search_request(
+        str(source.path), speedup=1.0, grid=(f"layers={layers}",), scores=scores, data=(str(text),),
+        bench_grid="8x8", output=tmp_path / "out",
+    )  # fmt: skip
+    assert cost(request)["memory_bytes"] > 0
