@@ -8,7 +8,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.context import batch_size
 from minitron_cli.hf.memory import INTERPRETER_BYTES
 from minitron_cli.importance.options import Options, sample_length
-from minitron_cli.spec.shape import copies, flops_per_token, is_routed, num_elements
+from minitron_cli.spec.shape import copies, flops_per_token, is_routed, mlp_width, num_elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """Samples, tokens, FLOPs and weights of the pass, and the depth sweeps after it."""
     tokens, flops = pass_cost(checkpoint, options, str(checkpoint.path))
     layers = checkpoint.shape["layer"]
-    passes = sum(1 + (layers - size) * (layers - size + 1) / 2 / layers for _, size in options.curves)
+    sweeps = [(layers, size) for _, size in options.curves] + [(layers - n, 1) for n in range(options.depth_greedy)]
+    runs = sum(
+        left + (left - size) * (left - size + 1) // 2 for left, size in sweeps
+    )  # of a layer, see importance/depth
     return {
         "model": str(checkpoint.path),
         "metric": options.metric,
@@ -44,7 +47,7 @@ def forecast(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
         "flops": flops,
         "weight_bytes": checkpoint.num_bytes,
         **(_memory(checkpoint, options) if options.needs_data else {}),
-        "depth_passes": round(passes, 2),
+        "depth_passes": round(runs / layers, 2),
         "depth_samples": min(options.depth_samples, options.samples) if options.wants_depth else 0,
     }
 
@@ -74,8 +77,7 @@ def needs(checkpoint: Checkpoint, batch_tokens: int, tokens: int, item_bytes: in
                 layers[match.layer] += elements
             else:
                 outside += elements
-    wide = max(shape.get("ffn"), shape.get("expert_ffn") * shape.get("expert_active", 1), shape.get("shared_ffn"))
-    per_token = 8 * shape["hidden"] + 4 * wide + 4 * shape.get("head", 0) * shape.get("head_dim", 0)
+    per_token = 8 * shape["hidden"] + 4 * mlp_width(shape) + 4 * shape.get("head", 0) * shape.get("head_dim", 0)
     embedding = shape["vocab"] * shape["hidden"]
     return Needs(
         model=(sum(layers) + outside) * item_bytes,

@@ -89,6 +89,9 @@ def test_a_depth_curve_is_added_to_what_is_known(toy, options, tmp_path, monkeyp
     assert {name for name in raw if name.startswith("depth.")} == {"depth.loss.1", "depth.loss.2", "depth.kl.1"}
     np.testing.assert_array_equal(scores.values["layer"], raw["depth.kl.1"])
     assert scores.provenance["depth"]["loss.2"]["passes"] == pytest.approx(1 + 1 / 3)
+    # All three layers: 1 + (2 + 1 + 0) / 3 passes; one gone: 2 layers and then 1 + 0, of 3.
+    foreseen = forecast(open_checkpoint(toy("llama")), replace(options, depth_greedy=2))
+    assert foreseen["depth_passes"] == pytest.approx(2 + (2 + 1) / 3)
     assert measure(toy("llama"), replace(options, layer_score="kl"), tmp_path / "s").made == "found"
 
 
