@@ -1,7 +1,8 @@
-"""Perplexity of one model on `--data`: sources in, figures by domain out, kept like the other results."""
+"""Perplexity of one model on `--data`: sources in, figures by domain out, cached as other results are."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def measure_losses(
         "model": digest,
         "reference": model_digest(other.path) if other else None,
         "tokens": [file.header.tokens_sha256 for file in files],
+        "domains": [file.header.domains for file in files],
+        "documents": [hashlib.sha256(file.documents.tobytes()).hexdigest() for file in files],  # ends, bytes, domains
         "seq_len": seq_len,
         "windows": options.windows,
         "dtype": loaded.dtype,

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and how it is carried out. Importable without torch."""
+"""The request of an evaluation, its checks and its execution. Importable without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRequest:
-    """All that `minitron eval` can be told. A field is named as its flag, and None where nothing was asked; `gates`
+    """All options of `minitron eval`. A field is named as its flag, and None where nothing was asked; `gates`
     are those of --assert. The first model is the reference of every comparison.
     """
 
@@ -49,6 +49,11 @@ class EvalRequest:
     throughput: bool = True
     reuse: bool = True
     output: Path | None = None
+
+    @property
+    def named_tasks(self) -> tuple[str, ...]:
+        """The tasks that --tasks lists."""
+        return tuple(filter(None, (name.strip() for name in (self.tasks or "").split(","))))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,10 +117,14 @@ def evaluate(request: EvalRequest, say: Say = lambda text: None) -> Evaluation:
 
     found = results(side_by_side(request.models, ready.options, ready.tasks, say), request.settings)
     values = gate_values(found)
-    verdicts = check(ready.gates, values) if ready.gates and found["reference"] in values else []
-    found["gates"] = [asdict(verdict) for verdict in verdicts]
-    if request.output:
-        write_results(found, request.output, say)
+    verdicts: list[Verdict] = []
+    try:
+        if ready.gates and found["reference"] in values:
+            verdicts = check(ready.gates, values)
+    finally:  # what was measured is kept, even where a gate names a figure that could not be
+        found["gates"] = [asdict(verdict) for verdict in verdicts]
+        if request.output:
+            write_results(found, request.output, say)
     return Evaluation(found, tuple(verdicts))
 
 
@@ -146,10 +155,10 @@ def prepare(request: EvalRequest, say: Say) -> Prepared:
 
         tasks = find_tasks([each.task for each in options.requests], list(request.include))
         if not options.unsafe_code:
-            safe = without_unsafe(options.requests, (request.tasks or "").split(","), tasks)
+            safe = without_unsafe(options.requests, request.named_tasks, tasks)
             if left_out := [each.task for each in options.requests if each not in safe]:
-                tasks_left_out = ", ".join(left_out)
-                say(f"left out, for they run code that the model writes (--confirm-run-unsafe-code): {tasks_left_out}")
+                why = "because they run code that the model writes (--confirm-run-unsafe-code)"
+                say(f"left out, {why}: {', '.join(left_out)}")
             options = replace(options, requests=safe)
     if gates:
         from minitron_cli.checkpoint.reader import resolve_model
@@ -173,8 +182,7 @@ def _requests(request: EvalRequest) -> tuple[Request, ...]:
     from minitron_cli.evaluate import suites
 
     chosen = list(suites.suite(request.suite)) if request.suite else []
-    named = (name.strip() for name in (request.tasks or "").split(","))
-    chosen += [Request(name, request.shots) for name in named if name]
+    chosen += [Request(name, request.shots) for name in request.named_tasks]
     if request.limit is None:
         return tuple(chosen)
     if not 0 < request.limit < float("inf"):

@@ -75,8 +75,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if found and len(known) == len(found) else None
 
 
+def _asked(score: Score) -> tuple[Any, ...]:
+    """What two models must have in common for a comparison; one task may be asked for with several numbers of shots."""
+    return score.task, score.key, score.shots, score.num_samples
+
+
 def _row(score: Score, found: Measured, reference: Measured) -> dict[str, Any]:
-    base = next((other for other in reference.scores if (other.task, other.key) == (score.task, score.key)), None)
+    base = next((other for other in reference.scores if _asked(other) == _asked(score)), None)
     row = {key: value for key, value in asdict(score).items() if key != "samples"}
     row |= {"model": found.name, "metric": score.key, "kept": None, "comparison": None}
     if base is None or found is reference:

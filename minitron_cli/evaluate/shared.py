@@ -1,17 +1,20 @@
 """One model of the harness on several processes, each of which has it whole and answers its share of the requests.
 
 The first process evaluates as if it were alone, so that metrics, their order and their errors are those of one process.
-What it asks of the model goes to all; the answers come back in the order of the requests.
+What it asks of the model goes to all; the answers come back in the order of the requests. Where a process fails, the
+first one raises the error, with the process's rank and its traceback.
 """
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from minitron_cli.errors import MinitronError
+from minitron_cli.errors import MinitronError, first_line
 from minitron_cli.evaluate.harness import quiet
 from minitron_cli.hf.process_group import World
 
@@ -49,7 +52,7 @@ def answer(lm: Any, world: World) -> None:
 
 
 def _tell(world: World, message: Any) -> Any:
-    """What the first process says to all."""
+    """Broadcast a message of the first process to all; each gets it."""
     box = [message]
     dist.broadcast_object_list(box, src=0, group=world.group)
     return box[0]
@@ -65,14 +68,21 @@ def _answers(method: Any, name: str, arguments: Sequence[tuple[Any, ...]], world
     begin, end = (rank * len(arguments) // world.size for rank in (world.rank, world.rank + 1))
     asked = [Instance(name, {}, args, place) for place, args in enumerate(arguments[begin:end])]
     found: list[Any] = []
-    problem = None
+    failure: MinitronError | str | None = None  # a bug as its traceback
     try:
         found = method(asked) if asked else []
-    except Exception as error:  # noqa: BLE001 - the first process has to hear of it, whatever it is
-        problem = f"{type(error).__name__}: {error}"
+    except MinitronError as error:
+        failure = error
+    except torch.OutOfMemoryError as error:
+        failure = MinitronError(f"out of memory: {first_line(error)}", "give fewer tasks, or grade the exports")
+    except Exception:  # noqa: BLE001 - the first process raises it, whatever it is
+        failure = traceback.format_exc()
     parts: list[Any] | None = [None] * world.size if world.first else None
-    dist.gather_object((found, problem), parts, dst=0, group=world.group)
-    wrong = [f"process {rank}: {why}" for rank, (_, why) in enumerate(parts or ()) if why is not None]
-    if wrong:
-        raise MinitronError(f"{name} requests failed: {'; '.join(wrong)}", "give fewer tasks, or grade the exports")
+    dist.gather_object((found, failure), parts, dst=0, group=world.group)
+    for rank, (_, failure) in enumerate(parts or ()):
+        where = f"process {rank} of {world.size} failed on {name} requests"
+        if isinstance(failure, MinitronError):
+            raise MinitronError(f"{where}: {failure.message}", failure.hint)
+        if failure is not None:
+            raise RuntimeError(f"{where}:\n{failure}")
     return [one for part, _ in parts or () for one in part]

@@ -16,7 +16,7 @@ from minitron_cli.hf.process_group import World, join
 
 
 class Model:
-    """Answers with its rank and the request; refuses the word "bad"."""
+    """Answers with its rank and the request; refuses the word "refused", and fails on the word "bad"."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -24,6 +24,8 @@ class Model:
     def _answer(self, requests: list[Instance]) -> list[Any]:
         if any("bad" in request.args for request in requests):
             raise ValueError("a bad request")
+        if any("refused" in request.args for request in requests):
+            raise MinitronError("a refused request", "ask for another")
         return [[self.world.rank, *request.args] for request in requests]
 
     loglikelihood = loglikelihood_rolling = generate_until = _answer
@@ -40,10 +42,11 @@ def main(output: Path) -> None:
             for name, count in (("loglikelihood", 8), ("generate_until", 2), ("loglikelihood_rolling", 0)):
                 requests = [Instance(name, {}, (f"{name} {i}", {"until": [i]}), i) for i in range(count)]
                 found[name] = getattr(model, name)(requests)
-            try:
-                model.loglikelihood([Instance("loglikelihood", {}, (word,), 0) for word in ("a", "b", "bad")])
-            except MinitronError as error:
-                found["error"] = error.message
+            for last in ("bad", "refused"):
+                try:
+                    model.loglikelihood([Instance("loglikelihood", {}, (word,), 0) for word in ("a", "b", last)])
+                except (MinitronError, RuntimeError) as error:
+                    found[last] = [type(error).__name__, str(error), getattr(error, "hint", "")]
         found["alone"] = model.loglikelihood([Instance("loglikelihood", {}, ("a",), 0)])
         output.write_text(json.dumps(found))
 

@@ -19,5 +19,10 @@ def test_requests_are_shared_and_come_back_in_order(tmp_path: Path) -> None:
     ranks = {"loglikelihood": [0, 0, 1, 1, 1, 2, 2, 2], "generate_until": [1, 2], "loglikelihood_rolling": []}
     for name, answered in ranks.items():
         assert found[name] == [[rank, f"{name} {i}", {"until": [i]}] for i, rank in enumerate(answered)]
-    assert found["error"] == "loglikelihood requests failed: process 2: ValueError: a bad request"
+    kind, message, _ = found["bad"]
+    assert kind == "RuntimeError"
+    assert message.startswith("process 2 of 3 failed on loglikelihood requests:\nTraceback (most recent call last):")
+    assert 'raise ValueError("a bad request")' in message, "the line of the other process that failed"
+    refused = "process 2 of 3 failed on loglikelihood requests: a refused request"
+    assert found["refused"] == ["MinitronError", refused, "ask for another"]
     assert found["alone"] == [[0, "a"]], "after the block the model is its own again"

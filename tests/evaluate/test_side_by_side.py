@@ -265,7 +265,7 @@ def test_code_is_refused_by_name_and_left_out_of_a_suite(
     out, error = run(*line[:2], *line[4:], "--suite", "both", "--include", tmp_path, "--json")
     assert error is None
     assert {row["task"] for row in json.loads(out)["rows"]} == {"letters_one"}
-    line[line.index("letters_one")] = "letters_one,coder"
+    line[line.index("letters_one")] = "letters_one, coder"
     out, error = run(*line, "--include", tmp_path, "--json")
     assert isinstance(error, MinitronError)
     assert "coder runs code" in error.message
@@ -316,3 +316,32 @@ def test_a_limit_that_leaves_nothing(line: list[str], limit: str) -> None:
 )
 def test_what_is_kept_counts_from_chance(value: float, base: float, chance: float | None, kept: float | None) -> None:
     assert kept_share(value, base, chance) == (kept if kept is None else pytest.approx(kept))
+
+
+def test_a_task_is_compared_at_the_same_number_of_shots() -> None:
+    many, none = (
+        Score("t", "acc", "none", value, None, True, shots, "1", 8, {}, None) for value, shots in ((0.8, 5), (0.4, 0))
+    )
+    found = [side_by_side.Measured(name, name, 10, None, None, None, {}, (many, none)) for name in ("big", "small")]
+    assert [row["kept"] for row in results(found, {})["rows"]] == [None, None, 1.0, 1.0]
+
+
+def test_results_are_kept_where_a_gate_names_a_task_that_failed(line: list[str], tmp_path: Path) -> None:
+    write_task(tmp_path, "broken", dataset_path=str(tmp_path / "empty"), dataset_kwargs={})
+    (tmp_path / "empty").mkdir()
+    line[line.index("letters_one")] = "letters_one,broken"
+    output = tmp_path / "results.json"
+    _, error = run(*line, "--include", tmp_path, "--assert", "broken.acc > 0", "-o", output)
+    assert isinstance(error, MinitronError)
+    assert {row["task"] for row in json.loads(output.read_text())["rows"]} == {"letters_one"}
+
+
+def test_the_same_text_in_other_domains_is_measured_again(line: list[str], corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "text.jsonl"
+    other.write_text(corpus.read_text().replace('"accents"', '"letters"'))
+    domains = []
+    for text in (corpus, other):
+        out, error = run(line[0], "--data", text, "--seq-len", "32", "--device", "cpu", "--no-throughput", "--json")
+        assert error is None
+        domains.append(set(json.loads(out)["models"][0]["losses"]))
+    assert domains == [{"ascii", "accents", "all"}, {"ascii", "letters", "all"}]
