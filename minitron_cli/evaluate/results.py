@@ -10,7 +10,8 @@ from typing import Any
 
 from minitron_cli.evaluate.compare import compare, kept_share, loss_difference
 from minitron_cli.evaluate.harness import Score
-from minitron_cli.evaluate.side_by_side import Measured
+from minitron_cli.evaluate.losses import ALL
+from minitron_cli.evaluate.side_by_side import MODEL_FIGURES, Measured
 
 FORMAT = 1
 _ACCURACIES = ("acc", "exact_match", "pass", "mean_pass")
@@ -33,7 +34,7 @@ def _model(found: Measured, reference: Measured) -> dict[str, Any]:
     """`loss` is nats per token over all the data, `accuracy` the plain mean of the tasks' main metrics and `chance`
     that of a uniform guess, None where a task has none.
     """
-    whole = found.losses.get("all", {})
+    whole = found.losses.get(ALL, {})
     return {
         "name": found.name,
         "path": found.path,
@@ -99,7 +100,7 @@ def gate_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         if model["parameters"] is None:
             continue
         own = values.setdefault(model["name"], {})
-        own |= {f"model.{key}": model[key] for key in ("parameters", "tokens_per_second") if model[key] is not None}
+        own |= {f"model.{key}": model[key] for key in MODEL_FIGURES if model[key] is not None}
         for domain, figures in model["losses"].items():
             own |= {f"{domain}.{key}": value for key, value in figures.items() if isinstance(value, float | int)}
     for row in found["rows"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from minitron_cli.checkpoint.architecture import stored_weights
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import batch_size
@@ -80,15 +81,14 @@ def prepare(
 def announce(execution: Execution, mode: Mode) -> None:
     """One line each for what is done and how: samples, arithmetic, memory."""
     checkpoint, samples, size = execution.checkpoint, execution.samples, execution.world.size
-    weights = {m.weight.name: m.weight for m in checkpoint.matches.values() if not m.weight.junk}.values()
-    flops = flops_per_token(weights, checkpoint.shape, samples.rows.shape[1]) * samples.num_tokens
+    per_token = flops_per_token(stored_weights(checkpoint), checkpoint.shape, samples.rows.shape[1])
     processes = f" in {size} processes" if size > 1 else ""
     execution.say(
         f"measuring {checkpoint.path} on {execution.device} in {dtype_name(execution.dtype)}{processes}: "
         f"{len(samples):,} samples, {samples.num_tokens:,} tokens, batches of {execution.batch_size}"
     )
     where = " with hidden states on disk" if mode.on_disk else ""
-    memory = f"about {bytes_text(mode.memory)}, {flops / 1e12:,.1f} TFLOP to do"
+    memory = f"about {bytes_text(mode.memory)}, {per_token * samples.num_tokens / 1e12:,.1f} TFLOP to do"
     execution.say(f"{mode.name}{where} ({mode.reason}): {memory}")
 
 

@@ -134,4 +134,4 @@ def _grid_values(entry: str, values: str) -> tuple[int, ...]:
         raise MinitronError(f"--grid {entry!r} names no sizes", "sizes are 1 or more, LOW is not above HIGH")
     if num_sizes > MOST_SIZES:
         raise MinitronError(f"--grid {entry!r} lists {num_sizes:,} sizes", "give a step: AXIS=LOW:HIGH:STEP")
-    return tuple(found)
+    return tuple(dict.fromkeys(found))

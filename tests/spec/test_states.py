@@ -7,7 +7,14 @@ from collections.abc import Callable
 
 from minitron_cli.families import family_of
 from minitron_cli.spec.search import Window, candidates
-from minitron_cli.spec.shape import kv_bytes_per_token, num_parameters, scan_flops_per_token, shape_of, state_bytes
+from minitron_cli.spec.shape import (
+    kv_bytes_per_token,
+    mlp_width,
+    num_parameters,
+    scan_flops_per_token,
+    shape_of,
+    state_bytes,
+)
 from tests.toys import toy_values
 
 
@@ -100,3 +107,16 @@ def test_a_memory_budget_holds_the_state_of_a_sequence() -> None:
         candidates(family, values, source, {"mamba_head": [8]}, Window(0, 1e12, need - less, 10)) for less in (0, 1)
     ]
     assert [len(one) for one in found] == [1, 0]
+
+
+def test_the_widest_layer_counts_the_neurons_that_a_token_passes_through() -> None:
+    """Qwen2 has dense layers or experts beside a shared one, Granite 4 an MLP beside experts; Llama a dense MLP."""
+    keys = ("intermediate_size", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
+    dense, active, inner, shared = (toy_values("qwen2_moe")[key] for key in keys)
+    for width in (dense, 7):
+        values = toy_values("qwen2_moe") | {"intermediate_size": width, "mlp_only_layers": [0]}
+        assert mlp_width(shape_of(family_of("qwen2_moe"), values)) == max(width, active * inner + shared)
+    values = toy_values("granitemoehybrid")
+    both = values["shared_intermediate_size"] + values["num_experts_per_tok"] * values["intermediate_size"]
+    assert mlp_width(shape_of(family_of("granitemoehybrid"), values)) == both
+    assert mlp_width(shape_of(family_of("llama"), toy_values("llama"))) == toy_values("llama")["intermediate_size"]
