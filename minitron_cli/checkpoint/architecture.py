@@ -20,7 +20,7 @@ Beside = tuple[tuple[Weight, int], ...]  # lines, and the bytes of an element on
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a config says of a model: its family, its sizes, the weights that it must have.
+    """A model as its config describes it: its family, its sizes, the weights that it must have.
 
     Of a model of text and images that is the text model; `beside` are the weights beside it, where they are known.
     """

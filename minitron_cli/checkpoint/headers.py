@@ -45,7 +45,7 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: `begin` is its absolute byte offset in `file`.
+    """Where a tensor is stored: `begin` is its absolute byte offset in `file`.
 
     `dtype` and `shape` are those of its values. Where it is quantised or transposed, `codes` makes them of the bytes.
     """

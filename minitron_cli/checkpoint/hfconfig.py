@@ -43,7 +43,7 @@ def pruned_config(config: Mapping[str, Any], family: Family, plan: Plan) -> dict
 
 
 def _layers_kept(config: Mapping[str, Any], pruned: Mapping[str, Any], family: Family, plan: Plan) -> dict[str, Any]:
-    """What a pruned config says of the layers that stay."""
+    """The config values of a pruned model that concern its layers."""
     if "layer" not in plan.kept:
         return {}
     layers = [int(i) for i in plan.kept["layer"]]
@@ -83,13 +83,13 @@ def layer_lists(config: Mapping[str, Any], family: Family, num_layers: int) -> d
 
 
 def layer_pattern(config: Mapping[str, Any], family: Family, shape: Shape) -> Pattern:
-    """What tells each layer from others: its kinds, and its entries of the config's lists."""
+    """All in which layers differ, layer by layer: the kinds, and the entries of the config's lists."""
     lists = layer_lists(config, family, shape["layer"]).values()
     return tuple((*(shape.kinds[i] if shape.kinds else ()), *(one[i] for one in lists)) for i in range(shape["layer"]))
 
 
 def layers_stated(config: Mapping[str, Any], family: Family, shape: Shape) -> dict[str, Any]:
-    """What a config says of layers of these kinds. Raises MinitronError where none can say it."""
+    """The config values that state these kinds of layers. Raises MinitronError where no config can."""
     found: dict[str, Any] = {}
     for way, kinds in zip(family.kinds, zip(*shape.kinds)):
         found.update(way.write({**config, **found}, kinds))

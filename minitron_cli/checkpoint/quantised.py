@@ -4,7 +4,7 @@
     compressed-tensors   the same as NAME_scale, for blocks, rows or all of it; of its formats float-quantized alone
     mxfp4                NAME_blocks and NAME_scales (gpt-oss)
 
-Tensors that are not quantised stay as they are. What says how activations are quantised has no use in the plain model.
+Tensors that are not quantised stay as they are. Scales of activations are left out.
 """
 
 from collections.abc import Iterator, Mapping

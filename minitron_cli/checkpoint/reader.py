@@ -218,7 +218,7 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def normal_config(config: Mapping[str, Any], tied: bool | None = None) -> dict[str, Any]:
-    """What a config.json dictionary says of its text model, in its family's normal form (see `text_config`)."""
+    """The text model's part of a config.json dictionary, in its family's normal form (see `text_config`)."""
     config = dict(config)
     if (wrapper := wrapper_of(str(config.get("model_type")))) is not None:
         config = text_config(config, wrapper, tied)

@@ -32,7 +32,7 @@ def servable_cut(
     """The facts of what a cut to `shape` leaves, before anything is written.
 
     `layers` are those that stay, ascending source indices, and `pattern` the source's; None where they are not known
-    yet (scores decide), and where the depth stays: nothing is then said of an order that the config does not list.
+    yet (scores decide), and where the depth stays: the order of layers is then that of the config, if it lists one.
     With `dense` the one expert that stays becomes an MLP.
     """
     config, family = dict(source.config), source.family

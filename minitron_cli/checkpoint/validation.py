@@ -51,7 +51,7 @@ def causal_lm_class(model_type: str) -> str | None:
 
 
 class Rejected(Exception):
-    """transformers does not take a config; the message says why, in its words."""
+    """transformers rejects a config; the message is its own."""
 
 
 def understood(config: Mapping[str, Any]) -> dict[str, Any]:

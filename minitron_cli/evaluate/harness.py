@@ -50,7 +50,7 @@ class Score:
 
     @property
     def key(self) -> str:
-        """How a row names its metric: the filter only where it says something."""
+        """The name of the metric in a row, with its filter where there is one."""
         return self.metric if self.filter == "none" else f"{self.metric},{self.filter}"
 
 

@@ -46,6 +46,6 @@ def load_model(
 
 
 def max_context(loaded: LoadedModel) -> int | None:
-    """The longest input that the model says it takes."""
+    """The longest input that the model takes by its config, in tokens; None where it states no limit."""
     config: Any = loaded.model.config
     return context_length(config.get_text_config().to_dict())

@@ -57,7 +57,7 @@ class EvalRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the results file says of the request."""
+        """The options that the results file records."""
         names = ("suite", "tasks", "shots", "limit", "data", "dtype")
         return {name: list(self.data) or None if name == "data" else getattr(self, name) for name in names}
 

@@ -178,7 +178,7 @@ def recording(model: nn.Module, recorder: Recorder, sites: Sequence[Site], block
 
 
 def recording_forward(model: nn.Module, recorder: Recorder, site: Site) -> Any:
-    """A forward for a layer's experts that tells the recorder what each of them did."""
+    """A forward for a layer's experts that records the statistics of each."""
     module, router = model.get_submodule(site.module), router_of(model, site.module)
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

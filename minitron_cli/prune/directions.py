@@ -142,7 +142,7 @@ def reflection(n: int) -> np.ndarray:
 
 
 def mean_of(n: int) -> np.ndarray:
-    """The direction of length 1 in which the mean over n channels lies: (n,)."""
+    """The direction of the mean over n channels, of length 1: (n,)."""
     return np.full(n, 1 / sqrt(n))
 
 
@@ -190,7 +190,7 @@ def mean_output(moment: np.ndarray, inverse: np.ndarray, bias: np.ndarray) -> np
     """E[y] of y = w x^ + b, from E[y y^T], 1 / w and b: (n,).
 
     A LayerNorm's x^ has the sum 0, so y / w has that of b / w, for every token: E[y y^T] (1 / w) = E[y] sum(b / w).
-    Where that says nothing, because the sum is nearly 0 or some w are, the mean of x^ is taken to be 0.
+    Where the sum or some w are nearly 0 that cannot be solved, and the mean of x^ is taken to be 0.
     """
     total = inverse @ bias
     if not inverse.all() or abs(total) <= _SAYS * np.linalg.norm(inverse) * np.linalg.norm(bias):

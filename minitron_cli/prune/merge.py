@@ -40,12 +40,12 @@ class Routing:
 
 
 def read_routing(request: PruneRequest, shape: Shape) -> Routing:
-    """What the scores file of a request says of the routers."""
+    """The routers' sums in the scores file of a request."""
     assert request.scores is not None
     scores, raw = read_scores(request.scores)
     if EXPERT_LOGITS not in raw or EXPERT_ROUTING not in raw or "rows" not in scores.provenance:
         raise MinitronError(
-            f"{request.scores} says nothing of router logits, by which experts are merged",
+            f"{request.scores} has no sums of router logits, by which experts are merged",
             "measure again with `minitron importance`, or leave --expert-merge out",
         )
     gram = np.moveaxis(raw[EXPERT_LOGITS].sum(0), 1, 0)  # (row, expert, expert)

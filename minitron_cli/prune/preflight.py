@@ -30,7 +30,7 @@ BYTES_PER_SECOND = 1e9  # read and written together, on two cores that hash in h
 
 @dataclass(frozen=True, slots=True)
 class PruneFacts:
-    """What a dry run says; pairs are (source, target), sizes are bytes.
+    """The results of a dry run; pairs are (source, target), sizes are bytes.
 
     `respelling` is what a cut vocabulary does to the counted text, by domain (see data/vocabulary/counts.Respelling),
     `servable` what engines make of the result (see spec/engines).

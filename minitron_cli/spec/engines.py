@@ -12,7 +12,7 @@ Every rule was read in the sources of the release that `READ` names:
 - vLLM refuses FP8 weights in blocks of 128 x 128 where a GPU's part is not of whole blocks
   (`validate_fp8_block_shape`).
 
-What an engine takes for granted of one architecture is said by its family (see `assumptions`).
+What an engine assumes about one architecture is in the table of its family (see `assumptions`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

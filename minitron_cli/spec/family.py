@@ -33,7 +33,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Assumption:
-    """What `engines` take for granted of an architecture; `breach` says in words where a model differs, "" if nowhere.
+    """What `engines` assume about an architecture; `breach` returns in words where a model differs, "" if nowhere.
 
     It is called with a model's config, in which every list with one entry a layer is written out, and its Shape.
     Where `types` are named, the assumption is about models of those types only. Constructors are in `assumptions`.

@@ -1,4 +1,4 @@
-"""Layers of several kinds: how a config says which kind each layer is of, and how it says so after a depth cut.
+"""Layers of several kinds: how a config states the kind of each layer, and how it does so after a depth cut.
 
 A kind is the name of a section of the table. A model may choose in several ways at once (recurrent or attention, dense
 or sparse): each way is one `Kinds`, and a layer then has one kind of each.

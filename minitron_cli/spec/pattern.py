@@ -1,6 +1,6 @@
 """The order in which layers of several sorts follow one another: what repeats in it, and depth cuts that keep it.
 
-A pattern holds what tells a layer from others, layer by layer. A cut keeps it where the layers that stay begin the
+A pattern holds, layer by layer, all in which layers differ. A cut keeps it where the layers that stay begin the
 source's own pattern: then an engine that computes a layer's sort from its index computes the right one.
 """
 

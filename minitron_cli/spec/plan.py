@@ -33,7 +33,7 @@ class Plan:
     belongs to source layer kept["layer"][i]. `expert_ffn` is (target layer, target expert, target expert_ffn). The row
     of a layer that has no such axis means nothing.
     `basis` (source hidden, target hidden) replaces the kept hidden channels where directions of the residual stream are
-    kept instead: orthonormal columns, each a direction. `merge` says what becomes of the experts that go. With `dense`
+    kept instead: orthonormal columns, each a direction. `merge` averages the experts that go into others. With `dense`
     the one expert of a layer that stays is the MLP of a dense model (see Family.dense), whose shape is `left`.
     """
 

@@ -119,7 +119,7 @@ def _step(name: str, entry: Any, options: Mapping[str, Collection[str]] | None) 
 
 
 def _check_outputs(recipe: Recipe) -> None:
-    """Two steps must not write to one place, nor over what the run itself keeps. Some disks do not tell a from A."""
+    """Two steps must not write to one place, nor over what the run itself keeps. To some disks a and A are the same."""
     taken = dict.fromkeys(_RESERVED, "the run itself")
     for step in recipe.steps:
         place = step.output.lower()

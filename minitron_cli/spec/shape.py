@@ -48,7 +48,7 @@ class Shape:
         depth = changed.get("layer")
         if not self.kinds or depth == len(self.kinds):
             return changed
-        # Which layers stay is not known yet: until `of_layers` says, they are spread over the depth.
+        # Which layers stay is not known before `of_layers`: until then they are spread over the depth.
         spread = tuple(self.kinds[i * len(self.kinds) // depth] for i in range(depth)) if depth > 0 else ()
         return replace(changed, kinds=spread)
 

@@ -65,7 +65,7 @@ class Wrapper:
     config.json cannot state inside the whole, though it can of the text model by itself: heads are then as wide as
     hidden / heads. `text_values` holds values of config.json without which a text model of `text_types` is not that
     of the whole. `transposed` are the lines of the text model's table whose matrices published checkpoints store
-    transposed; transformers tells by their shape.
+    transposed, which transformers recognises by their shape.
     """
 
     model_type: str
