@@ -1,6 +1,6 @@
 """Scores to compare activations with: random ones, norms of weights, and weights times activations."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from zlib import crc32
 
 import numpy as np
@@ -45,8 +45,8 @@ def following_scores(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 def _magnitudes(checkpoint: Checkpoint, axes: Iterable[str], matches: Iterable[Match]) -> dict[str, np.ndarray]:
     energy = {axis: np.zeros(score_shape(axis, checkpoint.shape)) for axis in axes}
-    for match, tensor in _matrices(checkpoint, matches):
-        square = np.square(tensor)
+    for match in (match for match in matches if is_matrix(match.weight)):
+        square = np.square(_read(checkpoint, match))
         for axis in energy:
             _add_energy(energy[axis], axis, match, square, checkpoint)
     return {axis: np.sqrt(found) for axis, found in energy.items()}
@@ -116,12 +116,6 @@ def _column_sums(checkpoint: Checkpoint, readers: tuple[str, ...]) -> np.ndarray
         place = match.expert or 0
         sums[place] = sums[place] + columns if place in sums else columns
     return np.concatenate([sums[expert] for expert in sorted(sums)])
-
-
-def _matrices(checkpoint: Checkpoint, matches: Iterable[Match]) -> Iterator[tuple[Match, np.ndarray]]:
-    for match in matches:
-        if is_matrix(match.weight):
-            yield match, _read(checkpoint, match)
 
 
 def _read(checkpoint: Checkpoint, match: Match) -> np.ndarray:
