@@ -8,7 +8,7 @@ from typing import Any
 
 import minitron_cli
 from minitron_cli.checkpoint.provenance import file_digest
-from minitron_cli.spec.recipe import Recipe, Step
+from minitron_cli.spec.recipe import Recipe, Step, declared_in, locate
 
 # The packages whose code decides what a verb writes; a change elsewhere (help texts, reports) reruns nothing.
 _GROUND = ("spec", "families", "checkpoint")
@@ -86,12 +86,10 @@ def given_digest(text: str) -> str:
 
 def input_digests(recipe: Recipe, step: Step, made: Mapping[str, str], directory: Path) -> dict[str, str]:
     """Digest of every reference of a step. A path below a step's output counts by the content at that path."""
-    from minitron_cli.spec.recipe import locate
-
     found = {}
     for reference in step.needs():
         place = locate(recipe, reference, directory)
-        if reference.startswith("{"):
+        if declared_in(reference):
             found[reference] = given_digest(place)
         elif "/" in reference and Path(place).exists():
             found[reference] = content_digest(Path(place))

@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import load_config, load_whole_config, open_
 from minitron_cli.checkpoint.wrapping import TEXT, TIED
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import wrapper_of
-from minitron_cli.spec.recipe import MAKES_MODELS, VERBS, Recipe, Step, command_line, locate
+from minitron_cli.spec.recipe import MAKES_MODELS, VERBS, Recipe, Step, command_line, declared_in, locate
 
 
 def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def known_configs(recipe: Recipe, directory: Path) -> dict[str, dict[str, Any]]:
     references = {ref for step in recipe.steps for ref in step.needs()}
     found = {}
     for reference in references:
-        if reference.startswith("{") and reference[1:-1] not in recipe.given:
+        if (given := declared_in(reference)) is not None and given[0] not in recipe.given:
             continue
         path = Path(locate(recipe, reference, directory))
         if (path / "config.json").is_file():

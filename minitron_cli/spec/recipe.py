@@ -83,12 +83,18 @@ class Recipe:
 
     def missing(self, step: Step) -> list[str]:
         """Declared inputs that the step uses and nobody has given yet."""
-        names = [ref[1 : ref.index("}")] for ref in step.needs() if ref.startswith("{")]
-        return [name for name in dict.fromkeys(names) if name not in self.given]
+        names = dict.fromkeys(found[0] for found in map(declared_in, step.needs()) if found is not None)
+        return [name for name in names if name not in self.given]
 
     def maker(self, reference: str) -> Step | None:
         """The step that makes what a reference points at, or None for a declared input."""
-        return None if reference.startswith("{") else self.step(reference.split("/")[0])
+        return None if declared_in(reference) else self.step(reference.split("/")[0])
+
+
+def declared_in(reference: str) -> tuple[str, str] | None:
+    """A reference's declared input and what follows it: "{data}/a.jsonl" -> ("data", "/a.jsonl"). None: a step's."""
+    name, brace, below = reference.removeprefix("{").partition("}")
+    return (name, below) if reference.startswith("{") and brace else None
 
 
 def command_line(recipe: Recipe, step: Step, directory: Path) -> list[str]:
@@ -117,10 +123,10 @@ def written(step: Step, place: Callable[[str], str], output: str) -> list[str]:
 
 def locate(recipe: Recipe, reference: str, directory: Path) -> str:
     """The path (or, for a declared input, the text) that a reference means."""
-    if reference.startswith("{"):
-        name = reference[1 : reference.index("}")]
+    if (found := declared_in(reference)) is not None:
+        name, below = found
         if name not in recipe.given:
             raise MinitronError(f"input {name!r} is not given: {recipe.declared[name].about}", f"add --set {name}=...")
-        return recipe.given[name] + reference[reference.index("}") + 1 :]
+        return recipe.given[name] + below
     maker, _, below = reference.partition("/")
     return str(directory / recipe.step(maker).output / below) if below else str(directory / recipe.step(maker).output)

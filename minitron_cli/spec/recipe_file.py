@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.spec.recipe import VERBS, Input, Recipe, Step, Value, Values
+from minitron_cli.spec.recipe import VERBS, Input, Recipe, Step, Value, Values, declared_in
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # What a run keeps beside the steps' outputs, and the options that it sets itself.
@@ -169,12 +169,11 @@ def _ordered(recipe: Recipe) -> tuple[Step, ...]:
 
 def _check_reference(recipe: Recipe, step: Step, reference: str) -> None:
     names = [s.name for s in recipe.steps]
-    if reference.startswith("{"):
-        name = reference[1 : reference.find("}")] if "}" in reference else reference
-        if name not in recipe.declared:
+    if (found := declared_in(reference)) is not None:
+        if found[0] not in recipe.declared:
             raise MinitronError(
-                f"step {step.name!r} uses the input {name!r}, which is not declared",
-                near_matches(name, list(recipe.declared)) if recipe.declared else "declare it under `inputs:`",
+                f"step {step.name!r} uses the input {found[0]!r}, which is not declared",
+                near_matches(found[0], list(recipe.declared)) if recipe.declared else "declare it under `inputs:`",
             )
     elif reference.split("/")[0] not in names:
         raise MinitronError(

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from minitron_cli.chain.estimate import Estimate, estimate
 from minitron_cli.chain.run import run
+from minitron_cli.chain.summary import known_configs
 from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.checkpoint.scores_file import write_scores
 from minitron_cli.checkpoint.tensor_digests import source_digest
@@ -200,3 +201,10 @@ def test_a_chain_is_estimated_step_after_step(toy: Toy) -> None:
     assert next_model is not None
     assert next_model.shape == shape_of(next_model.family, config).with_(hidden=36, ffn=56)
     assert costs["next"].disk_bytes == 2 * next_model.parameters
+
+
+def test_a_model_below_an_input_is_estimated_by_its_config(toy: Toy, tmp_path: Path) -> None:
+    source = toy("llama")
+    steps = (Step("cut", "prune", {"model": (f"{{models}}/{source.name}",), "scores": ("{scores}",)}, {"hidden": 36}),)
+    recipe = Recipe("r", "", {}, steps, given={"models": str(source.parent)})
+    assert known_configs(recipe, tmp_path).keys() == {f"{{models}}/{source.name}"}
