@@ -76,6 +76,12 @@ def test_values_are_taken_as_a_user_writes_them() -> None:
         (lambda: api.prune("m", hiden=3), "unknown option 'hiden'"),
         (lambda: api.distill("s", teacher="t", output="o", data="d", step=3), "unknown option 'step'"),
         (lambda: api.evaluate("m"), "nothing to evaluate"),
+        (
+            lambda: api.evaluate("m", data="d", seq_len=1, windows=0),
+            "--seq-len must be at least 2; got 1; --windows must",
+        ),
+        (lambda: api.bench("m", repeats=0), "--repeats must be at least 1; got 0"),
+        (lambda: api.search("m", speedup=2.0, bench_repeats=0), "--bench-repeats must be at least 1; got 0"),
         (lambda: api.search("m", data="d"), "a search needs a budget"),
         (lambda: api.importance("m", output="o", metric="wat", data="d"), "'wat'"),
     ],

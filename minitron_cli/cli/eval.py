@@ -32,15 +32,15 @@ _FIRST = (
 )
 _MORE = {
     "Tasks": (
-        flag("shots", int, "few-shot examples [default: the task's own]", min=0),
+        flag("shots", int, "few-shot examples [default: the task's own]"),
         flag("limit", float, "documents per task, or a share below 1"),
-        flag("batch_size", int, "for tasks [default: what fits]", min=1),
+        flag("batch_size", int, "for tasks [default: what fits]"),
         flag("confirm_run_unsafe_code", bool, "let tasks run code that the model writes"),
         flag("reuse", bool, "use results that were kept", negatable=True),
     ),
     "Text": (
-        flag("seq_len", int, "window for --data [default: the context]", min=2),
-        flag("windows", int, "read only the first windows of each domain", min=1),
+        flag("seq_len", int, "window for --data [default: the context]"),
+        flag("windows", int, "read only the first windows of each domain"),
         flag("separator", str, "between documents: auto, bos, eos, bos+eos, none"),
         flag("text_field", str, "the field of --data that holds the text"),
         flag("against_reference", bool, "also KL to the first model, and top-1 agreement with it"),

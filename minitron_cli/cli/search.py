@@ -36,7 +36,7 @@ _MORE = {
         flag("speedup", float, "how many times as fast as MODEL, measured"),
         flag("bench_grid", str, "prompt x generated tokens to time at [default: 128x128]"),
         flag("bench_batch_sizes", str, "sequences at a time when timing: 1,8"),
-        flag("bench_repeats", int, "timed rounds of a shape", min=1),
+        flag("bench_repeats", int, "timed rounds of a shape"),
     ),
     "Shapes": (
         flag("tolerance", str, "how far from --params a shape may be"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from minitron_cli.checkpoint.atomic import check_file
 from minitron_cli.evaluate.bench import Cell, batch_ceiling, check_context, measure, parse_grid, unsteady
 from minitron_cli.evaluate.options import distinct_names
 from minitron_cli.evaluate.request import write_results
+from minitron_cli.spec.limits import count, require
 
 if TYPE_CHECKING:
     from minitron_cli.evaluate.bench import Subject
@@ -28,14 +29,17 @@ class BenchRequest:
     models: tuple[str, ...]
     grid: str = "128x128"
     batch_sizes: str = "1"
-    repeats: int = 5
-    warmup_rounds: int = 1
-    memory: int | None = None
+    repeats: Annotated[int, count()] = 5
+    warmup_rounds: Annotated[int, count(0)] = 1
+    memory: Annotated[int | None, count()] = None
     engine: str = "hf"
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
     output: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "bench")
 
     @property
     def cells(self) -> tuple[Cell, ...]:

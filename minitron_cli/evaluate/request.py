@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from minitron_cli.checkpoint.atomic import atomic_file, check_file
 from minitron_cli.checkpoint.seal import sealed
@@ -14,6 +14,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import default_cache
 from minitron_cli.evaluate.gates import Gate, Verdict, check, parse_gate, refuse_models, refuse_unknown
 from minitron_cli.evaluate.options import LossOptions, Options, Request, distinct_names
+from minitron_cli.spec.limits import count, require
 from minitron_cli.spec.plain import finite, json_text
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ class EvalRequest:
     tasks: str | None = None
     include: tuple[Path, ...] = ()
     data: tuple[str, ...] = ()
-    shots: int | None = None
+    shots: Annotated[int | None, count(0)] = None
     limit: float | None = None
-    seq_len: int | None = None
-    windows: int | None = None
+    seq_len: Annotated[int | None, count(2, 2**24)] = None
+    windows: Annotated[int | None, count()] = None
     separator: str = "auto"
     text_field: str | None = None
     against_reference: bool = False
     gates: tuple[str, ...] = ()
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, count()] = None
     device: str = "auto"
     dtype: str = "auto"
     confirm_run_unsafe_code: bool = False
@@ -49,6 +50,9 @@ class EvalRequest:
     throughput: bool = True
     reuse: bool = True
     output: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "eval")
 
     @property
     def named_tasks(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.context import CALIBRATION_LENGTH, context_length, sequence_length
 from minitron_cli.importance.aggregate import BATCH, EXPERT_SCORES, Aggregation
 from minitron_cli.importance.sums import SEQ
-from minitron_cli.spec.limits import SEED, OneOf, count, violations
+from minitron_cli.spec.limits import SEED, OneOf, count, require
 
 METRICS = ("activation", "wanda", "magnitude", "random")
 PASS_METRICS = ("activation", "wanda")  # those that need forward passes over data
@@ -62,8 +62,7 @@ class Options:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if faults := violations(self, flag):
-            raise MinitronError("; ".join(faults), "see `minitron importance --help`")
+        require(self, "importance", flag)
         if self.dequantize and self.device_map:
             raise MinitronError(
                 "--device-map is for what transformers loads, which dequantised weights are not",

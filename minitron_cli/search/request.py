@@ -8,7 +8,7 @@ from typing import Annotated
 from minitron_cli.errors import MinitronError
 from minitron_cli.search.speed import SpeedBudget
 from minitron_cli.spec.axes import COUNTED_AXES
-from minitron_cli.spec.limits import SEED, above, count, violations
+from minitron_cli.spec.limits import SEED, above, count, require
 from minitron_cli.spec.search import Window
 from minitron_cli.spec.shape import Shape, shape_name
 
@@ -58,7 +58,6 @@ class SearchRequest:
         return shape_name(shape, vocab=self.cuts_vocabulary)
 
     def __post_init__(self) -> None:
-        if wrong := violations(self, lambda name: "--" + name.replace("_", "-")):
-            raise MinitronError("; ".join(wrong), "see `minitron search --help`")
+        require(self, "search")
         if self.ffn_factors and "ffn" in (self.grid or {}):
             raise MinitronError("--ffn-factors and --grid ffn=... both choose --ffn", "give only one of them")

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from minitron_cli.evaluate.bench import Cell
+from minitron_cli.spec.limits import count, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,9 +13,12 @@ class SpeedBudget:
     """What a candidate must meet in every cell: at most so many milliseconds to the last token, at least a speed-up."""
 
     cells: tuple[Cell, ...]
-    repeats: int = 5
+    repeats: Annotated[int, count()] = 5
     latency_ms: float | None = None
     speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "search", lambda field: f"--bench-{field}")
 
     @property
     def binds(self) -> bool:

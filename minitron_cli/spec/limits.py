@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from minitron_cli.errors import MinitronError
+
 
 @dataclass(frozen=True, slots=True)
 class Within:
@@ -53,6 +55,14 @@ def count(low: int = 1, high: int = 10**15) -> Within:
 
 
 SEED = count(0, 2**32 - 1)
+
+
+def require(
+    options: Any, verb: str, name_of: Callable[[str], str] = lambda field: "--" + field.replace("_", "-")
+) -> None:
+    """Raise MinitronError where options of a verb break their limits, naming all that do."""
+    if wrong := violations(options, name_of):
+        raise MinitronError("; ".join(wrong), f"see `minitron {verb} --help`")
 
 
 def violations(options: Any, name_of: Callable[[str], str]) -> list[str]:
