@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.__main__ import run
 from minitron_cli.errors import MinitronError
+from minitron_cli.training import patience
 from minitron_cli.training.cached_logits import client
 from minitron_cli.training.cached_logits import served as served_module
 from minitron_cli.training.cached_logits.record import record_teacher
@@ -34,7 +35,7 @@ Toy = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_proxy_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
 
 
 def losses(output: Path) -> np.ndarray:
@@ -331,11 +332,11 @@ def test_a_server_that_is_asked_too_much_says_how_long_to_wait(teacher: Path) ->
     body = {"model": "teacher", "prompt": [[1, 2]], "max_tokens": 1, "prompt_logprobs": 3}
     with serving(teacher, behaviour) as address:
         server = client.Server(address)
-        assert "choices" in server.fetch("/completions", body, client.Patience(5, 60.0), clock)
+        assert "choices" in server.fetch("/completions", body, patience.Patience(5, 60.0), clock)
         assert clock.waits == [7.0, 0.002, 0.004]
         behaviour.fail, behaviour.retry_after = [429] * 9, "9999"
         with pytest.raises(MinitronError, match="does not answer after 3 tries: HTTP 429: try later") as caught:
-            server.fetch("/completions", body, client.Patience(3, 60.0), clock)
+            server.fetch("/completions", body, patience.Patience(3, 60.0), clock)
     assert clock.waits[3:] == [60.0, 60.0]
     assert "it limits how much it is asked" in (caught.value.hint or "")
 

@@ -13,22 +13,15 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from minitron_cli.errors import MinitronError
+from minitron_cli.training.patience import Patience, Tries
 
 KEY_ENV = "MINITRON_TEACHER_KEY"
-FIRST_WAIT = 0.5  # seconds before the second try, doubled before each further one
 _PASSES = (408, 429)  # of 4xx: a request that took too long, and one too many
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-class Patience(NamedTuple):
-    """How often a request is tried while its failures may pass, and after how many seconds of silence it has failed."""
-
-    tries: int
-    seconds: float
 
 
 class Refused(Exception):
@@ -94,11 +87,8 @@ class Server:
         if key is not None:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         hint = "is the server up, and this its address? e.g. `vllm serve MODEL --max-logprobs 128`"
-        wait, problem = 0.0, ""
-        for number in range(patience.tries):
-            if number and (stopped or threading.Event()).wait(max(wait, FIRST_WAIT * 2 ** (number - 1))):
-                break
-            wait = 0.0
+        tries, problem = Tries(patience.tries, stopped), ""
+        for _ in tries:
             try:
                 with urllib.request.urlopen(request, timeout=patience.seconds) as answer:
                     return json.loads(answer.read())
@@ -107,7 +97,7 @@ class Server:
                 if error.code < 500 and error.code not in _PASSES:
                     raise Refused(error.code, problem) from error
                 if error.code == 429:
-                    wait = _retry_after(error, patience.seconds)
+                    tries.least = _retry_after(error, patience.seconds)
                     hint = "it limits how much it is asked: raise its limit, or train with fewer processes"
                 problem = f"HTTP {error.code}: {problem}"
             except json.JSONDecodeError:

@@ -21,14 +21,12 @@ import torch
 
 from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from minitron_cli.errors import MinitronError
-from minitron_cli.training.cached_logits.client import Patience, Refused, Server
+from minitron_cli.training.cached_logits.client import Refused, Server
 from minitron_cli.training.cached_logits.layout import TopKLayout
 from minitron_cli.training.cached_logits.topk import TopK
+from minitron_cli.training.patience import AT_START, AT_WORK, Patience
 
 IN_FLIGHT = 16  # requests that a process has at the server at a time
-
-AT_WORK = Patience(7, 600.0)  # with the waits between the tries, half a minute where the server is gone
-AT_START = Patience(3, 60.0)
 _PROBE = "The 7 quick_foxes jumped; größer als 3,14? 東京\n\tdef f(x): return x"
 _TINY = 1e-9  # the least probability of the rest: what is left of 1 after float32 sums is not less
 
