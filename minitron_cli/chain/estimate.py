@@ -146,7 +146,7 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
         student, *others = figures[stretch.seq_len]
         tokens += stretch.tokens
         flops += stretch.tokens * preflight.training_flops(student, others)
-    working = preflight.disk(student, options.keep, made.num_bytes // made.parameters)
+    working = preflight.disk(student, options.keep + (options.mirror is not None), made.num_bytes // made.parameters)
     if made.beside:  # the text model is written by itself before it goes back into the whole
         working += made.disk_bytes
     return Estimate(step, made, tokens, flops, made.disk_bytes, working, need.total())

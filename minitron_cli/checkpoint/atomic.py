@@ -63,7 +63,7 @@ def check_apart(path: Path, inputs: Iterable[str | Path]) -> None:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a Path has one slash of two
         raise MinitronError(
             f"the output {path} is an address, and results are written to file systems only, where they appear whole",
-            "write to a directory and copy what is finished there, or mount the storage",
+            "write to a directory (distill, train and shear keep a copy there: --mirror ADDRESS), or mount the storage",
         )
     with write_errors(path):
         output, above = _identity(path), _identities(path)[1:]

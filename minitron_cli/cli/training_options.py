@@ -118,6 +118,7 @@ WATCHING = (
     flag("save_every", int, "steps between checkpoints [default: a twentieth, at least 50]"),
     flag("keep", int, "checkpoints to keep"),
     flag("async_save", bool, "write them while the steps go on [default: on a GPU, if memory allows]", negatable=True),
+    flag("mirror", str, "also keep steps and result at this address: s3://BUCKET/RUN, gs://..., file:///..."),
     flag("export_at", list[str], "also export the student at these steps: 100,500 or 1%,5%,20%"),
     flag("log_every", int, "steps between lines of metrics.jsonl"),
     flag("eval_every", int, "steps between evaluations [default: a tenth, at least 50]"),

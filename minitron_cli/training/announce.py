@@ -12,6 +12,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_dtype, dtype_name
 from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.hf.process_group import World
+from minitron_cli.spec.counts import bytes_text
 from minitron_cli.training import preflight
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.stretches import Stretch
@@ -96,7 +97,12 @@ def _lacks_host(ready: Prepared, world: World) -> bool:
 
 def _copy(ready: Prepared, world: World) -> int:
     """Bytes that a process saves: its part of the weights, and of the moments of those that are trained."""
-    return -(-(4 * ready.sizes[0].parameters + 8 * ready.trained) // (world.size // ready.options.replicate))
+    return -(-_saved(ready) // (world.size // ready.options.replicate))
+
+
+def _saved(ready: Prepared) -> int:
+    """Bytes of a saved step."""
+    return 4 * ready.sizes[0].parameters + 8 * ready.trained
 
 
 def _with(ready: Prepared, **changes: Any) -> Prepared:
@@ -148,6 +154,7 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         "memory per device": {**asdict(need), "total": need.total()},
         "host memory": dict(zip(("first process", "each other one"), host_memory(ready, world))),
         "disk": _disk(ready),
+        **({"mirror": {"a step": _saved(ready)}} if options.mirror is not None else {}),
     }
 
 
@@ -180,8 +187,9 @@ def _memory(ready: Prepared, stretch: Stretch, world: World) -> preflight.Need:
 
 
 def _disk(ready: Prepared) -> int:
-    student = ready.sizes[0]
-    return preflight.disk(student, ready.options.keep, 4) + room(ready.models.student, 4 * student.parameters)
+    student, options = ready.sizes[0], ready.options
+    kept = options.keep + (options.mirror is not None)  # a step stays while it is copied
+    return preflight.disk(student, kept, 4) + room(ready.models.student, 4 * student.parameters)
 
 
 def _lines(ready: Prepared, world: World) -> list[str]:
@@ -203,6 +211,8 @@ def _lines(ready: Prepared, world: World) -> list[str]:
         f"{last.batch // world.size // last.micro_batch} to a step; "
         f"{options.schedule}, lr {options.lr:g} -> {options.floor_lr():g}, warm-up {options.warmup}",
     ]
+    if options.mirror is not None:
+        lines.append(f"mirror: {options.mirror}, {bytes_text(_saved(ready))} a step")
     if sizes := _vocabularies(ready):
         lines.append(
             f"the student has {sizes[0]:,} of the teacher's {sizes[1]:,} tokens: each reads the text in its own, what "

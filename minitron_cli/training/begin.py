@@ -1,7 +1,7 @@
 """Where a run begins on disk: what is there already, and the directory that it makes and holds."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,13 +11,36 @@ from minitron_cli.hf.devices import machine_words
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import rundir, state
 from minitron_cli.training.announce import announce, check_room
+from minitron_cli.training.mirror import Mirror
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.repro import PREFIX
 
 Say = Callable[[str], None]
 
 
-def is_done(ready: Prepared, place: Path, output: Path, inputs: dict[str, str], say: Say) -> bool:
+def mirror_of(ready: Prepared, place: Path, inputs: Callable[[], Mapping[str, str]], say: Say) -> Mirror | None:
+    """The run's copy elsewhere, where it has one; refused where it cannot be written or holds something else."""
+    options = ready.options
+    if options.mirror is None:
+        return None
+    mirror = Mirror(options.mirror, options.keep, say)
+    mirror.check(options, inputs, afresh=place != Path(options.output) and not rundir.is_ours(place))
+    return mirror
+
+
+def is_done(
+    ready: Prepared, place: Path, output: Path, inputs: dict[str, str], say: Say, mirror: Mirror | None = None
+) -> bool:
+    """Whether the result is there and whole, and in the mirror too; what that has beyond `place` is fetched."""
+    done = _is_here(ready, place, output, inputs, say)
+    if mirror is not None:
+        done = done or (mirror.fetch(place) and _is_here(ready, place, output, inputs, say))
+        if done:
+            mirror.complete(output)
+    return done
+
+
+def _is_here(ready: Prepared, place: Path, output: Path, inputs: dict[str, str], say: Say) -> bool:
     """Whether the result is there and whole; a run of other options in `output` is refused, in OUT.new discarded."""
     if place != output:
         if changed := rundir.changes(place, ready.options, inputs):

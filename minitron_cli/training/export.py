@@ -26,6 +26,7 @@ from minitron_cli.training.state import load_weights, model_tensors
 from minitron_cli.training.step import KDStep
 
 STUDENT = "student."
+EXPORTED = "exported"  # in a run directory: the students of --export-at
 MASKED = "masked"  # in a run directory: the student of learned masks before it is trimmed, its masks in its weights
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

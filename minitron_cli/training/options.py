@@ -107,6 +107,7 @@ class Options:
     save_every: _Steps = None
     keep: Annotated[int, count()] = 2
     async_save: bool | None = None
+    mirror: str | None = None
     export_at: tuple[str, ...] = ()
     log_every: Annotated[int, count()] = 1
     eval_every: _Steps = None

@@ -49,6 +49,7 @@ from minitron_cli.training.mix import Mixing, mixing_of
 from minitron_cli.training.objectives import LOGITS_ONLY, Divergence, Objective, build_objective
 from minitron_cli.training.options import Options, check, parse_sizes
 from minitron_cli.training.preflight import Size, size_of, training_flops
+from minitron_cli.training.remote import check_address
 from minitron_cli.training.routers import Counterpart, counterparts
 from minitron_cli.training.rows import choose_micro_batch
 from minitron_cli.training.schedule import Schedule
@@ -120,6 +121,8 @@ def prepare(options: Options, world: World) -> Prepared:
     _check_machine(options, world)
     models = find_models(options)
     check_apart(Path(options.output), paths_read(options, models))
+    if options.mirror is not None:
+        check_address(options.mirror, Path(options.output), paths_read(options, models))
     options = fill_length(options, [models.student, *models.teachers])
     assert options.seq_len is not None
     sizes = sizes_of(models, options.seq_len)

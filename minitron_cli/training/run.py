@@ -1,7 +1,7 @@
 """One training run, from options to the exported checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from minitron_cli.spec.plan import Plan
 from minitron_cli.training import export, export_run, loop, rundir, state
 from minitron_cli.training.announce import check_room, facts, settle
 from minitron_cli.training.assemble import Assembly, assemble
-from minitron_cli.training.begin import begun, is_done
+from minitron_cli.training.begin import begun, is_done, mirror_of
 from minitron_cli.training.cached_logits.ahead import asking, taught_by
 from minitron_cli.training.grading import Grade, Regressed, grader
 from minitron_cli.training.interrupt import StopFlag, stop_on_signal
@@ -32,7 +32,7 @@ from minitron_cli.training.reload import check_reloaded, live_loss
 from minitron_cli.training.repro import write_repro
 from minitron_cli.training.rows import Rows, Share, read_by, rows_of, with_known_ids, with_readings
 from minitron_cli.training.saving import Saver
-from minitron_cli.training.state import Progress
+from minitron_cli.training.state import Offer, Progress
 from minitron_cli.training.streams import close, open_streams, stream_rows
 from minitron_cli.training.validation import evaluator, first_windows, held_out_names
 
@@ -101,21 +101,28 @@ def train(
         ready = settle(prepare(options, world), world, lambda short: world.agree(0, short)[1])
         place = rundir.place_of(output, overwrite)
         inputs = ready.inputs() if world.rank == 0 else {}
-        done = world.rank == 0 and is_done(ready, place, output, inputs, say)
+        mirror = mirror_of(ready, place, lambda: inputs, say) if world.rank == 0 else None
+        done = world.rank == 0 and is_done(ready, place, output, inputs, say, mirror)
         if world.agree(0, done)[1]:
             return _outcome(output, ready.options, _final(output), was_done=True)
         with begun(ready, place, inputs, world, preflight, say):
-            progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals, trim, grade)
+            offer = state.offer_nobody if mirror is None else mirror.offer
+            with nullcontext() if mirror is None else mirror.following():
+                progress, stopped_by = _train_and_export(ready, place, inputs, world, say, signals, trim, grade, offer)
             if stopped_by:
+                if mirror is not None:
+                    mirror.try_to_complete(place)
                 return _outcome(place, ready.options, progress, stopped_by=stopped_by)
             if world.rank == 0:
                 rundir.publish(place, output)
+        if mirror is not None:
+            mirror.complete(output)
         return _outcome(output, ready.options, progress)
 
 
 def _train_and_export(
     ready: Prepared, place: Path, inputs: dict[str, str], world: World, say: Say, signals: bool, trim: Trim | None,
-    grade: Grade | None,
+    grade: Grade | None, offer: Offer,
 ) -> tuple[Progress, int]:  # fmt: skip
     """Train to the end and export; the progress, and the exit code that a signal asks for (0: it is exported)."""
     mixer = None
@@ -124,7 +131,7 @@ def _train_and_export(
         mixer = Mixer(ready.order, ready.mixing, ready.schedule.steps)
     with stop_on_signal(signals) as stop, rows_for(ready, mixer, place / "run", world) as rows:
         assembly = assemble(ready, rows, world)
-        progress = follow(ready, assembly, mixer, grade, place / "run", stop, inputs, say)
+        progress = follow(ready, assembly, mixer, grade, place / "run", stop, inputs, say, offer)
     if progress.step < ready.schedule.steps:
         return progress, stop.exit_code
     _export(ready, assembly, progress, place, inputs, trim)
@@ -187,10 +194,12 @@ def rehearse(
     output = Path(options.output)
 
     def check() -> None:
-        if rundir.place_of(output, overwrite) == output:
+        place = rundir.place_of(output, overwrite)
+        if place == output:
             begun = (output / "run" / rundir.OPTIONS).is_file()
             inputs = ready.inputs() if begun else {}
             rundir.examine(output, ready.options, inputs)
+        mirror_of(ready, place, ready.inputs, say=lambda text: None)
         if preflight:
             check_room(ready, world)
 
@@ -199,12 +208,14 @@ def rehearse(
 
 def follow(
     ready: Prepared, assembly: Assembly, mixer: Mixer | None, grade: Grade | None, run: Path, stop: StopFlag,
-    inputs: dict[str, str], say: Say,
+    inputs: dict[str, str], say: Say, offer: Offer = state.offer_nobody,
 ) -> Progress:  # fmt: skip
-    """Train from where the run is to the end, recording on the way."""
+    """Train from where the run is to the end, recording on the way; whole steps are offered."""
     options, job, world = ready.options, assembly.job, assembly.job.world
     first = world.rank == 0
     progress, continued = start(options, job, run, say if first else lambda text: None)
+    if continued:
+        offer(state.place_of(run, progress))
     if mixer is not None:
         mixer.restore(progress.mix)
     recorder = Recorder(
@@ -214,9 +225,9 @@ def follow(
         display=Display(job.schedule.steps, progress.step, quiet=not first),
         log=MetricsLog(run, progress.step if continued else -1, options.tensorboard) if first else None,
         evaluate=_evaluator(ready, assembly),
-        export=export_run.exporter(ready, job.step, world.rank, run / "exported", inputs),
+        export=export_run.exporter(ready, job.step, world.rank, run / export.EXPORTED, inputs),
         progress=progress,
-        saver=Saver(run, job.step, job.optimizer, world, options.keep, bool(options.async_save)),
+        saver=Saver(run, job.step, job.optimizer, world, options.keep, bool(options.async_save), offer),
         mixer=mixer,
         grade=None if grade is None else grader(ready, job.step, world, grade),
         stop_on_regression=options.stop_on_regression,

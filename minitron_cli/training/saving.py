@@ -8,7 +8,7 @@ from torch import nn
 
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import state
-from minitron_cli.training.state import Progress
+from minitron_cli.training.state import Offer, Progress, offer_nobody
 
 
 class Saver:
@@ -19,9 +19,11 @@ class Saver:
     """
 
     def __init__(
-        self, run: Path, step: nn.Module, optimizer: torch.optim.Optimizer, world: World, keep: int, copies: bool
-    ) -> None:
+        self, run: Path, step: nn.Module, optimizer: torch.optim.Optimizer, world: World, keep: int, copies: bool,
+        offer: Offer = offer_nobody,
+    ) -> None:  # fmt: skip
         self._run, self._step, self._optimizer, self._world, self._keep = run, step, optimizer, world, keep
+        self._offer = offer
         self._thread = ThreadPoolExecutor(1, "minitron-save") if copies else None
         self._apart = world.apart() if copies else world
         self._writing: Future[Path] | None = None
@@ -31,9 +33,9 @@ class Saver:
         self.wait()
         draft = state.draft(self._run, self._step, self._optimizer, progress, self._world, self._thread is not None)
         if self._thread is None:
-            state.write(draft, self._world, self._keep)
+            state.write(draft, self._world, self._keep, self._offer)
         else:
-            self._writing = self._thread.submit(state.write, draft, self._apart, self._keep)
+            self._writing = self._thread.submit(state.write, draft, self._apart, self._keep, self._offer)
 
     def raise_failure(self) -> None:
         """Raise the error of the checkpoint that was being written, if it has failed."""

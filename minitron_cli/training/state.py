@@ -122,7 +122,7 @@ def draft(
     contents = tensors(module, optimizer)
     parts = {name: own_part(t)[0] for name, t in contents.items() if is_first_copy(t, world)}
     shapes = {name: tuple(t.shape) for name, t in contents.items()}
-    found = Draft(run / f"step-{progress.step:07d}", progress, shapes, parts)
+    found = Draft(place_of(run, progress), progress, shapes, parts)
     if world.rank == 0:
         shutil.rmtree(found.temporary, ignore_errors=True)
         need_space(found.final, sum(t.numel() * t.element_size() for t in contents.values()))
@@ -131,12 +131,16 @@ def draft(
     return replace(found, mine={name: t.to("cpu", copy=True) for name, t in parts.items()}) if copy else found
 
 
-def write(draft: Draft, world: World, keep: int) -> Path:
-    """Write a checkpoint (a collective), under a temporary name until it is whole.
+# Called with a checkpoint that is whole, before earlier ones go; what it returns stays, whatever its step.
+Offer = Callable[[Path], Path | None]
 
-    What remains are the latest `keep` checkpoints up to this one: one of a later step is damaged, and the run went back
-    to before it.
-    """
+
+def offer_nobody(step: Path) -> None:
+    """The offer of a run whose steps stay where they are."""
+
+
+def write(draft: Draft, world: World, keep: int, offer: Offer = offer_nobody) -> Path:
+    """Write a checkpoint (a collective), under a temporary name until it is whole; see `thin` for what remains."""
     final, temporary = draft.final, draft.temporary
     try:
         with write_errors(final):
@@ -153,11 +157,17 @@ def write(draft: Draft, world: World, keep: int) -> Path:
         _discard(final)
         os.rename(temporary, final)
         sync_directory(run)
-        remaining = [p for p in checkpoints(run) if p.name <= final.name][-keep:]
-        for old in set(checkpoints(run)) - set(remaining):
-            _discard(old)
+        thin(run, keep, final, offer(final))
     world.barrier()
     return final
+
+
+def thin(run: Path, keep: int, last: Path, spared: Path | None = None) -> None:
+    """Remove all checkpoints but `spared` and the latest `keep` up to `last`: one of a later step is damaged, and the
+    run went back to before it."""
+    remaining = [p for p in checkpoints(run) if p.name <= last.name][-keep:]
+    for old in set(checkpoints(run)) - {*remaining, spared}:
+        _discard(old)
 
 
 def _discard(checkpoint: Path) -> None:
@@ -224,6 +234,16 @@ def read_progress(path: Path) -> Progress:
         return Progress(**{**found, "norms": tuple(found["norms"]), "mix": mix})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{path} is damaged: its progress cannot be read ({error})") from error
+
+
+def place_of(run: Path, progress: Progress) -> Path:
+    """Where a run's checkpoint of this progress lies."""
+    return run / f"step-{progress.step:07d}"
+
+
+def is_step(name: str) -> bool:
+    """Whether it is the name of a checkpoint."""
+    return _NAME.match(name) is not None
 
 
 def checkpoints(run: Path) -> list[Path]:
