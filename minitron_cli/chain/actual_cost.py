@@ -4,7 +4,6 @@ It is kept in the run's own state and in family.json, never in an artefact: arte
 runs.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import list_tensors
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.prune.request import scores_beside
-from minitron_cli.spec.recipe import Step
+from minitron_cli.spec.recipe import VERBS, Step
+from minitron_cli.training.metrics import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,13 @@ def actual_cost(step: Step, output: Path, cost: Estimate, host_bytes: int) -> di
     weights = sum(t.num_bytes for t in list_tensors(output).values()) if (output / "config.json").is_file() else 0
     files = [output] if output.is_file() else [f for f in output.rglob("*") if f.is_file()]
     whole = sum(f.stat().st_size for f in files)
-    return asdict(ActualCost(tokens, flops, weights, whole, _peak_memory(output), host_bytes))
+    memory = max((line.get("peak_memory", 0) for line in read_metrics(output / "run")), default=0)
+    return asdict(ActualCost(tokens, flops, weights, whole, memory, host_bytes))
 
 
 def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
     """Tokens that were read, and the FLOPs they cost."""
-    if step.verb in ("train", "shear", "distill"):
+    if VERBS[step.verb].trains:
         training = (read_manifest(output) or {}).get("training") or {}
         return int(training.get("tokens", 0)), float(training.get("flops", 0.0))
     scores = output if step.verb == "importance" else scores_beside(output)
@@ -67,11 +68,3 @@ def _work(step: Step, output: Path, cost: Estimate) -> tuple[int, float]:
         tokens = int(provenance.get("samples_seen", 0)) * int(provenance.get("seq_len", 0))
         return tokens, cost.flops / cost.tokens * tokens
     return 0, 0.0
-
-
-def _peak_memory(output: Path) -> int:
-    """The highest `peak_memory` in the metrics of a training run; 0 for anything else."""
-    file = output / "run" / "metrics.jsonl"
-    if not file.is_file():
-        return 0
-    return max((json.loads(line).get("peak_memory", 0) for line in file.read_text().splitlines()), default=0)

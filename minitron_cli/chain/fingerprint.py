@@ -1,5 +1,6 @@
 """What a step depends on, as one digest: its options, the content of its inputs, and the code that matters to it."""
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -7,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import minitron_cli
-from minitron_cli.checkpoint.provenance import file_digest
+from minitron_cli.checkpoint.atomic import MANIFEST
+from minitron_cli.checkpoint.provenance import content_files, file_digest
 from minitron_cli.spec.recipe import Recipe, Step, declared_in, locate
 
 # The packages whose code decides what a verb writes; a change elsewhere (help texts, reports) reruns nothing.
-_GROUND = ("spec", "families", "checkpoint")
+_COMMON = ("spec", "families", "checkpoint", "data", "hf")
 CODE = {
     "toy": ("toy",),
-    "train": (*_GROUND, "data", "training"),
-    "importance": (*_GROUND, "data", "importance"),
-    "prune": (*_GROUND, "prune"),
-    "shear": (*_GROUND, "data", "training", "prune"),
-    "distill": (*_GROUND, "data", "training"),
-    "reference-loss": (*_GROUND, "data", "training"),
-    "eval": (*_GROUND, "data", "evaluate"),
-    "bench": (*_GROUND, "evaluate"),
+    "train": (*_COMMON, "training"),
+    "importance": (*_COMMON, "importance", "evaluate"),  # which grades with --depth-task
+    "prune": (*_COMMON, "prune", "importance"),  # which measures scores where a step has data instead
+    "shear": (*_COMMON, "training", "prune"),
+    "distill": (*_COMMON, "training"),
+    "reference-loss": (*_COMMON, "training"),
+    "eval": (*_COMMON, "evaluate"),
+    "bench": (*_COMMON, "evaluate"),
 }
-# A training run's directory holds its checkpoints and timed metrics; the artefact is the files beside it.
-_NOT_CONTENT = "run"
 
 Signature = dict[str, list[int]]
 
@@ -71,17 +71,25 @@ def signature(path: Path) -> Signature:
 
 def content(path: Path) -> list[Path]:
     """The files that make up an artefact, sorted."""
-    return sorted(f for f in path.rglob("*") if f.is_file() and f.relative_to(path).parts[0] != _NOT_CONTENT)
+    return sorted([*content_files(path), *path.glob(MANIFEST)])
 
 
 def given_digest(text: str) -> str:
-    """Digest of a declared input: the content of a local path, with its weight, or the name of something remote."""
-    if Path(text).exists():
-        return content_digest(Path(text))
+    """Digest of a declared input: the content of a path or glob, with its weight, or the name of something remote."""
     where, _, weight = text.rpartition(":")
-    if where and Path(where).exists():
-        return _digest({"content": content_digest(Path(where)), "weight": weight})
+    if (local := _local_digest(text)) is not None:
+        return local
+    if (local := _local_digest(where)) is not None:
+        return _digest({"content": local, "weight": weight})
     return _digest({"remote": text})
+
+
+def _local_digest(text: str) -> str | None:
+    """Digest of the content at a path, or of all that a glob matches; None where that is nothing."""
+    if text and Path(text).exists():
+        return content_digest(Path(text))
+    matches = sorted(glob.glob(text, recursive=True))
+    return _digest({match: content_digest(Path(match)) for match in matches}) if matches else None
 
 
 def input_digests(recipe: Recipe, step: Step, made: Mapping[str, str], directory: Path) -> dict[str, str]:

@@ -10,9 +10,7 @@ from typing import Any
 from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.checkpoint.disk import held, make_directory
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.recipe import Recipe, command_line
-
-_FOLDER = ".minitron"
+from minitron_cli.spec.recipe import PLAN, STATE, Recipe, command_line
 
 
 @dataclass(slots=True)
@@ -44,7 +42,7 @@ class Record:
 
 def load(directory: Path) -> dict[str, Record]:
     """Step name -> record; empty for a new run directory."""
-    file = directory / _FOLDER / "state.json"
+    file = directory / STATE
     if not file.is_file():
         return {}
     try:
@@ -55,7 +53,7 @@ def load(directory: Path) -> dict[str, Record]:
 
 def save(directory: Path, records: dict[str, Record]) -> None:
     """Write the records atomically: a killed run never leaves half a state."""
-    with atomic_file(directory / _FOLDER / "state.json") as temporary:
+    with atomic_file(directory / STATE) as temporary:
         document: dict[str, Any] = {name: asdict(record) for name, record in records.items()}
         temporary.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -66,13 +64,14 @@ def save_recipe(directory: Path, recipe: Recipe) -> None:
         {"step": step.name, "verb": step.verb, "command": command_line(recipe, step, directory)}
         for step in recipe.steps
     ]  # fmt: skip
-    with atomic_file(directory / _FOLDER / "recipe.json") as temporary:
+    with atomic_file(directory / PLAN) as temporary:
         document = {"recipe": recipe.name, "about": recipe.about, "steps": steps}
         temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def lock(directory: Path) -> AbstractContextManager[None]:
     """Make and hold the run directory."""
-    make_directory(directory / _FOLDER)
+    folder = (directory / STATE).parent
+    make_directory(folder)
     busy = f"another `minitron run` is working in {directory}"
-    return held(directory / _FOLDER, busy, "wait for it, or choose another directory with -o")
+    return held(folder, busy, "wait for it, or choose another directory with -o")

@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import load_config, load_whole_config, open_
 from minitron_cli.checkpoint.wrapping import TEXT, TIED
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import wrapper_of
-from minitron_cli.spec.recipe import MAKES_MODELS, VERBS, Recipe, Step, command_line, declared_in, locate
+from minitron_cli.spec.recipe import FAMILY, MAKES_MODELS, VERBS, Recipe, Step, command_line, declared_in, locate
 
 
 def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def write_summary(recipe: Recipe, directory: Path) -> dict[str, Any]:
         ],
         "versions": versions(),
     }  # fmt: skip
-    with atomic_file(directory / "family.json") as temporary:
+    with atomic_file(directory / FAMILY) as temporary:
         temporary.write_text(json.dumps(family, indent=2) + "\n")
     return family
 

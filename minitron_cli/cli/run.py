@@ -10,6 +10,7 @@ import typer
 from minitron_cli.cli.common import argument, emit, examples, option, say, table
 from minitron_cli.cli.costs import GPU_TFLOPS, GPU_WORDS, MFU, hours_at, show_plan, show_took
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.recipe import FAMILY
 
 NAME = "run"
 EXAMPLES = examples("minitron run tiny", "minitron run recipes/tiny.yaml --set middle.steps=100 --print-commands")
@@ -59,7 +60,7 @@ def _show_family(family: dict[str, Any], directory: Path, summary_table: Any) ->
     table(*summary_table(family))
     print("what each step took (the estimate in brackets where it differs)")
     show_took(family)
-    print(f"{directory / 'family.json'}: the family, its lineage and its figures")
+    print(f"{directory / FAMILY}: the family, its lineage and its figures")
 
 
 def _plan_facts(chain: Any, decisions: list[Any], directory: Path, tflops: float, mfu: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 
 from minitron_cli.cli.common import argument, emit, examples, option, say
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.recipe import STATE
 
 if TYPE_CHECKING:
     from minitron_cli.checkpoint.verify import Findings
@@ -61,7 +62,7 @@ def _other_artefact(path: Path) -> "Findings | None":
         return verify.verify_scores(path)
     if (path / INDEX).is_file():
         return verify.verify_moments(path)
-    if (path / ".minitron" / "state.json").is_file():
+    if (path / STATE).is_file():
         from minitron_cli.chain.verify import verify_run
 
         return verify_run(path)

@@ -46,14 +46,15 @@ def spooled(specs: Sequence[str], directory: Path) -> Iterator[list[str]]:
 
 def _copy(spec: str, folder: Path) -> Path:
     folder.mkdir()
+    place = Path(spec).expanduser()
     if spec in STDIN:
         if sys.stdin.isatty():
             raise MinitronError("- reads standard input, which is the terminal", "pipe text into the command")
         return _copy_stream(sys.stdin.buffer, folder, "stdin", "standard input")
-    if stat.S_ISBLK(os.stat(spec).st_mode):
+    if place.is_block_device():
         raise MinitronError(f"{spec} is a disk", "give a file, a directory or a pipe")
-    with open(spec, "rb") as stream:
-        return _copy_stream(stream, folder, Path(spec).name, spec)
+    with place.open("rb") as stream:
+        return _copy_stream(stream, folder, place.name, spec)
 
 
 def _copy_stream(stream: BinaryIO, folder: Path, name: str, shown: str) -> Path:

@@ -5,6 +5,7 @@ A piece is the unit of parallel work and of resuming: a range of bytes of a .jso
 processes.
 """
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def _kind(file: Path) -> str:
     if kind != "json":
         return kind
     with file.open("rb") as stream:
-        return "json" if stream.read(64).lstrip()[:1] == b"[" else "jsonl"
+        return "json" if stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" else "jsonl"
 
 
 def _records(file: Path, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,6 +6,7 @@ from minitron_cli.spec.axes import AXES
 from minitron_cli.spec.counts import runs
 
 NOTHING = "–"
+UNKNOWN_MACHINE = "a machine that was not recorded"
 
 
 def count(value: float | None) -> str:

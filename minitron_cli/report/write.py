@@ -23,10 +23,10 @@ def report(
         raise MinitronError(f"--gpu-price must be a price; got {gpu_price}", "the price of one GPU for an hour")
     run = collect(directory)
     target = output or default_output(directory)
+    _check(target)
     facts = {**_facts(run), "output": str(target)}
     if dry_run:
         return facts
-    _check(target)
     with atomic_file(target) as temporary:
         temporary.write_text(page(run, gpu_price), encoding="utf-8")
     return facts

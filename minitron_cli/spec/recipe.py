@@ -7,6 +7,9 @@ from typing import Any
 
 from minitron_cli.errors import MinitronError, near_matches
 
+# What a run directory holds beside the outputs of its steps.
+STATE, PLAN, FAMILY = Path(".minitron/state.json"), Path(".minitron/recipe.json"), Path("family.json")
+
 Value = str | int | float | bool
 Values = Value | tuple[Value, ...]
 
@@ -15,22 +18,25 @@ Values = Value | tuple[Value, ...]
 class Verb:
     """How a verb's command line is built: which input has no flag, and how the output is named.
 
-    `made` describes the model that the verb makes, in one word; empty where it makes none.
+    `made` describes the model that the verb makes, in one word; empty where it makes none. `trains` and `cuts` say
+    whether the verb updates weights, and whether its model has smaller sizes than the one that it was made from.
     """
 
     positional: str | None
     output_flag: str | None = "-o"
     suffix: str = ""
     made: str = ""
+    trains: bool = False
+    cuts: bool = False
 
 
 VERBS: dict[str, Verb] = {
     "toy": Verb(None, output_flag=None),
-    "train": Verb("model", made="trained"),
+    "train": Verb("model", made="trained", trains=True),
     "importance": Verb("model", suffix=".safetensors"),
-    "prune": Verb("model", made="cut"),
-    "shear": Verb("model", made="sheared"),
-    "distill": Verb("student", made="distilled"),
+    "prune": Verb("model", made="cut", cuts=True),
+    "shear": Verb("model", made="sheared", trains=True, cuts=True),
+    "distill": Verb("student", made="distilled", trains=True),
     "reference-loss": Verb(None, suffix=".json"),
     "eval": Verb("models", suffix=".json"),
     "bench": Verb("models", suffix=".json"),

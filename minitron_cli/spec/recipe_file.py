@@ -22,11 +22,11 @@ from typing import Any
 import yaml
 
 from minitron_cli.errors import MinitronError, near_matches
-from minitron_cli.spec.recipe import VERBS, Input, Recipe, Step, Value, Values, declared_in
+from minitron_cli.spec.recipe import FAMILY, VERBS, Input, Recipe, Step, Value, Values, declared_in
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # What a run keeps beside the steps' outputs, and the options that it sets itself.
-_RESERVED = ("family.json", "report.html")
+_RESERVED = (str(FAMILY), "report.html")
 _DECIDED = ("output", "dry-run", "json", "help")
 
 

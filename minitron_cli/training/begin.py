@@ -44,8 +44,9 @@ def _is_here(ready: Prepared, place: Path, output: Path, inputs: dict[str, str],
     """Whether the result is there and whole; a run of other options in `output` is refused, in OUT.new discarded."""
     if place != output:
         if changed := rundir.changes(place, ready.options, inputs):
-            say(f"{place} is discarded: it was started with different options ({'; '.join(changed)})")
-            shutil.rmtree(place)
+            with rundir.locked(place):
+                say(f"{place} is discarded: it was started with different options ({'; '.join(changed)})")
+                shutil.rmtree(place)
         done = rundir.examine(place, ready.options, inputs) and not rundir.damage(place)
         if done:
             rundir.publish(place, output)

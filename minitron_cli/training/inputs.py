@@ -98,10 +98,9 @@ def check_weights(model: Path, *, from_scratch: bool = False, frozen: bool = Fal
 def paths_read(options: Options, models: Models) -> list[Path]:
     """Everything on this machine that a run reads, which its output must not touch."""
     recording = [models.recording.path] if models.recording else []
-    branch = [Path(options.branch_from)] if options.branch_from else []
+    named = (options.branch_from, options.scores, options.mix_from, options.reference_losses)
     data = local_paths((*options.data, *options.eval_data))
-    scores = [models.scores] if models.scores else []
-    return [models.student, *models.teachers, models.tokenizer, *recording, *branch, *scores, *data]
+    return [models.student, *models.teachers, models.tokenizer, *recording, *(Path(n) for n in named if n), *data]
 
 
 def _check_away(options: Options, student: Path, teacher: str) -> None:
@@ -230,17 +229,17 @@ def open_order(options: Options, models: Models) -> Order:
     """The rows to train on: sources tokenised where they are not yet, in the order that seed and weights give."""
     assert options.seq_len is not None
     files, named = open_files(options.data, models, options)
-    if options.mix_from is None:
-        weights = mixture_weights(named, files, options.seq_len)
-    elif any(weight is not None for weight in named):
-        raise MinitronError("--mix-from and weights in --data both say how to begin", "leave one of them out")
-    else:
-        weights = last_mix(Path(options.mix_from), len(files))
+    weights = last_mix(options, named) or mixture_weights(named, files, options.seq_len)
     return Order(files, weights, options.seq_len, options.batch, options.seed, parse_phases(options))
 
 
-def last_mix(model: Path, count: int) -> tuple[float, ...]:
-    """The weights that a finished run with a dynamic mix of `count` sources ended with."""
+def last_mix(options: Options, named: Sequence[float | None]) -> tuple[float, ...] | None:
+    """The weights that the dynamic mix of `--mix-from` ended with, None without; `named` are the sources' own."""
+    if options.mix_from is None:
+        return None
+    if any(weight is not None for weight in named):
+        raise MinitronError("--mix-from and weights in --data both say how to begin", "leave one of them out")
+    model, count = Path(options.mix_from), len(named)
     mix = ((read_manifest(model) or {}).get("training") or {}).get("mix") or []
     if not mix:
         raise MinitronError(f"{model} was not trained with --mix dynamic", "give a result of such a run, or weights")

@@ -13,7 +13,7 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.training.distributed import sync_gradients
 from minitron_cli.training.interrupt import StopFlag
 from minitron_cli.training.optimizer import Call, clip, is_spike, remember, set_rate
-from minitron_cli.training.rows import Rows, Share, micro_batches
+from minitron_cli.training.rows import Micro, Rows, Share, micro_batches
 from minitron_cli.training.schedule import Schedule, learning_rate
 from minitron_cli.training.state import Progress, seed_step
 from minitron_cli.training.step import KDStep
@@ -43,6 +43,11 @@ class Job:
     def at(self, step: int) -> Stretch:
         """The stretch of the run that a step lies in."""
         return stretch_at(self.stretches, step)
+
+    def backward(self, micro: Micro) -> dict[str, Tensor]:
+        """Run a micro-batch forward and backward; its terms, still on the device."""
+        sync_gradients(self.step, micro.is_last or self.gradients == "sharded")
+        return self.train(*micro.inputs)
 
 
 # Steps in a row that the spike guard may leave out; then a large norm is the new normal, and a non-finite one stops.
@@ -95,8 +100,7 @@ def accumulate(job: Job, share: Share, tokens: int, micro_batch: int) -> dict[st
     """Add up the gradients of this rank's micro-batches; the loss terms summed over them, still on the device."""
     sums: dict[str, Tensor] = {}
     for micro in micro_batches(share, micro_batch, tokens, job.world.device):
-        sync_gradients(job.step, micro.is_last or job.gradients == "sharded")
-        for name, value in job.train(*micro.inputs).items():
+        for name, value in job.backward(micro).items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
 

@@ -19,7 +19,9 @@ class MetricsLog:
     def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
         self._path = run / "metrics.jsonl"
         if self._path.exists():
-            _keep_until(self._path, step)
+            kept = [line for line in read_metrics(run) if line["step"] <= step]
+            with atomic_file(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a", buffering=1)
         self._board = _board(run / "tensorboard", step) if tensorboard else None
 
@@ -40,9 +42,9 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics; a kill can cut the last one short."""
+    """Every whole line of a run directory's metrics, if it has any; a kill can cut the last one short."""
     file = run / "metrics.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
     return [_read_line(file, number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
 
 
@@ -58,17 +60,7 @@ def _read_line(file: Path, number: int, text: bytes) -> dict[str, Any]:
     return line
 
 
-def _keep_until(path: Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-
 def _board(directory: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise MinitronError(
-            "--tensorboard needs the tensorboard package", "pip install 'minitron[tensorboard]'"
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(directory), purge_step=step + 1)

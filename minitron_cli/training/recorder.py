@@ -54,7 +54,7 @@ class Recorder:
         self._saved = self.progress.step
 
     def __call__(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """After a step: log, evaluate, save."""
+        """After a step: log, evaluate, export, save, each when due."""
         self.saver.raise_failure()
         self.progress = progress = self._with_mix(progress)
         rate = self._rate()
@@ -66,12 +66,12 @@ class Recorder:
         if evaluate or grade:
             self.measure(evaluate, grade)
             progress = self.progress
-        if self.cadence.due(self.cadence.save, progress.step):
-            self.save()
         if progress.step in self.cadence.exports:
             started = time.perf_counter()
             self.export(progress)
             self._skip_time(time.perf_counter() - started)
+        if self.cadence.due(self.cadence.save, progress.step):
+            self.save()  # last: a run that is killed before goes back to an earlier step, and comes by here again
 
     def measure(self, evaluate: bool = True, grade: bool = True) -> None:
         """Evaluate and grade now, update the mix where that is due, and write it all as one line (a collective)."""
@@ -80,7 +80,7 @@ class Recorder:
         mixed = self._update_mix(found)
         scores = self.grade() if grade and self.grade is not None else ()
         fallen = self._fallen(scores)
-        if found or self.grade is not None:
+        if found or scores:
             self._tell(found, mixed, scores)
         self._skip_time(time.perf_counter() - started)
         if fallen:

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 
 from minitron_cli.checkpoint.provenance import versions
 from minitron_cli.hf.devices import machine_words
-from minitron_cli.training.distributed import sync_gradients
 from minitron_cli.training.loop import Job, NotFinite
 from minitron_cli.training.rows import micro_batches
 from minitron_cli.training.schedule import learning_rate
@@ -48,10 +47,8 @@ def write_repro(run: Path, job: Job, error: NotFinite, rows: list[list[int]] | N
     job.optimizer.zero_grad()
     seed_step(job.seed, step, world.rank)
     tokens, _ = world.agree(share.num_targets(), False)
-    micros = []
-    for micro in micro_batches(share, job.at(step).micro_batch, tokens, world.device):
-        sync_gradients(job.step, micro.is_last)
-        micros.append({n: float(v) for n, v in job.train(*micro.inputs).items()})
+    batches = micro_batches(share, job.at(step).micro_batch, tokens, world.device)
+    micros = [{n: float(v) for n, v in job.backward(micro).items()} for micro in batches]
     norms = _norms(job)
     if world.first:
         content = {

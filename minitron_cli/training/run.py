@@ -284,8 +284,7 @@ def _outcome(
     output: Path, options: Options, progress: Progress, *, stopped_by: int = 0, was_done: bool = False
 ) -> Outcome:
     """Sum a run up, with the first and the last evaluation that it wrote down."""
-    lines = read_metrics(output / "run") if (output / "run" / "metrics.jsonl").exists() else []
-    evaluations = [{k: v for k, v in line.items() if k.startswith("eval_")} for line in lines]
-    found = [e for e in evaluations if e]
+    lines = read_metrics(output / "run")
+    found = [e for line in lines if (e := {k: v for k, v in line.items() if k.startswith("eval_")})]
     before, after = (found[0], found[-1]) if found else (None, None)
     return Outcome(output, options, progress, before, after, stopped_by, was_done)

@@ -7,7 +7,7 @@ from minitron_cli.data.stream import RowStream, StreamOrder
 from minitron_cli.data.tokenizer import load_tokenizer
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
-from minitron_cli.training.inputs import Models
+from minitron_cli.training.inputs import Models, last_mix
 from minitron_cli.training.options import Options
 from minitron_cli.training.rows import Rows, Share, part_of, share_of
 from minitron_cli.training.stretches import parse_phases
@@ -44,7 +44,8 @@ def open_streams(options: Options, models: Models, run: Path | None, rank: int) 
         )
         for i, source in enumerate(sources)
     )
-    weights = tuple(s.weight for s in sources if s.weight is not None) or ((1.0,) if len(sources) == 1 else ())
+    named = tuple(source.weight for source in sources)
+    weights = last_mix(options, named) or tuple(w for w in named if w is not None) or (1.0,) * (len(sources) == 1)
     return StreamOrder(streams, weights, options.batch, parse_phases(options))
 
 

@@ -35,6 +35,14 @@ def line(toy: Toy, tmp_path: Path) -> Options:
     return options(toy("llama"), text, tmp_path / "out", steps=10, task_limit=16, **graded)
 
 
+def test_what_was_not_measured_is_not_written(line: Options, tmp_path: Path) -> None:
+    """Evaluations that are due more often than gradings, and no held-out text for them."""
+    graded = replace(line, eval_every=1, steps=6)
+    train(graded, grade=lambda _: [Score("letters/acc", 0.5, 0.1, True)])
+    lines = read_metrics(tmp_path / "out" / "run")
+    assert [found["step"] for found in lines if "loss" not in found] == [0, 4, 6]
+
+
 def test_the_student_is_graded_as_eval_grades_what_is_exported(
     line: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,15 +1,18 @@
 """The chain against a stand-in for the commands: what runs, what is skipped, what goes on, what is refused."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import minitron_cli
 from minitron_cli.chain.actual_cost import Ended
+from minitron_cli.chain.fingerprint import CODE, given_digest
 from minitron_cli.chain.run import StepFailed, plan_run, run
 from minitron_cli.chain.state import lock
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.recipe import Recipe, Step
+from minitron_cli.spec.recipe import VERBS, Recipe, Step
 
 
 class Commands:
@@ -121,6 +124,31 @@ def test_changed_code_reruns_its_verb_only(tmp_path: Path, commands: Commands, m
     real = fingerprint.code_digest
     monkeypatch.setattr(fingerprint, "code_digest", lambda verb: real(verb) + ("x" if verb == "train" else ""))
     assert _run(tmp_path, commands) == ["other"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_code_of_a_verb_is_all_that_its_packages_import(verb: str) -> None:
+    """The imports in their sources, followed through the packages; how a chain walks is not what a step writes."""
+    packages = {"distill": "training", "train": "training", "shear": "training", "reference-loss": "training",
+                "eval": "evaluate", "bench": "evaluate"}  # fmt: skip
+    seen: set[str] = set()
+    left = {packages.get(verb, verb)} if verb != "toy" else set()
+    while left:
+        seen.add(package := left.pop())
+        for file in (Path(minitron_cli.__file__).parent / package).rglob("*.py"):
+            left |= set(re.findall(r"^ *from minitron_cli\.(\w+)[. ]", file.read_text(), re.MULTILINE)) - seen
+    assert seen - {"errors", "pace"} <= set(CODE[verb])
+
+
+def test_files_of_a_glob_are_inputs_by_their_content(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(name)
+    texts = (str(tmp_path / "*.jsonl"), f"{tmp_path}/*.jsonl:0.7", f"{tmp_path}/**/b.jsonl")
+    before = [given_digest(text) for text in texts]
+    assert len(set(before)) == 3
+    (tmp_path / "b.jsonl").write_text("other text")
+    assert not set(map(given_digest, texts)) & set(before)
+    assert given_digest("wikitext:wikitext-2-raw-v1:train[*]") == given_digest("wikitext:wikitext-2-raw-v1:train[*]")
 
 
 def test_an_output_changed_by_other_hands_is_named(tmp_path: Path, commands: Commands) -> None:

@@ -223,3 +223,15 @@ def test_every_option_is_a_field_or_says_what_else_it_is() -> None:
     assert len(names) == len(set(names))
     assert set(names) <= known
     assert known - set(names) == {"model", "verb", "student", "sizes", "eps"}, "sizes are the axes' own flags"
+
+
+def test_a_dry_run_counts_tokens_of_a_vocabulary_in_tokens(
+    toy: Toy, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from minitron_cli.cli.training_verbs import _show_plan
+
+    vocabulary = {"student": 49152, "teacher": 128256}
+    _show_plan({"vocabulary": vocabulary, "memory per device": {"total": 10**9}, "disk": 10**6})
+    assert [line.split()[-2:] for line in capfd.readouterr().out.splitlines()] == [
+        ["student", "49,152"], ["teacher", "128,256"], ["1.00", "GB"], ["1.00", "MB"]
+    ]  # fmt: skip

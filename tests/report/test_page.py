@@ -249,3 +249,30 @@ def test_a_dry_run_writes_nothing(fake_run: Path, tmp_path: Path, capsys: pytest
 def test_without_a_run_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert minitron(["report"]) == 1
     assert "hint: type `minitron report runs/NAME`" in capsys.readouterr().err
+
+
+def test_a_sheared_model_shows_its_training_and_its_cut(fake_run: Path, tmp_path: Path) -> None:
+    """Its manifest is that of a cut, its run directory that of a training; alone, and as a step that goes on."""
+    run = tmp_path / "run"
+    shutil.copytree(fake_run, run)
+    shutil.copytree(run / "middle" / "run", run / "middle-pruned" / "run")
+    (run / "family.json").unlink()
+    for file, old, new in (
+        (run / ".minitron" / "state.json", '"prune",\n   "runs/fake/large"', '"shear",\n   "runs/fake/large"'),
+        (run / "middle-pruned" / "run" / "options.json", '"verb": "distill"', '"verb": "shear"'),
+    ):
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new, 1))
+    for directory in (run, run / "middle-pruned"):
+        report(directory)
+    for place in (run / "report.html", run / "middle-pruned" / "run" / "report.html"):
+        page = Page(place.read_text())
+        assert page.table("Held-out text during the training of middle-pruned")["60"]
+        assert page.table("What middle-pruned kept, axis by axis")["MLP neurons"][:3] == ["MLP neurons", "120", "72"]
+        assert "cosine schedule from 0.002" in page.sections["training"]
+    (run / "middle-pruned" / "minitron.json").unlink()
+    state = json.loads((run / ".minitron" / "state.json").read_text())
+    state["middle-pruned"]["digest"] = ""
+    (run / ".minitron" / "state.json").write_text(json.dumps(state))
+    going = next(model for model in report(run)["models"] if model["name"] == "middle-pruned")
+    assert (going["state"], going["parameters"]) == ("begun", None), "not the size of what it is cut from"

@@ -1,6 +1,7 @@
 """The table of what training added: tokens and hours from the metrics, scores from the results, in order."""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -56,3 +57,11 @@ def test_an_evaluation_without_such_students_has_no_table(fake_run: Path) -> Non
     assert trajectories(run.evaluations[0], run, None) == []
     with pytest.raises(MinitronError, match="--gpu-price"):
         report(fake_run, dry_run=True, gpu_price=-1.0)
+
+
+def test_students_of_a_run_that_has_logged_nothing_yet(fake_run: Path, tmp_path: Path) -> None:
+    """One that logs more rarely than it exports and evaluates."""
+    shutil.copytree(fake_run, tmp_path / "run")
+    metrics = tmp_path / "run" / "small" / "run" / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.open() if '"loss"' not in line))
+    assert "step-10" in Page(page(with_exported(collect(tmp_path / "run"), (10,)))).table("What the training of small")

@@ -227,13 +227,17 @@ def test_a_run_begins_with_the_weights_that_another_ended_with(toy: Toy, tmp_pat
         ready = prepare(replace(dynamic(toy("llama"), tmp_path, tmp_path / "out"), **changes, **fixed), World())
         assert ready.order.weights == ended
         assert ready.mixing is None or Mixer(ready.order, ready.mixing, 12).order.weights == pytest.approx(ended)  # type: ignore[arg-type]
+    streamed = {"mix": "fixed", "reference_losses": None, "mix_every": None, "stream": True}
+    ready = prepare(replace(dynamic(toy("llama"), tmp_path, tmp_path / "out"), **changes, **streamed), World())
+    assert ready.order.weights == ended
     for more, message in (
         ({"data": line.data}, "--mix-from and weights in --data both say how to begin"),
         ({"data": data[:2], "eval_data": line.eval_data[:2]}, "was trained on 3 sources, here are 2"),
         ({"mix_from": str(toy("llama"))}, "was not trained with --mix dynamic"),
+        ({"output": str(tmp_path / "first" / "inside")}, "is inside the input"),
     ):
         with pytest.raises(MinitronError, match=message):
-            prepare(replace(line, **{**changes, **more}), World())
+            prepare(replace(line, **{"output": str(tmp_path / "out"), **changes, **more}), World())
 
 
 @pytest.mark.parametrize(

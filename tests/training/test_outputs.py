@@ -87,6 +87,16 @@ def test_an_unfinished_replacement_of_other_options_is_discarded(toy: Toy, text:
     assert "--steps 12 -> 3" in discarded
 
 
+def test_a_replacement_that_another_process_makes_is_not_discarded(toy: Toy, text: Path, out: Path) -> None:
+    with signal_after(5):
+        train(options(toy("llama"), text, out), overwrite=True)
+    place = out.with_name("out.new")
+    before = content(place)
+    with rundir.locked(place), pytest.raises(MinitronError, match="another process is training"):
+        train(options(toy("llama"), text, out, steps=3), overwrite=True)
+    assert content(place) == before
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_line_leaves_the_old_result_and_goes_on(toy: Toy, text: Path, out: Path) -> None:
     before, line = content(out), options(toy("llama"), text, out, steps=400, save_every=1)

@@ -23,6 +23,7 @@ from minitron_cli.training import export, loop, state
 from minitron_cli.training.export_run import export_step
 from minitron_cli.training.metrics import read_metrics
 from minitron_cli.training.run import train
+from minitron_cli.training.step import KDStep
 from tests.toys import make_toy, toy_tokenizer
 from tests.training.runs import options, signal_after, write_text
 
@@ -363,6 +364,18 @@ def test_the_norms_of_a_repro_are_those_of_the_unclipped_gradient(toy: Toy, text
         assert norms["gradient"] == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 
+def test_a_repro_holds_no_more_gradients_than_the_step_did(toy: Toy, text: Path, tmp_path: Path) -> None:
+    line = options(toy("llama"), text, tmp_path / "out", lr=1e18, warmup=0, grad_clip=float("inf"), gradients="sharded")
+    reduced: list[bool] = []
+    spy = patch.object(
+        KDStep, "set_requires_gradient_sync", lambda _, on: reduced.append(on), create=True
+    )  # FSDP's, where there are several processes
+    with spy, pytest.raises(MinitronError, match="not finite"):
+        train(line)
+    assert len(reduced) >= 4
+    assert all(reduced)
+
+
 def test_tensorboard_is_named_where_it_is_missing(toy: Toy, text: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     try:
@@ -391,6 +404,16 @@ def test_students_are_exported_on_the_way(toy: Toy, text: Path, tmp_path: Path) 
         assert_bitwise(weights(place), weights(export_step(line, step)))
         assert json.loads((place / "minitron.json").read_text())["training"]["steps"] == step
         AutoModelForCausalLM.from_pretrained(place)
+
+
+def test_a_student_is_exported_also_where_the_run_was_killed_meanwhile(toy: Toy, text: Path, tmp_path: Path) -> None:
+    """At step 6, which is saved as well."""
+    line = options(toy("llama"), text, tmp_path / "out", save_every=3, export_at=("6",))
+    with patch.object(export, "write_model", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        train(line)
+    train(line)
+    place = tmp_path / "out" / "run" / "exported" / "step-6"
+    assert json.loads((place / "minitron.json").read_text())["training"]["steps"] == 6
 
 
 @pytest.mark.parametrize("wrong", ["13", "0", "101%", "half", "", "3,x", "nan%", "-5"])

@@ -8,8 +8,7 @@ from minitron_cli.report import text
 from minitron_cli.report.draw.style import OTHER, Style, point
 from minitron_cli.report.draw.svg import WIDE, Picture, picture
 from minitron_cli.report.draw.theme import ACCENT, INK, MUTED
-
-INTERVAL = 1.96  # standard errors on each side: a 95% interval
+from minitron_cli.report.read.figures import INTERVAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.report import text
-from minitron_cli.report.draw.scores import INTERVAL
 from minitron_cli.report.draw.style import Style
 from minitron_cli.report.draw.svg import SMALL, Picture, picture
 from minitron_cli.report.draw.theme import DASHES, INK, MARKERS, MUTED, SERIES
-from minitron_cli.report.read.curves import graded
-from minitron_cli.report.read.figures import TeacherLine
+from minitron_cli.report.read.curves import graded, mixed
+from minitron_cli.report.read.figures import INTERVAL, TeacherLine
 from minitron_cli.report.read.values import Model
 from minitron_cli.training.metrics import ERROR, SCORE
 
@@ -66,7 +65,7 @@ def mix_curves(model: Model) -> Picture | None:
     """Shares of the domains, and how far each is above its reference loss, by tokens; None where the mix was fixed."""
     assert model.curve is not None
     table = model.curve.evaluated
-    names = [name.removeprefix("mix_weight/") for name in table if name.startswith("mix_weight/")]
+    names = mixed(table)
     if not names:
         return None
     shares, excess = (

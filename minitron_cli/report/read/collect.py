@@ -9,8 +9,6 @@ from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.checkpoint.scores_file import read_scores
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.read.documents import (
-    FAMILY,
-    STATE,
     read_bench,
     read_evaluation,
     read_family,
@@ -20,7 +18,7 @@ from minitron_cli.report.read.documents import (
 )
 from minitron_cli.report.read.models import bare_model, place, read_into, recorded_digest, single_model
 from minitron_cli.report.read.values import Model, Results, Run, ScoresFile, Step
-from minitron_cli.spec.recipe import MAKES_MODELS, VERBS
+from minitron_cli.spec.recipe import FAMILY, MAKES_MODELS, STATE, VERBS
 
 T = TypeVar("T")
 
@@ -133,7 +131,7 @@ def _scores(steps: Sequence[Step], problems: list[str]) -> tuple[ScoresFile, ...
 def _with_size(model: Model, models: Sequence[Model]) -> Model:
     """Training keeps the size of what it starts from, so a model that is still being trained has its parent's."""
     parent = next((m for m in models if m.name == model.parent), None)
-    return model if model.facts or parent is None or model.verb == "prune" else replace(model, facts=parent.facts)
+    return model if model.facts or parent is None or VERBS[model.verb].cuts else replace(model, facts=parent.facts)
 
 
 def _with_evaluation(

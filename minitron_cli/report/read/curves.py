@@ -17,9 +17,14 @@ def graded(evaluated: Mapping[str, np.ndarray]) -> list[str]:
     return [name.removeprefix(SCORE) for name in evaluated if name.startswith(SCORE)]
 
 
+def mixed(evaluated: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the domains in a table of evaluations whose mix follows the losses."""
+    return [name.removeprefix("mix_weight/") for name in evaluated if name.startswith("mix_weight/")]
+
+
 def read_curve(run: Path) -> Curve | None:
     """The curve of OUT/run, None where no line has been written yet."""
-    lines = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
+    lines = read_metrics(run)
     if not lines:
         return None
     logged = _columns([line for line in lines if "loss" in line])
@@ -37,12 +42,12 @@ def training_options(run: Path) -> dict[str, Any]:
 
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """name -> (line,), NaN where a line lacks the name; `tokens` and `flops` are there even without a line."""
+    """name -> (line,), NaN where a line lacks the name; step, tokens and flops are there even without a line."""
     names = dict.fromkeys(name for line in lines for name, value in line.items() if not isinstance(value, str))
     nan = float("nan")
     return {
         name: np.array([nan if line.get(name) is None else line[name] for line in lines], np.float64)
-        for name in (names or ("tokens", "flops"))
+        for name in (names or ("step", "tokens", "flops"))
     }
 
 

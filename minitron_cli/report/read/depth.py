@@ -57,14 +57,6 @@ def depth_curves(file: ScoresFile) -> list[DepthCurve]:
         metric, _, kind = key.rpartition(".")
         known = facts.get(key, {})
         size = int(kind) if kind.isdigit() else None
-        found.append(
-            DepthCurve(
-                metric,
-                size,
-                np.asarray(values, np.float64),
-                known.get("full"),
-                known.get("samples"),
-                tuple(known.get("order", ())),
-            )
-        )
+        full, samples, order = known.get("full"), known.get("samples"), tuple(known.get("order", ()))
+        found.append(DepthCurve(metric, size, np.asarray(values, np.float64), full, samples, order))
     return sorted(found, key=lambda c: (c.metric, c.size is None, c.size or 0))

@@ -8,11 +8,7 @@ from typing import Any
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.read.values import Step
-from minitron_cli.spec.recipe import VERBS
-
-STATE = Path(".minitron") / "state.json"
-RECIPE = Path(".minitron") / "recipe.json"
-FAMILY = "family.json"
+from minitron_cli.spec.recipe import FAMILY, PLAN, STATE, VERBS
 
 _NUMBER = (int, float)
 _STEP = {"command": list, "digest": str, "seconds": _NUMBER}
@@ -56,7 +52,7 @@ def read_family(file: Path) -> dict[str, Any]:
 
 def read_recipe(directory: Path) -> dict[str, Any]:
     """What the run set out to do: `recipe`, `about` and its `steps`; empty where a run did not keep it."""
-    return _checked(directory / RECIPE, "run the recipe again", steps=_PLANNED)
+    return _checked(directory / PLAN, "run the recipe again", steps=_PLANNED)
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:

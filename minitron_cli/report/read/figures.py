@@ -9,6 +9,7 @@ from minitron_cli.evaluate.compare import kept_share
 from minitron_cli.report.read.curves import training_options
 from minitron_cli.report.read.values import Model, Run
 
+INTERVAL = 1.96  # standard errors on each side: a 95% interval
 # Two runs measure held-out loss on the same windows when these agree.
 _SAME_WINDOWS = ("eval_data", "eval_windows", "seq_len", "separator", "text_field")
 
@@ -77,8 +78,8 @@ def teacher_line(model: Model, run: Run) -> TeacherLine | None:
 
 
 def options_of(model: Model) -> Any:
-    """The options of a model's training, from its manifest or, before there is one, from its run directory."""
-    return model.options or training_options(model.path / "run")
+    """The options of a model's training, from its run directory or, where that is gone, from its manifest."""
+    return training_options(model.path / "run") or model.options
 
 
 def _windows(model: Model) -> list[object]:
@@ -112,4 +113,4 @@ def loss_interval(model: Model) -> tuple[float, float] | None:
     """The loss above the evaluation's reference with half its 95% interval, both nats per token (paired)."""
     found = model.evaluation.get("losses", {}).get("all", {}).get("difference")
     known = found is not None and found["difference"] is not None and found["stderr"] is not None
-    return (found["difference"], 1.96 * found["stderr"]) if known else None
+    return (found["difference"], INTERVAL * found["stderr"]) if known else None

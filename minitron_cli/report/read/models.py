@@ -38,15 +38,12 @@ def bare_model(step: Step, outputs: Mapping[str, str], known: Mapping[str, Any])
 
 def read_into(model: Model) -> dict[str, Any]:
     """What the files at a model's path say in place of what is known already."""
-    trained = model.verb != "prune"
-    manifest = read_manifest(model.path)
-    found: dict[str, Any] = {"curve": read_curve(model.path / "run") if trained else None}
+    run, manifest = model.path / "run", read_manifest(model.path)
+    found: dict[str, Any] = {"curve": read_curve(run)}
     if manifest is None:
-        options = training_options(model.path / "run") if trained else {}
-        return found if model.manifest else {**found, "manifest": {"options": options}}
-    plan = None if trained else read_plan(model.path)
+        return found if model.manifest else {**found, "manifest": {"options": training_options(run)}}
     facts = describe(open_checkpoint(model.path), context=0)
-    return {**found, "manifest": manifest, "facts": facts, "plan": plan, "evaluation": {}}
+    return {**found, "manifest": manifest, "facts": facts, "plan": read_plan(model.path), "evaluation": {}}
 
 
 def place(word: str, outputs: Mapping[str, str]) -> str:
@@ -68,7 +65,7 @@ def single_model(directory: Path) -> tuple[Model, tuple[Model, ...]]:
     """The model of one output directory, finished or not, and its ancestors as far as its manifest names them."""
     manifest = read_manifest(directory) or {}
     options = training_options(directory / "run")
-    verb = manifest.get("verb") or options.get("verb")
+    verb = options.get("verb") or manifest.get("verb")  # the manifest of a sheared model says how it was cut
     if verb is None:
         raise MinitronError(f"{directory} does not say what made it", "give the output of `minitron distill` or `run`")
     ancestors = _ancestors(manifest, options)

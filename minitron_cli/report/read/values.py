@@ -31,8 +31,8 @@ class Step:
 class Curve:
     """What a training run wrote down: `logged` every so many updates, `evaluated` on held-out text now and then.
 
-    Both are column tables: name -> (line,) float64, NaN where a line lacks the name; `tokens` and `flops` always
-    there. `total_steps` is how long the run is meant to be.
+    Both are column tables: name -> (line,) float64, NaN where a line lacks the name; `step`, `tokens` and `flops` are
+    always there. `total_steps` is how long the run is meant to be.
     """
 
     logged: Mapping[str, np.ndarray]
@@ -42,7 +42,7 @@ class Curve:
 
     @property
     def steps_done(self) -> int:
-        return int(max([0.0, *(float(t["step"][-1]) for t in (self.logged, self.evaluated) if len(t.get("step", ())))]))
+        return int(max([0.0, *(float(t["step"][-1]) for t in (self.logged, self.evaluated) if len(t["step"]))]))
 
 
 @dataclass(frozen=True, slots=True)

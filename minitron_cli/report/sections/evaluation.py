@@ -5,9 +5,10 @@ from typing import Any
 
 from minitron_cli.report import text
 from minitron_cli.report.draw import scores as draw
-from minitron_cli.report.draw.scores import INTERVAL, Measure
+from minitron_cli.report.draw.scores import Measure
 from minitron_cli.report.draw.style import Style
 from minitron_cli.report.draw.svg import Picture
+from minitron_cli.report.read.figures import INTERVAL
 from minitron_cli.report.read.values import Results
 from minitron_cli.report.table import Cell, Table
 

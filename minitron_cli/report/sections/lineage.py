@@ -25,14 +25,14 @@ def children(run: Run, parent: str | None) -> list[Model]:
 
 def change(model: Model) -> str:
     """What was done to the parent: sizes that changed, or tokens and teachers."""
+    parts = []
     if model.plan is not None:
         source, target = model.plan.source, model.plan.target
-        return ", ".join(f"{text.axis(a)} {source[a]:,} → {target[a]:,}" for a in source if source[a] != target[a])
-    parts = [f"{text.count(model.tokens)} tokens"] if model.tokens else []
-    if model.teachers:
-        parts.append("taught by " + " and ".join(model.teachers))
-    if model.verb == "prune":
-        parts += [f"{text.axis(axis)} → {size:,}" for axis, size in (model.options.get("target") or {}).items()]
+        parts = [f"{text.axis(a)} {source[a]:,} → {target[a]:,}" for a in source if source[a] != target[a]]
+    elif model.verb == "prune":
+        parts = [f"{text.axis(axis)} → {size:,}" for axis, size in (model.options.get("target") or {}).items()]
+    parts += [f"{text.count(model.tokens)} tokens"] if model.tokens else []
+    parts += ["taught by " + " and ".join(model.teachers)] if model.teachers else []
     return ", ".join(parts)
 
 

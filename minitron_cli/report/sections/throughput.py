@@ -11,7 +11,6 @@ from minitron_cli.report.draw.svg import Picture
 from minitron_cli.report.read.values import Results
 from minitron_cli.report.table import Cell, Table
 
-UNKNOWN = "a machine that was not recorded"
 # The figures of a bench that are drawn; the table has all of them.
 DRAWN = {
     "prefill_tokens_per_second": "prefill, tokens per second",
@@ -22,9 +21,10 @@ DRAWN = {
 def bench_words(results: Results) -> str:
     """How and on what a bench was measured."""
     settings = results.content.get("settings", {})
+    machine = settings.get("machine", text.UNKNOWN_MACHINE)
     return (
         f"Median of {settings.get('repeats', 'several')} interleaved rounds on the {settings.get('engine', 'hf')} "
-        f"engine on {settings.get('machine', UNKNOWN)}; whiskers are as wide as their middle half, ratios are taken "
+        f"engine on {machine}; whiskers are as wide as their middle half, ratios are taken "
         "within a round."
     )
 
@@ -71,7 +71,7 @@ def forward_picture(results: Results, look: Mapping[str, Style]) -> tuple[Pictur
     for m in timed:
         ratio = None if m is first else m["tokens_per_second"] / first["tokens_per_second"]
         measures.append(Measure("", m["name"], m["tokens_per_second"], None, ratio))
-    machines = sorted({m.get("machine") or UNKNOWN for m in timed})
+    machines = sorted({m.get("machine") or text.UNKNOWN_MACHINE for m in timed})
     words = (
         f"Plain forward passes on {'; '.join(machines)}, timed by {results.name}; in brackets against {first['name']}."
     )

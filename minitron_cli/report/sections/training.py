@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from minitron_cli.report import text
-from minitron_cli.report.read.curves import graded
+from minitron_cli.report.read.curves import graded, mixed
 from minitron_cli.report.read.figures import last_evaluated, options_of, teacher_line
 from minitron_cli.report.read.values import Model, Run
 from minitron_cli.report.table import Cell, Table
+from minitron_cli.spec.recipe import VERBS
 from minitron_cli.training.metrics import ERROR, SCORE
 
 _EVALUATED = {
@@ -34,8 +35,7 @@ def common_teacher(models: list[Model], run: Run) -> object:
 
 def waiting(run: Run) -> list[str]:
     """The models whose training has begun and has written nothing yet."""
-    trained = [m for m in run.models if m.verb in ("train", "shear", "distill") and m.state != "elsewhere"]
-    return [m.name for m in trained if m.curve is None and m.state == "begun"]
+    return [m.name for m in run.models if m.state == "begun" and VERBS[m.verb].trains and m.curve is None]
 
 
 def windows_note(run: Run) -> str:
@@ -65,7 +65,7 @@ def summary(model: Model) -> str:
         parts.append(f"{text.flops(model.flops)} FLOPs")
     if "tokens_per_second" in logged:
         speed = f"{np.nanmedian(logged['tokens_per_second']):,.0f} tokens/s"
-        parts.append(f"{speed} on {curve.machine or 'a machine that was not recorded'}")
+        parts.append(f"{speed} on {curve.machine or text.UNKNOWN_MACHINE}")
     if "peak_memory" in logged:
         parts.append(f"{text.size(float(np.nanmax(logged['peak_memory'])))} at most")
     if "skipped" in logged:
@@ -102,7 +102,7 @@ def mix(model: Model) -> Table | None:
     """Every update of a mix that follows the losses: each domain's share, and its excess loss under it."""
     assert model.curve is not None
     table = model.curve.evaluated
-    names = [name.removeprefix("mix_weight/") for name in table if name.startswith("mix_weight/")]
+    names = mixed(table)
     if not names:
         return None
     rows: list[list[Cell | str]] = [

@@ -100,7 +100,7 @@ class Server:
                     tries.least = _retry_after(error, patience.seconds)
                     hint = "it limits how much it is asked: raise its limit, or train with fewer processes"
                 problem = f"HTTP {error.code}: {problem}"
-            except json.JSONDecodeError:
+            except ValueError:
                 problem = "what it sends is cut off, or not JSON"
             except (OSError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
