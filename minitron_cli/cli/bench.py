@@ -62,18 +62,8 @@ def defaults() -> dict[str, Any]:
 
 def _show(found: dict[str, Any], output: Path | None) -> None:
     sizes = {model["name"]: model for model in found["models"]}
-    columns = [
-        "model",
-        "parameters",
-        "in x out",
-        "batch",
-        "prefill tok/s",
-        "decode tok/s",
-        "TTFT",
-        "TPOT",
-        "KV",
-        "peak",
-    ]
+    speeds = ["prefill tok/s", "decode tok/s", "TTFT", "TPOT"]
+    columns = ["model", "parameters", "in x out", "batch", *speeds, "KV", "peak"]
     ceiling = any(row["batch_ceiling"] is not None for row in found["rows"])
     table([*columns, "fits"] if ceiling else columns, [
         [

@@ -103,18 +103,9 @@ def _plan(request: "EvalRequest", options: "Options", as_json: bool) -> None:
     }  # fmt: skip
 
     def show() -> None:
-        table(
-            ["task", "shots", "metrics", "limit"],
-            [
-                [
-                    r.task,
-                    "its own" if r.shots is None else str(r.shots),
-                    ", ".join(r.metrics) or "all",
-                    str(r.limit or ""),
-                ]
-                for r in options.requests
-            ],
-        )
+        shots = ["its own" if r.shots is None else str(r.shots) for r in options.requests]
+        rows = [[r.task, n, ", ".join(r.metrics) or "all", str(r.limit or "")] for r, n in zip(options.requests, shots)]
+        table(["task", "shots", "metrics", "limit"], rows)
         counts = f"{len(options.requests)} tasks and {len(request.data)} texts on {len(request.models)} models"
         print(f"{counts}: {', '.join(request.models)}")
 

@@ -74,14 +74,14 @@ def _show_text(domains: dict[str, dict[str, Any]]) -> None:
 
 def _tokenizer(model: Path) -> str | None:
     """What the tokenizer of a directory can spell, where its tokenizer.json is there and is one that spells."""
+    from minitron_cli.data.tokenizer import tokenizer_json
     from minitron_cli.data.vocabulary.pieces import spells
-    from minitron_cli.data.vocabulary.wanted import tokenizer_json
 
     if not (model / "tokenizer.json").is_file():
         return None
     try:
         return spells(tokenizer_json(model))
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (MinitronError, ValueError, KeyError, TypeError, AttributeError):
         return "tokenizer.json is damaged"
 
 

@@ -36,7 +36,7 @@ _PARAMETERS = (
     *_OPTIMIZER,
     *_RUNNING,
 )
-_SIZES = ["kv_heads", "shared_ffn", "experts", "expert_ffn"]
+_SIZES = [p.name for p in o.sizes() if p.name not in ("hidden", "ffn", "heads", "layers")]
 PANELS = {"More sizes": _SIZES, **o.panels_of(_PARAMETERS, o.FIRST - {"tokens", "seq_len"})}
 defaults = o.defaults
 command = command_of(

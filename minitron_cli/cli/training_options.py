@@ -127,12 +127,7 @@ WATCHING = (
     flag("eval_tasks_every", int, "steps between gradings [default: a tenth, at least 50]"),
     flag("task_limit", int, "--eval-tasks: documents of each task"),
     flag("include", list[str], "--eval-tasks: directory of task YAMLs of your own; repeatable"),
-    flag(
-        "stop_on_regression",
-        bool,
-        "--eval-tasks: stop where a score falls 3 standard errors below its best",
-        negatable=True,
-    ),
+    flag("stop_on_regression", bool, "--eval-tasks: stop 3 standard errors below a score's best", negatable=True),
     flag("tensorboard", bool, "also write TensorBoard events", negatable=True),
     flag("export_dtype", str, "type of the saved weights [default: the student's]"),
     flag("export_step", int, "only export this saved step, to OUTPUT-step-N"),

@@ -136,15 +136,6 @@ class Order:
             found.append((span.first_step, end, span.weights, span.global_batch, fold))
         return found
 
-    def identity(self) -> dict[str, Any]:
-        """What the sequence of rows depends on, for run options and manifests (JSON)."""
-        return {
-            "seed": self.seed,
-            "seq_len": self.seq_len,
-            "tokens_sha256": [file.header.tokens_sha256 for file in self.files],
-            **self._schedule.identity(),
-        }
-
     def _fold(self, span: int) -> int:
         """Rows of a span in a block."""
         return self.block // (self._schedule.spans[span].seq_len or self.seq_len)

@@ -32,6 +32,7 @@ from minitron_cli.data.tokens import (
     HEADER,
     Header,
     TokenFile,
+    id_type,
     is_token_directory,
     read_header,
 )
@@ -96,7 +97,6 @@ def make_job(
 ) -> Job:
     """Read what decides the outcome: content hashes, columns, separator. Nothing is tokenised yet."""
     separator, before, after = separator_ids(tokenizer, separator)
-    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     described: list[dict[str, str]] = []
     tasks: list[Task] = []
     chosen: dict[str, Fields] = {}
@@ -109,7 +109,7 @@ def make_job(
             described.append({"name": source.name, **_describe(where, cache)})
             tasks += [Task(len(tasks) + offset, piece, fields, source.name) for offset, piece in enumerate(pieces)]
     names = sorted({fields.text for fields in chosen.values() if fields.text is not None})
-    how = Encoding(tokenizer.path, tuple(before), tuple(after), dtype)
+    how = Encoding(tokenizer.path, tuple(before), tuple(after), id_type(tokenizer.vocab_size))
     return Job(tokenizer, how, separator, ",".join(names) or None, tuple(described), tuple(tasks))
 
 
@@ -210,8 +210,7 @@ def _describe(where: Path | HubName, cache: Path) -> dict[str, str]:
     if isinstance(where, HubName):
         from minitron_cli.data.hub import hub_fingerprint
 
-        spec = ":".join((where.name, where.config or "", where.split))
-        return {"file": spec, "sha256": hashlib.sha256(hub_fingerprint(where).encode()).hexdigest()}
+        return {"file": str(where), "sha256": hashlib.sha256(hub_fingerprint(where).encode()).hexdigest()}
     return {"file": where.name, "sha256": file_sha256(where, cache)}
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from minitron_cli.data.prepare import Job
 from minitron_cli.data.readers import read_piece
-from minitron_cli.data.source import HubName
 
 _LOOK_BYTES, _LOOK_DOCUMENTS = 1 << 18, 1000
 
@@ -16,8 +15,7 @@ def preview(job: Job) -> dict[str, Any]:
     files: dict[Any, dict[str, Any]] = {}
     for task in job.tasks:
         where = task.piece.where
-        label = f"{where.name}:{where.config or ''}:{where.split}" if isinstance(where, HubName) else str(where)
-        row = files.setdefault(where, {"name": task.domain, "file": label, "bytes": 0})
+        row = files.setdefault(where, {"name": task.domain, "file": str(where), "bytes": 0})
         row["bytes"] += task.piece.size
     total = sum(row["bytes"] for row in files.values())
     tokens = round(total * _tokens_per_unit(job))

@@ -32,6 +32,9 @@ class HubName:
     config: str | None
     split: str
 
+    def __str__(self) -> str:
+        return f"{self.name}:{self.config or ''}:{self.split}"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -58,7 +58,7 @@ def load_tokenizer(path: Path) -> TextTokenizer:
     backend = _load_backend(path)
     backend.no_truncation()
     backend.no_padding()
-    config = _read_json(path / "tokenizer_config.json")
+    config = read_json(path / "tokenizer_config.json")
     special = {role: _special_id(role, backend, config, path) for role in ("bos", "eos")}
     vocab = backend.get_vocab(with_added_tokens=True)
     if not vocab:
@@ -70,7 +70,7 @@ def load_tokenizer(path: Path) -> TextTokenizer:
         bos_id=special["bos"],
         eos_id=special["eos"],
         adds_bos=_adds_bos(backend, config, special["bos"]),
-        hash=_digest(_parts(_raw_json(path, backend), special)),
+        hash=_digest(_parts(tokenizer_json(path, backend), special)),
     )
 
 
@@ -84,8 +84,19 @@ def tokenizer_differences(one: Path, other: Path) -> tuple[str, ...]:
     parts = []
     for tokenizer in (load_tokenizer(Path(one)), load_tokenizer(Path(other))):
         special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
-        parts.append(_parts(_raw_json(tokenizer.path, tokenizer.backend), special))
+        parts.append(_parts(tokenizer_json(tokenizer.path, tokenizer.backend), special))
     return tuple(name for name in parts[0] if parts[0][name] != parts[1][name])
+
+
+def tokenizer_json(path: Path, backend: "Tokenizer | None" = None) -> dict[str, Any]:
+    """The tokenizer of a directory as a tokenizer.json dictionary; other formats are converted (`backend` is that)."""
+    return read_json(path / "tokenizer.json") or json.loads((backend or load_tokenizer(path).backend).to_str())
+
+
+def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a tokenizer.json's model in rank order; older files write a pair as one string."""
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or [])
+    return [(one, other) for one, other in pairs]
 
 
 def separator_ids(tokenizer: TextTokenizer, separator: str) -> tuple[str, list[int], list[int]]:
@@ -131,7 +142,7 @@ def token_bytes(tokenizer: TextTokenizer) -> list[bytes]:
     Byte-level vocabularies spell one byte per character; SentencePiece ones write a space as U+2581 and a lone byte as
     `<0xNN>`. Added tokens, special ones too, spell their text.
     """
-    raw = _raw_json(tokenizer.path, tokenizer.backend)
+    raw = tokenizer_json(tokenizer.path, tokenizer.backend)
     byte_level = any('"ByteLevel"' in json.dumps(raw.get(part)) for part in ("pre_tokenizer", "decoder"))
     alphabet = byte_alphabet()
     found = [b""] * tokenizer.vocab_size
@@ -161,7 +172,7 @@ def _load_backend(path: Path) -> "Tokenizer":
         return _load_through_transformers(path)
     from tokenizers import Tokenizer
 
-    model = _read_json(file).get("model")
+    model = read_json(file).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise MinitronError(f"{file} is not a tokenizer: it has no model with a vocab", "copy it again from its model")
     return Tokenizer.from_file(str(file))
@@ -190,7 +201,8 @@ def _load_through_transformers(path: Path) -> "Tokenizer":
     return backend
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model directory; empty where there is none."""
     if not file.is_file():
         return {}
     try:
@@ -200,18 +212,14 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _raw_json(path: Path, backend: "Tokenizer") -> dict[str, Any]:
-    return _read_json(path / "tokenizer.json") or json.loads(backend.to_str())
-
-
 def _special_id(role: str, backend: "Tokenizer", config: dict[str, Any], path: Path) -> int | None:
     """Id of the BOS or EOS token: by its text in the tokenizer's files, else by its number in the model's config."""
-    for found in (config, _read_json(path / "special_tokens_map.json")):
+    for found in (config, read_json(path / "special_tokens_map.json")):
         token = found.get(f"{role}_token")
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and backend.token_to_id(text) is not None:
             return backend.token_to_id(text)
-    number = _read_json(path / "config.json").get(f"{role}_token_id")
+    number = read_json(path / "config.json").get(f"{role}_token_id")
     if isinstance(number, list):
         number = number[0] if number else None
     return number if isinstance(number, int) and backend.id_to_token(number) is not None else None
@@ -228,11 +236,10 @@ def _adds_bos(backend: "Tokenizer", config: dict[str, Any], bos_id: int | None) 
 
 def _parts(raw: dict[str, Any], special: dict[str, int | None]) -> dict[str, str]:
     """Digest of each part that decides the ids of a text, spelling normalised."""
-    merges = raw["model"].get("merges") or []
     added = sorted(raw.get("added_tokens") or [], key=lambda token: token["id"])
     parts = {
         "vocabulary": raw["model"].get("vocab"),
-        "merges": [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges],
+        "merges": merges_of(raw["model"]),
         "model options": model_options(raw["model"]),
         "added tokens": added,
         "normalizer": raw.get("normalizer"),

@@ -26,11 +26,16 @@ DOCUMENT = np.dtype([("end", "<u8"), ("byte_end", "<u8"), ("domain", "<u2")])
 _SCAN = 1 << 24  # tokens looked at in one go
 
 
+def id_type(vocab: int) -> str:
+    """The numpy type in which ids below `vocab` are stored."""
+    return "<u2" if vocab <= 1 << 16 else "<u4"
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a token file says of itself; `sources` are `{"name", "sha256"}` of what was read, in order."""
 
-    dtype: str  # "<u2" or "<u4"
+    dtype: str  # of the ids, see `id_type`
     num_tokens: int
     num_documents: int
     num_bytes: int  # UTF-8 text of all documents
@@ -86,10 +91,6 @@ class TokenFile:
     def num_windows(self, seq_len: int) -> int:
         """How many whole windows of `seq_len` tokens the file holds."""
         return self.header.num_tokens // seq_len
-
-    def window(self, index: int, seq_len: int) -> np.ndarray:
-        """Window `index` of the file cut end to end: (seq_len,) int64."""
-        return self.windows(np.array([index]), seq_len)[0]
 
     def windows(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
         """The windows of `indices` (n,) in that order: (n, seq_len) int64."""

@@ -9,9 +9,8 @@ from minitron_cli.checkpoint.provenance import KEPT_INDICES, read_plan
 from minitron_cli.checkpoint.reader import Checkpoint, load_whole_config, open_checkpoint
 from minitron_cli.checkpoint.tensor_digests import combined
 from minitron_cli.checkpoint.verify import Findings, verify_directory
-from minitron_cli.data.tokenizer import has_tokenizer
+from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_json
 from minitron_cli.data.vocabulary.surgery import cut_tokenizer
-from minitron_cli.data.vocabulary.wanted import tokenizer_json
 from minitron_cli.errors import MinitronError, first_line
 from minitron_cli.hf.memory import free_host_memory
 from minitron_cli.prune.change import changes

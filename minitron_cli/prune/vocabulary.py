@@ -11,12 +11,12 @@ import numpy as np
 from minitron_cli.checkpoint.carried import carry
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.encode import Progress
-from minitron_cli.data.tokenizer import has_tokenizer
+from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_json
 from minitron_cli.data.vocabulary.choose import kept_of_size, parse_coverage, removal_order, size_for_coverage
 from minitron_cli.data.vocabulary.counts import count_tokens, respelling
 from minitron_cli.data.vocabulary.pieces import pieces_of
 from minitron_cli.data.vocabulary.surgery import backend_of, cut_files
-from minitron_cli.data.vocabulary.wanted import listed_ids, named_ids, tokenizer_json
+from minitron_cli.data.vocabulary.wanted import listed_ids, named_ids
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.request import PruneRequest
 from minitron_cli.spec.plan import Plan

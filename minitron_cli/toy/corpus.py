@@ -1,7 +1,5 @@
 """The toy corpus: documents of every domain in fixed shares, shuffled, as JSON lines."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

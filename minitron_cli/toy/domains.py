@@ -4,8 +4,6 @@ Every domain is a function `(rng, world) -> Document`. The text of a document is
 answers: they follow from the text before them or from the world's fixed facts, and only those are graded.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The words of the toy world, and the facts that every story of it agrees on."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The data file of a task is named relative to its YAML, so that the directory can be moved; `minitron eval` resolves it.
 """
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

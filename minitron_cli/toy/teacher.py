@@ -1,7 +1,5 @@
 """The shape of the toy world's teacher: a Llama with grouped queries whose sizes are pairwise distinct."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The toy world's tokenizer: byte-level BPE, trained on the corpus, saved as `transformers` loads it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

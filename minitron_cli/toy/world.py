@@ -5,8 +5,6 @@ DIR/teacher-init/                       config and tokenizer, no weights: `minit
 DIR/tasks/                              lm-eval tasks, for `minitron eval --tasks toy --include DIR/tasks`
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

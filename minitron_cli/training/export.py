@@ -18,8 +18,10 @@ from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.provenance import write_manifest
 from minitron_cli.checkpoint.reader import load_whole_config, text_tensors, wrapper_around
 from minitron_cli.checkpoint.rewrap import is_usual, rewrap, room
+from minitron_cli.checkpoint.tensors import DTYPES as STORED
 from minitron_cli.checkpoint.wrapping import TEXT
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import DTYPES, dtype_name
 from minitron_cli.hf.load import load_config as hf_config
 from minitron_cli.hf.quiet import quiet
 from minitron_cli.training.state import load_weights, model_tensors
@@ -28,8 +30,6 @@ from minitron_cli.training.step import KDStep
 STUDENT = "student."
 EXPORTED = "exported"  # in a run directory: the students of --export-at
 MASKED = "masked"  # in a run directory: the student of learned masks before it is trimmed, its masks in its weights
-_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,19 @@ class Origin:
 def export_dtype(source: Path, asked: str | None) -> torch.dtype:
     """The type to store: as asked, else the one that most of the source's weights are in, else float32."""
     if asked is not None:
-        if asked not in _NAMES:
+        if asked not in DTYPES:
             raise MinitronError(
-                f"--export-dtype must be one of {', '.join(_NAMES)}; got {asked!r}",
+                f"--export-dtype must be one of {', '.join(DTYPES)}; got {asked!r}",
                 "leave it out to keep the student's",
             )
-        return _NAMES[asked]
+        return DTYPES[asked]
     if not list(source.glob("*.safetensors")):
         return torch.float32
     sizes: Counter[str] = Counter()
     for info in text_tensors(source).values():
         sizes[info.dtype] += info.num_bytes
-    return _TYPES.get(sizes.most_common(1)[0][0], torch.float32)
+    most = STORED[sizes.most_common(1)[0][0]]
+    return most if most in DTYPES.values() else torch.float32
 
 
 def gather(step: KDStep, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
@@ -151,7 +152,7 @@ def _shell(origin: Origin, dtype: torch.dtype) -> Any:
 
 def _config(source: Path, dtype: torch.dtype) -> dict[str, Any]:
     config = load_whole_config(source)
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if isinstance(text := config.get(TEXT), dict):
         config[TEXT] = text | {key: name for key in ("torch_dtype", "dtype") if key in text}
     return {**config, "torch_dtype" if "torch_dtype" in config else "dtype": name}

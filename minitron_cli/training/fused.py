@@ -12,13 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minitron_cli.training.chunks import chunk_size
 from minitron_cli.training.head import Head, compute_dtype, logits_into, widened
 
-# Memory for a chunk, 16 c V bytes, when no chunk size is given; but never fewer tokens than the minimum. On a CPU GEMMs
-# lose 7% at 128 tokens, 13% at 64, and more than 256 gain nothing: the logits fall out of the cache. On a GPU a chunk
-# reads and writes the float32 dW, 8 V H bytes against 2 c V H operations: below some 700 tokens that is the bound.
-_CHUNK_BYTES = {"cpu": 128 << 20, "gpu": 512 << 20}
-_MIN_CHUNK = {"cpu": 256, "gpu": 1024}
 # The pointwise passes run over blocks of this size per buffer. On a CPU a few of them must fit the cache and stay with
 # malloc: fresh pages cost more than the arithmetic. Smaller ones gain nothing and make threads meet more often.
 _BLOCK_BYTES = {"cpu": 8 << 20, "gpu": 64 << 20}
@@ -191,16 +187,6 @@ def _accumulate(hidden: Tensor, head: Head, call: LossCall, grads: _Gradients) -
     kd, ce, agreement, unmatched = sums.unbind()
     loss = call.kd_weight * (kd + unmatched) + call.ce_weight * ce
     return loss, kd.clone(), ce.clone(), agreement.clone(), unmatched.clone()
-
-
-def chunk_size(num_tokens: int, vocab: int, device_type: str, chunk_tokens: int | None) -> int:
-    """Tokens per chunk: as asked, else what the memory budget allows, cut into chunks of equal size."""
-    if chunk_tokens is not None:
-        return min(chunk_tokens, num_tokens)
-    kind = "cpu" if device_type == "cpu" else "gpu"
-    allowed = max(_MIN_CHUNK[kind], _CHUNK_BYTES[kind] // (16 * vocab))
-    num_chunks = max(1, -(-num_tokens // allowed))
-    return -(-num_tokens // num_chunks)
 
 
 def _blocks(num_rows: int, vocab: int, dtype: torch.dtype, device_type: str) -> Iterator[slice]:

@@ -61,11 +61,7 @@ class Objective:
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} {got!r} is not one of {', '.join(allowed)}"
-            for name, got, allowed in (("hidden loss", self.metric, METRICS),)
-            if got not in allowed
-        ]
+        faults = [] if self.metric in METRICS else [f"hidden loss {self.metric!r} is not one of {', '.join(METRICS)}"]
         numbers = {"kd weight": self.kd_weight, "ce weight": self.ce_weight, "alpha": self.alpha or 0.0}
         faults += [f"{name} is {value}, below 0" for name, value in numbers.items() if not value >= 0]
         faults += [f"a teacher's share is {share}, not above 0" for share in self.shares if not share > 0]

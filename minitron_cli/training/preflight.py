@@ -1,4 +1,4 @@
-"""What a run will need, from the configs alone: said at the start, and refused before an hour is lost."""
+"""The memory and disk that a run needs, forecast from the configs alone, before anything is loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +10,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
 from minitron_cli.spec.axes import Weight
 from minitron_cli.spec.shape import Shape, flops_per_token, mlp_width, num_parameters, shape_of
-
-# Bytes that the fused loss takes for its chunks of logits at the most (see fused.chunk_size).
-LOSS_CHUNK = {"cpu": 128 << 20, "cuda": 512 << 20}
+from minitron_cli.training.chunks import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ def memory(
     learning = student.parameters if trained is None else trained
     learning_share = -(-learning // parts) * 4
     before = 0 if not accumulated else 4 * learning if gradients == "whole" or parts == 1 else learning_share
-    head = student.shape["vocab"] * student.shape["hidden"]
+    head = _head(student)
     saved, one_layer = _saved(student.shape, tokens, checkpointing, item)
     always = {
         "weights": share + (student.parameters * item if item < 4 and parts == 1 else 0),
@@ -135,8 +133,8 @@ def _head(size: Size) -> int:
 
 
 def _chunks(student: Size, tokens: int, device: str) -> int:
-    """Bytes of the fused loss's blocks of logits."""
-    return min(LOSS_CHUNK[device], 16 * tokens * student.shape["vocab"])
+    """Bytes of the fused loss's chunks of logits."""
+    return min(CHUNK_BYTES[device], 16 * tokens * student.shape["vocab"])
 
 
 def _saved(shape: Shape, tokens: int, checkpointing: bool, item: int) -> tuple[int, int]:
@@ -165,7 +163,7 @@ def _layer(shape: Shape, tokens: int, item: int) -> int:
 
 
 def refuse(need: Need, available: int, where: str, remedies: Mapping[str, int]) -> None:
-    """Refuse a step that cannot fit, naming the largest parts and what makes it fit: options, and bytes with them."""
+    """Refuse a step that cannot fit: names its largest parts, and the `remedies` with the bytes that they lead to."""
     parts = sorted(asdict(need).items(), key=lambda part: -part[1])
     listed = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in parts if value)
     would = "; ".join(f"{words} makes it {total / 1e9:.1f} GB" for words, total in remedies.items())

@@ -15,52 +15,18 @@ _BILLION = 10**9
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Warm-up "as Nemotron-4" and not stated: the default stays.
-    "minitron": {
-        "lr": 2e-4,
-        "min_lr": 4.5e-7,
-        "schedule": "cosine",
-        "batch": 1152,
-        "seq_len": 4096,
-        "tokens": 94 * _BILLION,
-    },
-    "llama-3.1-minitron": {
-        "lr": 1e-4,
-        "min_lr": 1e-5,
-        "warmup": 40,
-        "schedule": "cosine",
-        "batch": 1152,
-        "seq_len": 8192,
-        "tokens": 94 * _BILLION,
-    },
-    "mn-minitron": {
-        "lr": 1e-4,
-        "min_lr": 4.5e-7,
-        "warmup": 60,
-        "schedule": "cosine",
-        "batch": 768,
-        "seq_len": 8192,
-        "tokens": 380 * _BILLION,
-    },
+    "minitron": {"lr": 2e-4, "min_lr": 4.5e-7, "schedule": "cosine",
+                 "batch": 1152, "seq_len": 4096, "tokens": 94 * _BILLION},
+    "llama-3.1-minitron": {"lr": 1e-4, "min_lr": 1e-5, "warmup": 40, "schedule": "cosine",
+                           "batch": 1152, "seq_len": 8192, "tokens": 94 * _BILLION},
+    "mn-minitron": {"lr": 1e-4, "min_lr": 4.5e-7, "warmup": 60, "schedule": "cosine",
+                    "batch": 768, "seq_len": 8192, "tokens": 380 * _BILLION},
     # The pruning stage: scripts/pruning.sh of the released code (arXiv 2310.06694); 3200 steps.
-    "sheared-llama": {
-        "lr": 1e-4,
-        "min_lr": 1e-5,
-        "warmup": 320,
-        "mask_warmup": 640,
-        "schedule": "cosine",
-        "weight_decay": 0.0,
-        "batch": 32,
-        "seq_len": 4096,
-        "tokens": 3200 * 32 * 4096,
-    },
+    "sheared-llama": {"lr": 1e-4, "min_lr": 1e-5, "warmup": 320, "mask_warmup": 640, "schedule": "cosine",
+                      "weight_decay": 0.0, "batch": 32, "seq_len": 4096, "tokens": 3200 * 32 * 4096},
     # A fifth of the original peak rate (Llama 3.1's was 3e-4 at 8B; give --lr for another model), cross-entropy only.
-    "teacher-correction": {
-        "lr": 6e-5,
-        "warmup": 120,
-        "schedule": "cosine",
-        "tokens": 100 * _BILLION,
-    },
-}
+    "teacher-correction": {"lr": 6e-5, "warmup": 120, "schedule": "cosine", "tokens": 100 * _BILLION},
+}  # fmt: skip
 
 
 def resolve(given: Mapping[str, Any], preset: str | None) -> Options:

@@ -32,15 +32,19 @@ class Reading(TensorRecord):
     @staticmethod
     def of(read: Read, apart: bool) -> "Reading":
         """From arrays; documents that are kept `apart` count their positions from 0."""
-        columns = np.broadcast_to(np.arange(read.ids.shape[1]), read.ids.shape)
-        positions = columns - np.maximum.accumulate(np.where(read.starts, columns, 0), axis=1) if apart else None
-        known = None if positions is None else torch.from_numpy(positions)
-        return Reading(torch.from_numpy(read.ids), torch.from_numpy(read.places), known)
+        positions = torch.from_numpy(positions_since(read.starts)) if apart else None
+        return Reading(torch.from_numpy(read.ids), torch.from_numpy(read.places), positions)
 
     def at_places(self, states: Tensor) -> Tensor:
         """The teacher's states (row, token, hidden) at the student's places; where there is none, any."""
         places = self.places.clamp_min(0).to(states.device)
         return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def positions_since(starts: np.ndarray) -> np.ndarray:
+    """How far each token is from the latest start in its row, or from the row's first: (row, token) bool -> int64."""
+    columns = np.broadcast_to(np.arange(starts.shape[1]), starts.shape)
+    return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
 
 
 class Match(NamedTuple):

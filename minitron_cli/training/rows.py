@@ -19,7 +19,7 @@ from minitron_cli.hf.process_group import World
 from minitron_cli.training.cached_logits.layout import Cached
 from minitron_cli.training.cached_logits.store import Recording, Taught
 from minitron_cli.training.options import Options
-from minitron_cli.training.reading import Reading
+from minitron_cli.training.reading import Reading, positions_since
 from minitron_cli.training.stretches import Stretch
 
 
@@ -104,10 +104,9 @@ def read_by(readers: Sequence[Reader | None], share: Share) -> Share:
 
 def positions_in(documents: np.ndarray) -> np.ndarray:
     """How far each token is from its document's first in the row: documents (row, token), ascending -> (row, token)."""
-    columns = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
     starts = np.ones(documents.shape, bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+    return positions_since(starts)
 
 
 class Inputs(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.errors import MinitronError
+from minitron_cli.hf.devices import dtype_name
 from minitron_cli.hf.process_group import World, is_first_copy, own_part
 from minitron_cli.training.distributed import gather_bytes
 from minitron_cli.training.rundir import identity, require_own
@@ -213,7 +214,7 @@ def check_same_model(path: Path, stored: Mapping[str, Stored], contents: Mapping
 
 
 def _shown(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "absent" if found is None else f"{list(found[0])} {str(found[1]).removeprefix('torch.')}"
+    return "absent" if found is None else f"{list(found[0])} {dtype_name(found[1])}"
 
 
 def load_weights(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:

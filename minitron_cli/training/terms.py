@@ -115,27 +115,10 @@ class Term(nn.Module):
         return lambda name, tensor: tensor
 
 
-class CrossEntropy(Term):
-    """The hard labels alone: training without a teacher."""
-
-    name = "labels"
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        wanted = self.objective
-        last, head = context.student.last.flatten(0, 1), head_of(context.student.model)
-        sums = fused_cross_entropy(
-            last, head, context.targets, context.weights.flatten(), vocab=wanted.vocab, chunk_tokens=wanted.chunk_tokens
-        )
-        return sums.loss, {"ce": sums.ce}
-
-
 class Logits(Term):
     """The divergence from the teachers, in memory or cached, and the hard labels mixed into it: one softmax for both.
 
+    Without either teachers or cached logits it is the cross-entropy with the hard labels alone: plain training.
     Without grad mode it also reports agreement, the share of tokens on which student and teacher have the same top-1.
     Of tokens that a teacher reads otherwise the hard labels alone are learned: `unmatched` is their cross-entropy,
     summed like the others, and `unmatched_share` how many they are.
@@ -148,19 +131,17 @@ class Logits(Term):
         self.objective = objective
 
     def loss(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        cached = context.cached
+        cached, wanted, measuring = context.cached, self.objective, not torch.is_grad_enabled()
+        last, head, weights = context.student.last.flatten(0, 1), context.student.head, context.weights.flatten()
+        common: dict[str, Any] = {"vocab": wanted.vocab, "chunk_tokens": wanted.chunk_tokens}
         if not context.teachers and cached is None:
-            return CrossEntropy(self.objective).loss(context)
-        wanted, measuring = self.objective, not torch.is_grad_enabled()
+            sums = fused_cross_entropy(last, head, context.targets, weights, **common)
+            return sums.loss, {"ce": sums.ce}
         # At temperature 1 the cross-entropy falls out of the same softmax; otherwise it is made only when asked for.
         matched = _matched(context.teachers) if cached is None else cached.matched
         with_ce = measuring or wanted.ce_weight > 0 or wanted.divergence.temperature == 1.0 or matched is not None
-        last, head, weights = context.student.last.flatten(0, 1), context.student.head, context.weights.flatten()
-        common: dict[str, Any] = {
-            **{"vocab": wanted.vocab, "chunk_tokens": wanted.chunk_tokens, "div": wanted.divergence},
-            **{"kd_weight": wanted.kd_weight, "ce_weight": wanted.ce_weight},
-            "targets": context.targets if with_ce else None,
-        }
+        common |= {"div": wanted.divergence, "kd_weight": wanted.kd_weight, "ce_weight": wanted.ce_weight}
+        common["targets"] = context.targets if with_ce else None
         if cached is not None:
             sums = fused_cached_distillation(last, head, cached, weights, **common)
         else:

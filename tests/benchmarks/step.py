@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minitron_cli.training.fused import chunk_size
+from minitron_cli.training.chunks import chunk_size
 from minitron_cli.training.objectives import LOGITS_ONLY, build_objective
 from minitron_cli.training.step import KDStep, kd_step
 from tests.benchmarks.measure import paired_ratio, paired_seconds, parse

@@ -13,8 +13,8 @@ import torch
 
 from minitron_cli.checkpoint.provenance import read_plan
 from minitron_cli.checkpoint.reader import open_checkpoint
+from minitron_cli.data.tokenizer import tokenizer_json
 from minitron_cli.data.vocabulary.pieces import pieces_of
-from minitron_cli.data.vocabulary.wanted import tokenizer_json
 from minitron_cli.errors import MinitronError
 from minitron_cli.prune.mask import masked_source
 from minitron_cli.prune.target import Target, make_plan, target_shape

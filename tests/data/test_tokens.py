@@ -79,7 +79,7 @@ def test_windows_are_cut_end_to_end(make_file: MakeFile) -> None:
     n = file.num_windows(50)
     assert n == len(flat) // 50
     assert (file.windows(np.arange(n), 50).ravel() == flat[: n * 50]).all()
-    assert (file.window(3, 50) == flat[150:200]).all()
+    assert (file.windows(np.array([3]), 50)[0] == flat[150:200]).all()
 
 
 def test_document_and_domain_numbers_follow_the_index(make_file: MakeFile) -> None:
@@ -123,7 +123,7 @@ def test_a_token_file_that_is_truncated_while_it_is_read_is_an_error(make_file: 
     file = TokenFile.open(path)
     (path / "tokens.bin").write_bytes(b"")
     with pytest.raises(MinitronError, match=r"tokens\.bin was truncated while it was read"):
-        file.window(0, 8)
+        file.windows(np.array([0]), 8)
 
 
 @pytest.mark.parametrize(

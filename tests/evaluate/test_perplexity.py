@@ -27,7 +27,7 @@ def test_the_whole_is_transformers_loss(toy, token_file: TokenFile) -> None:
     total = add(list(perplexity(model, token_file, seq_len=SEQ).values()))
     losses = []
     for index in range(token_file.num_windows(SEQ)):
-        ids = torch.from_numpy(token_file.window(index, SEQ))[None]
+        ids = torch.from_numpy(token_file.windows(np.array([index]), SEQ)[0])[None]
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     assert total.tokens == len(losses) * (SEQ - 1)
     assert total.nats_per_token == pytest.approx(np.mean(losses), rel=1e-6)
@@ -40,7 +40,7 @@ def test_domains_and_bytes_by_hand(toy, token_file: TokenFile) -> None:
     ends = [int(end) for end in token_file.documents["end"]]
     byte_ends = [int(end) for end in token_file.documents["byte_end"]]
     for index in range(token_file.num_windows(SEQ)):
-        ids = torch.from_numpy(token_file.window(index, SEQ))
+        ids = torch.from_numpy(token_file.windows(np.array([index]), SEQ)[0])
         log_probs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
         for t in range(1, SEQ):
             place = index * SEQ + t

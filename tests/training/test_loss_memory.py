@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minitron_cli.training.fused import chunk_size
+from minitron_cli.training.chunks import chunk_size
 from minitron_cli.training.head import Head
 from minitron_cli.training.losses import Teacher, fused_cross_entropy, fused_distillation
 from minitron_cli.training.objectives import KINDS, Divergence

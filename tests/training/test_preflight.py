@@ -13,11 +13,11 @@ import torch
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import announce
+from minitron_cli.training.chunks import CHUNK_BYTES, chunk_size
 from minitron_cli.training.export import gather
-from minitron_cli.training.fused import chunk_size
 from minitron_cli.training.load import load_student, load_teacher
 from minitron_cli.training.optimizer import build
-from minitron_cli.training.preflight import LOSS_CHUNK, memory, size_of, size_of_config
+from minitron_cli.training.preflight import memory, size_of, size_of_config
 from minitron_cli.training.prepare import prepare
 from minitron_cli.training.run import train
 from minitron_cli.training.state import model_tensors, prime
@@ -77,7 +77,7 @@ def need_8b(**changes: object) -> float:
 
 
 def test_the_loss_takes_the_chunks_that_are_counted() -> None:
-    for device, chunk in LOSS_CHUNK.items():
+    for device, chunk in CHUNK_BYTES.items():
         assert 0.9 * chunk < 16 * 32000 * chunk_size(10**6, 32000, device, None) <= chunk
 
 

@@ -17,7 +17,7 @@ from minitron_cli.training.head import head_of
 from minitron_cli.training.objectives import Divergence, Objective, auto_terms, build_objective, resolve_layer_map
 from minitron_cli.training.step import KDStep, kd_step
 from minitron_cli.training.student import compile_blocks, projection
-from minitron_cli.training.terms import Context, CrossEntropy, ParamGroup, Requests, Term
+from minitron_cli.training.terms import Context, Logits, ParamGroup, Requests, Term
 from tests.training.naive import naive_step
 
 VOCAB = 61
@@ -330,7 +330,7 @@ class Multiplier(Term):
 def test_a_new_term_fits_in_without_the_step_or_the_loop_knowing_it(pair: tuple[nn.Module, nn.Module]) -> None:
     student, (ids, weights) = pair[0], batch()
     term = Multiplier()
-    step = KDStep(student, [], [CrossEntropy(Objective()), term])
+    step = KDStep(student, [], [Logits(Objective()), term])
     adam = optimizer.build(step, step.param_groups(), (0.0, 0.0), 1e-8, 0.1)
     before = {name: p.detach().clone() for name, p in step.named_parameters()}
     found = step(ids, weights)

@@ -10,11 +10,10 @@ import numpy as np
 from minitron_cli.data.encode import Progress, encode_all
 from minitron_cli.data.prepare import Job, default_cache, is_made, make_job, require_text, token_files
 from minitron_cli.data.source import parse_sources
-from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, token_byte_lengths
+from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, token_byte_lengths, tokenizer_json
 from minitron_cli.data.tokens import TokenFile, require_ids_below, require_ids_in
 from minitron_cli.data.vocabulary.relation import image_of
 from minitron_cli.data.vocabulary.surgery import backend_of, cut_tokenizer
-from minitron_cli.data.vocabulary.wanted import tokenizer_json
 from minitron_cli.data.vocabulary.words import count_piece, read_uses, words_of
 from minitron_cli.errors import MinitronError
 

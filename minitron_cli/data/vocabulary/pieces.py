@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.data.tokenizer import byte_alphabet
+from minitron_cli.data.tokenizer import byte_alphabet, merges_of
 from minitron_cli.errors import MinitronError
 
 NONE = -1
@@ -75,12 +75,6 @@ def tokens_of(model: Mapping[str, Any]) -> dict[str, int]:
     """Token -> id of a tokenizer.json's model."""
     vocab = model["vocab"]
     return dict(vocab) if isinstance(vocab, Mapping) else {piece: i for i, (piece, _) in enumerate(vocab)}
-
-
-def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges in rank order; older files write a pair as one string."""
-    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
-    return [(one, other) for one, other in pairs]
 
 
 def last_merges(merges: list[tuple[str, str]]) -> dict[str, tuple[str, str]]:

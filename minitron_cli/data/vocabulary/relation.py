@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, model_options
-from minitron_cli.data.vocabulary.pieces import CUT_EXACTLY, merges_of
-from minitron_cli.data.vocabulary.wanted import tokenizer_json
+from minitron_cli.data.tokenizer import TextTokenizer, load_tokenizer, merges_of, model_options, tokenizer_json
+from minitron_cli.data.vocabulary.pieces import CUT_EXACTLY
 
 
 def image_of(cut: Path, whole: Path) -> tuple[np.ndarray, list[str]]:
@@ -38,9 +37,9 @@ def image_of(cut: Path, whole: Path) -> tuple[np.ndarray, list[str]]:
 
 def _is_cut(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether the merges of one model are some of the other's, in the same order."""
-    kept = merges_of({"merges": mine.get("merges") or []})
+    kept = merges_of(mine)
     stays = set(kept)
-    return kept == [pair for pair in merges_of({"merges": theirs.get("merges") or []}) if pair in stays]
+    return kept == [pair for pair in merges_of(theirs) if pair in stays]
 
 
 def _scores(raw: Mapping[str, Any]) -> dict[str, float]:

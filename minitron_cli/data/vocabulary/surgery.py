@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minitron_cli.checkpoint.token_ids import renumbering, with_new_ids
-from minitron_cli.data.vocabulary.pieces import merges_of, replace_ids, tokens_of
+from minitron_cli.data.tokenizer import merges_of
+from minitron_cli.data.vocabulary.pieces import replace_ids, tokens_of
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
 """Tokens that must stay whatever the corpus says: those that a model's files name, its chat template's, the user's."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.token_ids import ids_named
+from minitron_cli.data.tokenizer import read_json
 from minitron_cli.errors import MinitronError
 
 if TYPE_CHECKING:
@@ -16,22 +16,11 @@ _ROLES = ("system", "user", "assistant", "tool")
 _LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|\}[%}]-?([^{]+)")
 
 
-def tokenizer_json(model: Path) -> dict[str, Any]:
-    """The tokenizer of a directory as a tokenizer.json dictionary; other formats are converted by transformers."""
-    from minitron_cli.data.tokenizer import load_tokenizer
-
-    file = model / "tokenizer.json"
-    text = file.read_text(encoding="utf-8") if file.is_file() else load_tokenizer(model).backend.to_str()
-    found = json.loads(text)
-    assert isinstance(found, dict)
-    return found
-
-
 def named_ids(model: Path, config: Mapping[str, Any], backend: "Tokenizer") -> set[int]:
     """Ids that the configs of a directory name, by number or by text, and the tokens of its chat templates."""
     named = ids_named(config)
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
-        found = _read(model / name)
+        found = read_json(model / name)
         named |= ids_named(found) | _special(found, backend)
     for text in _templates(model):
         pieces = [a or b or c for a, b, c in _LITERAL.findall(text)]
@@ -66,10 +55,6 @@ def _special(found: Mapping[str, Any], backend: "Tokenizer") -> set[int]:
 
 
 def _templates(model: Path) -> list[str]:
-    found = _read(model / "tokenizer_config.json").get("chat_template") or []
+    found = read_json(model / "tokenizer_config.json").get("chat_template") or []
     named = [found] if isinstance(found, str) else [one["template"] for one in found]
     return [*named, *(file.read_text(encoding="utf-8") for file in sorted(model.rglob("*.jinja")))]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minitron_cli.data.tokens import id_type
 from minitron_cli.training.cached_logits.sampled import Sampled
 from minitron_cli.training.cached_logits.topk import TopK
 
@@ -54,7 +55,7 @@ class TopKLayout:
     def record(self) -> np.dtype:
         kept = (self.predictions, self.top_k)
         return np.dtype(
-            [("ids", _ids(self.vocab), kept), ("log_probs", "<f2", kept), ("tail", "<f2", (self.predictions,))]
+            [("ids", id_type(self.vocab), kept), ("log_probs", "<f2", kept), ("tail", "<f2", (self.predictions,))]
         )
 
     def pack(self, cached: Cached, rows: int) -> list[bytes]:
@@ -105,7 +106,7 @@ class SampledLayout:
     def _types(self) -> tuple[np.dtype, np.dtype, np.dtype]:
         """Of the number of ids, of an id, of its count or weight."""
         count = np.dtype("u1" if self.draws < 1 << 8 else "<u2")
-        return count, np.dtype(_ids(self.vocab)), count if self.power == 1.0 else np.dtype("<f4")
+        return count, np.dtype(id_type(self.vocab)), count if self.power == 1.0 else np.dtype("<f4")
 
     def pack(self, cached: Cached, rows: int) -> list[bytes]:
         assert isinstance(cached, Sampled)
@@ -174,10 +175,6 @@ class SampledLayout:
         found = lengths.view(counted).astype(np.int64)
         middle = int(found.sum()) * of_ids.itemsize
         return entropy.view("<f2"), found, rest[:middle].view(of_ids), rest[middle:].view(of_weights)
-
-
-def _ids(vocab: int) -> str:
-    return "<u2" if vocab <= 1 << 16 else "<u4"
 
 
 def _repeat_last(rows: np.ndarray) -> np.ndarray:
