@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from minitron_cli.errors import MinitronError
 
-# What a stdout that cannot take more gives; errors of files carry a file name and are turned elsewhere.
+# Errors of writing to stdout; those of files carry a file name, and become a MinitronError elsewhere.
 _STDOUT = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF)
 
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and exit: 0 done, 1 understood but cannot be done, 2 usage, 130 interrupted."""
     _prepare_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # else nohup, or who started us, wants it otherwise
+        if signal.getsignal(number) == signal.SIG_DFL:  # else nohup or the parent process has set it
             signal.signal(number, _stop)
     sys.exit(run(arguments))
 

@@ -5,9 +5,9 @@
 Options are keyword arguments named as the flags (`--kv-heads` is `kv_heads`), with the defaults and checks of the
 command line: the fields of `importance.options.Options`, `prune.request.PruneRequest`, `training.options.Options`,
 `evaluate.request.EvalRequest` and `evaluate.bench_request.BenchRequest`, and the arguments of
-`search.flags.search_request`. Paths may be text or `Path`, counts
-numbers or text ("4B"), an option that can be repeated one value or a list. What is asked for and cannot be done raises
-`MinitronError`. `say` receives the lines that the command line prints to stderr.
+`search.flags.search_request`. Paths may be text or `Path`, counts numbers or text ("4B"), an option that can be
+repeated one value or a list. A request that cannot be carried out raises `MinitronError`. `say` receives the lines that
+the command line prints to stderr.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What grades a model in memory by lm-eval: a student while it trains (`--eval-tasks`), the source without some of its
-layers (`--depth-task`). The tasks are checked before.
+"""Functions that grade a model in memory on lm-eval tasks: a student while it trains (`--eval-tasks`), or the source
+without some of its layers (`--depth-task`). The tasks are checked when a function is made.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from minitron_cli.training.options import Options
 
 
 def grade_of(options: Options) -> Grade | None:
-    """What grades the student of a run that asks for it; a task that does not exist, or lacks its data, is refused."""
+    """The function for `--eval-tasks`, None without; a task that does not exist, or lacks its data, is refused."""
     if options.eval_tasks is None:
         return None
     from minitron_cli.evaluate.harness import make_lm, run_request, without_unsafe
@@ -43,7 +43,7 @@ def grade_of(options: Options) -> Grade | None:
 
 
 def judge_of(model: Path, task: str | None, include: Sequence[Path] = (), limit: int | None = None) -> Judge | None:
-    """What grades `model` without some of its layers: the first figure of a task; None without a task."""
+    """The function for `--depth-task`, which gives the first metric of the task; None without a task."""
     if not task:
         return None
     from minitron_cli.evaluate.harness import make_lm, run_request

@@ -108,7 +108,7 @@ def known_configs(recipe: Recipe, directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """All of config.json, which says of a head what the files show."""
+    """All of config.json, with tie_word_embeddings as the weight files show it."""
     whole, tied = load_whole_config(path), load_config(path).get(TIED)
     if tied is None or wrapper_of(str(whole["model_type"])) is None:
         return whole

@@ -1,4 +1,4 @@
-"""Checking a run directory: the output of every finished step against the digests that were taken when it finished."""
+"""Check a run directory: the output of every finished step against the digests taken when it finished."""
 
 from pathlib import Path
 

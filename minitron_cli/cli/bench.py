@@ -34,21 +34,21 @@ command = command_of(
     (
         MODELS,
         flag("grid", str, "input x output tokens: 128x128,2048x128"),
-        flag("batch_sizes", str, "sequences at a time: 1,8"),
+        flag("batch_sizes", str, "batch sizes to time: 1,8"),
         flag("repeats", int, "timed rounds"),
-        flag("warmup_rounds", int, "rounds before them"),
-        flag("memory", int, "memory budget: how many sequences would fit: 24GB", parser=parse_bytes),
+        flag("warmup_rounds", int, "untimed rounds before them"),
+        flag("memory", int, "also say how many sequences fit into this memory: 24GB", parser=parse_bytes),
         flag("engine", str, "hf, or vllm where it is installed"),
         flag("device", str, "auto, cpu, cuda, cuda:1"),
         flag("dtype", str, "auto, float32, bfloat16, float16"),
         flag("trust_remote_code", bool, "run code of the model directory"),
-        flag("output", Path, "write the results object here", "-o", "--output"),
+        flag("output", Path, "write the results to this file (JSON)", "-o", "--output"),
         DRY_RUN,
         AS_JSON,
     ),
     """Time prefill and decoding of every model in the same interleaved rounds; the first model is the reference.
 
-    A figure is the median over rounds, its spread the middle half's width over it; a ratio is taken within a round.
+    Figures are medians over the rounds, spreads their interquartile range; ratios are taken within a round.
     """,
     _act,
 )
@@ -78,7 +78,7 @@ def _show(found: dict[str, Any], output: Path | None) -> None:
         ]
         for row in found["rows"]
     ])  # fmt: skip
-    print("± is the middle half of the rounds; in brackets the ratio to the first model within a round")
+    print("± is half the interquartile range; in brackets the ratio to the first model within a round")
     if output:
         print(f"wrote {output}; next: minitron report on the run it belongs to")
 

@@ -121,14 +121,14 @@ command = command_of(
         flag("output", Path, "the token directory to make", "-o", "--output"),
         flag("text_field", str, "the column that holds the text"),
         flag("separator", str, "around each document: auto, bos, eos, bos+eos or none", default="auto"),
-        flag("workers", int, "processes; 1 uses every core inside the tokenizer", default=1),
+        flag("workers", int, "worker processes; with 1, the tokenizer itself uses all cores", default=1),
         OVERWRITE,
         DRY_RUN,
         AS_JSON,
     ),
     """Tokenise text once, into a token file for training, calibration and validation.
 
-    Typed again it goes on where it was interrupted, and finds a finished file done.
+    The same command resumes after an interruption, and does nothing once the file is complete.
     """,
     _act,
 )

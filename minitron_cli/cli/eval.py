@@ -23,9 +23,9 @@ _FIRST = (
     flag("tasks", str, "lm-eval tasks or groups: winogrande,toy"),
     flag("include", list[Path], "a directory of task YAMLs; repeatable"),
     flag("data", list[str], "text to measure perplexity on; repeatable"),
-    flag("gates", list[str], '"winogrande.acc >= 0.95 * reference"', "--assert"),
+    flag("gates", list[str], 'fail unless this holds: "winogrande.acc >= 0.95 * reference"', "--assert"),
     flag("device", str, "auto, cpu, cuda, cuda:1"),
-    flag("output", Path, "write the results object here", "-o", "--output"),
+    flag("output", Path, "write the results to this file (JSON)", "-o", "--output"),
     flag("dry_run", bool, "only say what would be evaluated"),
     flag("form", str, "table or markdown on stdout", "--format", default="table"),
     AS_JSON,
@@ -34,16 +34,16 @@ _MORE = {
     "Tasks": (
         flag("shots", int, "few-shot examples [default: the task's own]"),
         flag("limit", float, "documents per task, or a share below 1"),
-        flag("batch_size", int, "for tasks [default: what fits]"),
+        flag("batch_size", int, "batch size on tasks [default: what fits]"),
         flag("confirm_run_unsafe_code", bool, "let tasks run code that the model writes"),
-        flag("reuse", bool, "use results that were kept", negatable=True),
+        flag("reuse", bool, "reuse cached results", negatable=True),
     ),
     "Text": (
-        flag("seq_len", int, "window for --data [default: the context]"),
+        flag("seq_len", int, "tokens per window of --data [default: the context]"),
         flag("windows", int, "read only the first windows of each domain"),
         flag("separator", str, "between documents: auto, bos, eos, bos+eos, none"),
         flag("text_field", str, "the field of --data that holds the text"),
-        flag("against_reference", bool, "also KL to the first model, and top-1 agreement with it"),
+        flag("against_reference", bool, "also the KL divergence from the first model and the top-1 agreement with it"),
     ),
     "Machine": (
         flag("dtype", str, "auto, float32, bfloat16, float16"),
@@ -78,8 +78,8 @@ command = command_of(
     joined(_FIRST, _MORE),
     """Evaluate models side by side; the first is the reference of every comparison.
 
-    Tasks run in lm-eval. A paired test per task says whether a difference is real. Finished rows are kept, so the same
-    line typed again after an interruption goes on. Exits with 1 when a model failed or an --assert does not hold.
+    Tasks run in lm-eval. A paired test per task says whether a difference is real. Finished rows are cached, so the
+    same command resumes after an interruption. Exits with 1 when a model failed or an --assert does not hold.
     """,
     _act,
 )

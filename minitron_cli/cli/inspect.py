@@ -18,10 +18,10 @@ EXAMPLES = examples(
 def command(
     model: Annotated[str | None, argument("MODEL", help="a model directory or a hub id")] = None,
     context: Annotated[int, option("--context", help="tokens of context for the FLOPs figure", min=1)] = 4096,
-    servable: Annotated[bool, option("--servable", help="also what engines need to serve it")] = False,
-    data: Annotated[list[str] | None, option("--data", help="text: how the tokenizer spells it")] = None,
+    servable: Annotated[bool, option("--servable", help="also what serving engines require of its sizes")] = False,
+    data: Annotated[list[str] | None, option("--data", help="text whose tokens are counted, by domain")] = None,
     source: Annotated[
-        Path | None, option("--source", help="whose vocabulary was cut: what of --data it spelled otherwise")
+        Path | None, option("--source", help="model whose vocabulary was cut: compare tokens of --data")
     ] = None,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:

@@ -13,13 +13,13 @@ EXAMPLES = examples("minitron report runs/tiny", "minitron report runs/tiny/smal
 def command(
     run: Annotated[Path | None, argument("RUN", help="a run directory, or one output of distill or train")] = None,
     output: Annotated[Path | None, option("-o", "--output", help="HTML file [default: in RUN, or beside it]")] = None,
-    gpu_price: Annotated[float | None, option("--gpu-price", help="of an hour of one GPU: adds prices")] = None,
+    gpu_price: Annotated[float | None, option("--gpu-price", help="price of one GPU hour: shows costs")] = None,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be shown, write nothing")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Draw a run as one self-contained HTML page: the family, its lineage, importance, training and evaluation.
 
-    A run that is still going on is shown as far as it has come.
+    An unfinished run is shown as far as it has come.
     """
     from minitron_cli.report.write import report
 

@@ -21,7 +21,7 @@ def command(
     recipe: Annotated[str, argument("RECIPE", help="a YAML file, or the name of a bundled one")],
     output: Annotated[Path | None, option("-o", "--output", help="run directory [default: runs/RECIPE]")] = None,
     settings: Annotated[list[str] | None, option("--set", help="STEP.option=value, or input=path; repeatable")] = None,
-    begin: Annotated[str | None, option("--from", help="make this step and what follows from it again")] = None,
+    begin: Annotated[str | None, option("--from", help="redo this step and every step that depends on it")] = None,
     until: Annotated[str | None, option("--until", help="stop after this step")] = None,
     print_commands: Annotated[
         bool, option("--print-commands", help="print the chain as shell lines, run nothing")

@@ -41,6 +41,6 @@ PANELS = {"More sizes": _SIZES, **o.panels_of(_PARAMETERS, o.FIRST - {"tokens", 
 defaults = o.defaults
 command = command_of(
     _PARAMETERS,
-    "Learn which units of MODEL stay, as masks trained with its weights (Sheared-LLaMA); cut to exactly that shape.",
+    "Learn which units of MODEL stay, by masks trained with its weights (Sheared-LLaMA), and cut to that very shape.",
     _act,
 )

@@ -24,6 +24,6 @@ _PARAMETERS = (
 PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
 command = command_of(
     _PARAMETERS,
-    "Train MODEL on text: teacher correction, continued pre-training, from scratch. The same line again goes on.",
+    "Train MODEL on text: teacher correction, continued pre-training, from scratch. The same command resumes a run.",
     partial(launch, NAME),
 )

@@ -101,7 +101,7 @@ def encode_piece(task: Task, how: Encoding, tokenizer: TextTokenizer, directory:
 
 @contextmanager
 def room_for_parts(directory: Path) -> Iterator[None]:
-    """A full disk is the user's error; unlike other outputs the finished parts stay, for they may be hours of work."""
+    """Report a full disk as MinitronError; unlike other outputs the finished parts stay: they may be hours of work."""
     try:
         yield
     except OSError as error:
@@ -238,7 +238,7 @@ def _start_worker(tokenizer: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever: it holds both ends of the queue."""
+    """End with the parent: a worker holds both ends of the queue, and would wait forever once that is killed."""
     parent = parent_process()
     assert parent is not None, "a worker has a parent"
     parent.join()

@@ -175,13 +175,13 @@ def is_made(job: Job, out: Path) -> bool:
 
 
 def differences(job: Job, out: Path) -> tuple[str, ...]:
-    """Names of what the token file `out` was made otherwise from than `job` says."""
+    """The names of the settings in which the token file `out` differs from `job`."""
     header = read_header(out)
     return tuple(name for name, value in job.identity().items() if getattr(header, name) != value)
 
 
 def check_token_output(job: Job, out: Path, overwrite: bool) -> None:
-    """Refuse an output that is there and is not of this job, naming what differs."""
+    """Refuse an existing output of another job, naming what differs."""
     if not overwrite and is_token_directory(out) and (other := differences(job, out)):
         raise MinitronError(
             f"{out} is a token file made otherwise: {', '.join(name.replace('_', ' ') for name in other)}",

@@ -1,4 +1,4 @@
-"""How many bytes of text each token stands for: what bits per byte divides by.
+"""How many bytes of text each token stands for, the denominator of bits per byte.
 
 The index of a token file gives the bytes of whole documents; the vocabulary says how many of them a token stands for.
 """

@@ -101,7 +101,7 @@ class TokenFile:
 
     def _require_whole(self) -> None:
         """Refuse a file that was truncated after it was opened: the system ends a process that reads beyond its end."""
-        with suppress(FileNotFoundError):  # one that is replaced or removed stays as it was for those who have it open
+        with suppress(FileNotFoundError):  # a file that is replaced or removed stays intact for those who have it open
             if (self.path / TOKENS).stat().st_size < self.tokens.nbytes:
                 raise MinitronError(
                     f"{self.path / TOKENS} was truncated while it was read",

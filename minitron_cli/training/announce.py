@@ -29,10 +29,10 @@ def announce(ready: Prepared, world: World, say: Callable[[str], None]) -> None:
 
 
 def settle(ready: Prepared, world: World, agree: Callable[[bool], bool] = bool) -> Prepared:
-    """Choose how gradients add up, whole on every device where that fits, else in parts; and whether checkpoints are
-    written while the steps go on: where a copy of what they hold fits, and the host does not compute the steps as well.
+    """Decide what was left open: gradients accumulate whole on every device where they fit, else sharded; checkpoints
+    are written in the background where the host has room for a copy and does not compute the steps itself.
 
-    `agree` makes of "it does not fit here" whether there is a rank where it does not.
+    `agree` turns "does not fit on this rank" into "does not fit on some rank".
     """
     if ready.options.gradients == "auto":
         whole = _with(ready, gradients="whole")
@@ -60,7 +60,7 @@ def check_room(ready: Prepared, world: World) -> None:
         raise MinitronError(
             f"--async-save copies what it writes, {_copy(ready, world) / 1e9:.1f} GB of each process, and this machine "
             f"has {free_host_memory() / 1e9:.1f} GB free",
-            "leave it out, and the steps wait for what is saved; --no-preflight tries anyway",
+            "leave it out, and training waits while a checkpoint is written; --no-preflight tries anyway",
         )
     if lacks:
         first, _ = host_memory(ready, world)
@@ -115,7 +115,7 @@ def _one_row(ready: Prepared) -> Prepared:
 
 
 def _remedies(ready: Prepared, world: World, free: int) -> dict[str, int]:
-    """What would make a step fit, by what to type: the bytes that it then needs."""
+    """Options that make a step fit, and the bytes that it then needs."""
     tried = {
         "--gradients sharded": _with(ready, gradients="sharded"),
         "--micro-batch 1": _one_row(ready),

@@ -1,4 +1,4 @@
-"""Where a run begins on disk: what is there already, and the directory that it makes and holds."""
+"""The output directory when a run begins: whether the result is there already, and creating and locking it."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping

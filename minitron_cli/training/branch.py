@@ -43,8 +43,8 @@ def check_branch(options: Options, order: Order | StreamOrder) -> int:
     if other:
         raise MinitronError(
             f"{path} belongs to a run of other options: {'; '.join(other)}",
-            f"a branch goes on with the same rows: what it changes begins after a --phase {step}:... that says what "
-            "was read until then, and rows longer than all of that run's are in another order",
+            f"a branch must read the same rows as that run until step {step}: describe them by --phase {step}:..., and "
+            "use no rows that are longer than its longest",
         )
     assert before.steps is not None
     stable = before.steps - round(before.steps * before.decay_fraction) if before.schedule == "wsd" else before.steps

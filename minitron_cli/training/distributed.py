@@ -65,9 +65,9 @@ def shard(
 
 
 class Gathered(nn.Module):
-    """Around a frozen model whose weights are sharded: a call made through it finds its embedding and its head whole.
+    """Wraps a frozen model whose weights are sharded: a call made through it finds embedding and head gathered.
 
-    The head stays so until `reshard`, for the loss that reads it; layers are gathered each for its own forward.
+    The head stays gathered until `reshard`, for the loss that reads it; each layer is gathered for its own forward.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,7 +78,7 @@ class Gathered(nn.Module):
         return call(*args)
 
     def reshard(self) -> None:
-        """Let go of what is gathered."""
+        """Free what is gathered."""
         raise AssertionError("not sharded")  # FSDP puts its own method before this one
 
 
@@ -95,7 +95,7 @@ def shard_frozen(model: nn.Module, mesh: DeviceMesh) -> Gathered:
 
 
 def release(step: nn.Module) -> None:
-    """Let go of weights that a sharded step has gathered, so that it gathers them anew after they were changed."""
+    """Free the gathered weights of a sharded step, so that it gathers them again after they have changed."""
     if isinstance(step, FSDPModule):
         step.reshard()
 

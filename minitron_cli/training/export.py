@@ -99,7 +99,7 @@ def write_model(directory: Path, origin: Origin, tensors: Mapping[str, Tensor], 
             shutil.rmtree(text)
         else:
             shell.save_pretrained(directory)
-        # transformers writes its own reading of the config; nothing in it changed, so the source's words stay.
+        # transformers has written its own version of the config; the source's is kept, since nothing in it changed.
         (directory / "generation_config.json").unlink(missing_ok=True)
         (directory / "config.json").write_text(json.dumps(_config(origin.model, dtype), indent=2) + "\n")
         for place in (origin.tokenizer, origin.model):

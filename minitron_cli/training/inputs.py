@@ -76,10 +76,10 @@ def find_models(options: Options) -> Models:
 
 
 def check_weights(model: Path, *, from_scratch: bool = False, frozen: bool = False) -> None:
-    """Refuse a model whose weights are not those that its config describes: transformers would make up the rest.
+    """Refuse a model whose weights are not those that its config describes: transformers would draw the missing ones.
 
-    From scratch only the config counts. Quantised weights are read for a `frozen` model, and not trained.
-    Of what the family's table does not describe, the files alone are looked for.
+    From scratch only the config counts. Quantised weights are accepted for a `frozen` model only. Where the family's
+    table does not cover the config, only the presence of weight files is checked.
     """
     config = load_config(model)
     if from_scratch:
@@ -201,9 +201,10 @@ def windows_read(order: Order, steps: int) -> tuple[np.ndarray, ...]:
 
 
 def reader_for(student: Path, teacher: Path) -> Reader | None:
-    """How a teacher reads the student's rows: in its own tokens where it has more, None where it has the same.
+    """How a teacher tokenises the student's text, where its vocabulary is larger; None where the tokenizers are equal.
 
-    Equal vocabulary sizes prove nothing: what decides the ids is compared. Refuses tokenizers of which neither holds.
+    Raises MinitronError where they differ and the student's is not a cut of the teacher's. What decides the ids is
+    compared, since equal sizes prove nothing.
     """
     if not has_tokenizer(teacher) or tokenizer_hash(student) == tokenizer_hash(teacher):
         return None

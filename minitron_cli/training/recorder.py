@@ -109,7 +109,7 @@ class Recorder:
             )
 
     def owes_mix(self) -> bool:
-        """Whether the step in memory has yet to say how the next ones are mixed."""
+        """Whether the mix of the next steps has yet to be computed from the student in memory."""
         return self.mixer is not None and self.mixer.due(self.progress.step)
 
     def _update_mix(self, found: Mapping[str, float]) -> dict[str, float]:
@@ -126,7 +126,7 @@ class Recorder:
         return progress if self.mixer is None else replace(progress, mix=self.mixer.history)
 
     def save(self) -> None:
-        """Save the latest step, unless it is (a collective)."""
+        """Save the latest step, unless it is saved already (a collective)."""
         if self._saved == self.progress.step:
             return
         started = time.perf_counter()
@@ -140,7 +140,7 @@ class Recorder:
         self.saver.wait()
 
     def close(self) -> None:
-        """Close the metrics and leave the terminal as it was, once nothing is written any more."""
+        """Wait for the checkpoint being written, close the metrics and leave the terminal as it was."""
         self.saver.close()
         self.display.close()
         if self.log is not None:

@@ -104,7 +104,7 @@ def predict(
 
 
 def _doubts(sizes: Sequence[int], parameters: int, names: Sequence[str], curves: Sequence[Curve]) -> list[str]:
-    """What a prediction rests on that it should not be trusted for."""
+    """The reasons to distrust a prediction, in words."""
     found = []
     if not min(sizes) <= parameters <= max(sizes):
         found.append(

@@ -47,7 +47,7 @@ class Trim(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to. `stopped_by` is the exit code that a signal asks for, 0 when the run reached its end."""
+    """The result of a run. `stopped_by` is the exit code that a signal asks for, 0 when the run reached its end."""
 
     output: Path
     options: Options

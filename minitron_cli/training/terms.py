@@ -120,8 +120,8 @@ class Logits(Term):
 
     Without either teachers or cached logits it is the cross-entropy with the hard labels alone: plain training.
     Without grad mode it also reports agreement, the share of tokens on which student and teacher have the same top-1.
-    Of tokens that a teacher reads otherwise the hard labels alone are learned: `unmatched` is their cross-entropy,
-    summed like the others, and `unmatched_share` how many they are.
+    Where a teacher tokenises the text differently, only the hard labels are learned: `unmatched` is the cross-entropy
+    of those tokens, summed like the others, and `unmatched_share` their share.
     """
 
     name = "logits"

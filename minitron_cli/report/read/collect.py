@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def _attempt(problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
-    """What `read` gives, or None and a note of what was wrong: the page names it, and shows the rest."""
+    """The result of `read`, or None after noting the problem, which the page names while it shows the rest."""
     try:
         return read(*arguments)
     except MinitronError as error:

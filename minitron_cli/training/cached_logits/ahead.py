@@ -1,4 +1,4 @@
-"""What a served teacher says of a run's rows, asked for while the step before is trained."""
+"""The logits of a served teacher, requested while the previous step is trained."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from minitron_cli.training.rows import Rows, Share
 
 
 class Asker:
-    """Asks for rows by IN_FLIGHT threads, in the order in which they come."""
+    """Requests rows from the server, in order, IN_FLIGHT at a time."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -32,14 +32,14 @@ class Asker:
         return [self._pool.submit(self._served.record, row, at, self._stopped) for row, at in rows]
 
     def close(self) -> None:
-        """Ask for nothing more; what is on its way is waited for."""
+        """Send no more requests, and wait for those in flight."""
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def asking(served: Served) -> Iterator[Asker]:
-    """An asker that stops asking when the block ends."""
+    """An asker that is closed when the block ends."""
     asker = Asker(served)
     try:
         yield asker
@@ -48,10 +48,9 @@ def asking(served: Served) -> Iterator[Asker]:
 
 
 def taught_by(served: Served, rows: Rows, steps: int, asker: Asker, *, alone: bool) -> Rows:
-    """The same rows with what the teacher says of them; those of the next step are asked for meanwhile.
+    """The same rows with the teacher's logits; those of the next step are requested meanwhile.
 
-    No more than the rows of two steps are held, and no more than IN_FLIGHT are at the server. A process that trains
-    `alone` keeps the weights that it has when the server is lost.
+    At most the rows of two steps are held. A process that trains `alone` saves its weights when the server is lost.
     """
     ahead: dict[int, tuple[Share, list[Future[bytes]]]] = {}
 

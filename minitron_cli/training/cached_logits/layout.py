@@ -1,6 +1,6 @@
-"""The record of one window on disk: what a teacher says of its seq_len - 1 predictions, as bytes.
+"""The record of one window on disk: a teacher's logits at its seq_len - 1 predictions, as bytes.
 
-A teacher with a larger vocabulary says nothing of what it reads otherwise than the student: such a layout has `gaps`.
+A teacher with a larger vocabulary has no prediction where it tokenises differently: such a layout has `gaps`.
 """
 
 from dataclasses import dataclass

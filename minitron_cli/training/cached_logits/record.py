@@ -1,4 +1,4 @@
-"""Run a teacher once over the windows that a training will read, and keep what it says."""
+"""Run a teacher once over the windows that a training will read, and store its logits."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ TOP_K = "top-k"  # what is recorded unless draws are asked for
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a recording came to; `stopped_by` is the exit code that a signal asks for, 0 when it is finished."""
+    """The result of a recording; `stopped_by` is the exit code that a signal asks for, 0 when it is finished."""
 
     path: Path
     tokens: int
@@ -149,9 +149,9 @@ def parse_record(text: str) -> tuple[int, float]:
 def record_teacher(
     options: Options, path: Path, record: str = TOP_K, say: Callable[[str], None] = lambda text: None
 ) -> Recorded:
-    """Record the teacher of `options` for every window that its steps read; the same line again goes on.
+    """Record the teacher of `options` for every window that its steps read; called again, it resumes.
 
-    Several processes share the windows; the bytes are those of one. What is returned to the first of them holds.
+    Several processes share the windows, and write the same bytes as one. Only what the first one returns is valid.
     """
     with join(options.teacher_device or options.device) as world:
         plan = plan_recording(options, path, record)
@@ -172,7 +172,7 @@ def record_teacher(
 
 
 def _record(plan: RecordingPlan, path: Path, stop: StopFlag, world: World) -> None:
-    """Append what is missing of this process's share, in step with the others; a signal to one stops them all."""
+    """Append this process's share of the missing records, in step with the others; a signal to one stops them all."""
     header = plan.header
     there = [store.parts(path, header, file, len(numbers)) for file, numbers in enumerate(plan.windows)]
     work = store.missing(path, header, plan.windows, plan.stretch)
@@ -196,7 +196,7 @@ def _record(plan: RecordingPlan, path: Path, stop: StopFlag, world: World) -> No
 
 @contextmanager
 def _teller(plan: RecordingPlan) -> Iterator[Callable[[int, np.ndarray], list[bytes]]]:
-    """A function that gives the records of some windows of a token file, by the model or the server."""
+    """A function (token file, windows) -> their records, from the model or the server."""
     models, options = plan.ready.models, plan.ready.options
     if models.served is None:
         dtype = choose_dtype(options.teacher_dtype, plan.device)

@@ -23,8 +23,8 @@ KINDS = ("forward_kl", "soft_ce")  # the divergences that are linear in the teac
 class Sampled(TensorRecord):
     """ids (N, m) int64, weights (N, m) of the draws, entropy (N,) of the teacher in nats.
 
-    An id may stand in several places, whose weights add up; places that hold none have weight 0. `matched` (N,) bool is
-    there where the teacher has a larger vocabulary: of other rows it says nothing.
+    An id may occur several times in a row, its weights then add up; unused places have weight 0. `matched` (N,) bool is
+    there where the teacher has a larger vocabulary: it has no prediction for the other rows.
     """
 
     ids: Tensor

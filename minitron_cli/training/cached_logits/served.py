@@ -33,8 +33,10 @@ _TINY = 1e-9  # the least probability of the rest: what is left of 1 after float
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model that a `server` calls `model`, asked for the `top_k` likeliest of the student's `vocab` ids;
-    it reads at most `max_len` tokens, where it says so."""
+    """The model that a `server` calls `model`, asked for the `top_k` likeliest of the student's `vocab` ids.
+
+    `max_len` is its context in tokens, where the server says so.
+    """
 
     server: Server
     model: str
@@ -46,7 +48,7 @@ class Served:
         return f"{self.model} at {self.server}"
 
     def layout(self, seq_len: int) -> TopKLayout:
-        """How what it says of a row lies in memory, as on disk."""
+        """The layout of a row's record."""
         return TopKLayout(seq_len - 1, self.top_k, self.vocab)
 
     def check_length(self, seq_len: int) -> None:
@@ -58,11 +60,11 @@ class Served:
             )
 
     def record(self, ids: np.ndarray, starts: np.ndarray, stopped: threading.Event | None = None) -> bytes:
-        """What it says of one row of ids (seq_len,), read anew from each of `starts`, the first of which is 0."""
+        """The record of one row of ids (seq_len,); a prompt begins at each of `starts`, the first of which is 0."""
         size = len(ids)
         found = TopK(
             torch.arange(self.top_k).repeat(size, 1), torch.zeros(size, self.top_k), torch.zeros(size)
-        )  # where a text begins nothing is asked, and the loss does not look
+        )  # the first token of a text has no prediction, and the loss gives it no weight
         bounds = [*starts.tolist(), size]
         pieces = [(a, b) for a, b in pairwise(bounds) if b - a > 1]
         for (a, b), top in zip(pieces, self.ask([ids[a:b].tolist() for a, b in pieces], stopped), strict=True):

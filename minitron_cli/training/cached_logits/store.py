@@ -1,4 +1,4 @@
-"""A teacher on disk: what it says of the next token for every window of some token files (see layout.py).
+"""A recorded teacher: its next-token logits for every window of some token files (see layout.py).
 
 DIR/plan.json        what is being recorded, written first: only under the same does an interrupted one go on
 DIR/windows-I.npy    which windows of token file I there are, ascending (n,) int64
@@ -104,7 +104,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
-    """The records of some rows, and whose they are."""
+    """The records of some rows; `source` names where they come from, for errors."""
 
     layout: Layout
     records: list[bytes]
@@ -163,7 +163,7 @@ def check_place(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> 
 
 
 def begin(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
-    """Make the directory of a recording, or find that of the same plan."""
+    """Create the directory of a recording, unless there is one of the same plan."""
     check_place(path, header, windows)
     if (path / PLAN).is_file():
         return
@@ -218,9 +218,9 @@ def missing(path: Path, header: Header, windows: tuple[np.ndarray, ...], size: i
 
 
 class Appender:
-    """Appends the records of stretches, those that follow one another to one file.
+    """Appends the records of stretches; those of consecutive stretches go to one file.
 
-    That is one of the parts that were there `before` anybody wrote, where it reaches that far, else a part of its own.
+    That file is one of the parts that were there `before`, where such a part reaches to the stretch, else a new one.
     """
 
     def __init__(self, path: Path, header: Header, before: Sequence[Sequence[Part]]) -> None:
@@ -237,7 +237,7 @@ class Appender:
         self._next = (stretch.file, stretch.stop)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._stream is not None:
             self._stream.close()
 
@@ -264,7 +264,7 @@ def finish(path: Path, header: Header, windows: tuple[np.ndarray, ...]) -> None:
 
 
 def _append(whole: Part, part: Part) -> None:
-    """Move to the end of `whole` what `part` has beyond it; cut short, it is done again."""
+    """Move the records of `part` after the end of `whole` there; when interrupted, it can be repeated."""
     assert part.start <= whole.stop
     _truncate(whole, whole.stop)
     if part.stop > whole.stop:

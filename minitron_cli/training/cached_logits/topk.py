@@ -19,7 +19,7 @@ from minitron_cli.training.tensor_record import TensorRecord
 class TopK(TensorRecord):
     """ids (N, k) distinct per row, log_probs (N, k), tail (N,): log of the probability of every other id.
 
-    `matched` (N,) bool is there where the teacher has a larger vocabulary: of other rows it says nothing.
+    `matched` (N,) bool is there where the teacher has a larger vocabulary: it has no prediction for the other rows.
     """
 
     ids: Tensor
