@@ -48,7 +48,7 @@ def importance(
     from minitron_cli.importance.run import measure
 
     asked = Options(**_typed(Options, options))
-    judge = judge_of(resolve_model(Path(model)), asked.depth_task, [Path(place) for place in include], task_limit)
+    judge = judge_of(resolve_model(Path(model)), asked, [Path(place) for place in include], task_limit)
     return measure(str(model), asked, Path(output), say=say, judge=judge)
 
 

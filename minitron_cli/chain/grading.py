@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.importance.curves import Judge
+from minitron_cli.importance.options import Options as Measured
 from minitron_cli.training.grading import Grade, Score, Subject
 from minitron_cli.training.options import Options
 
@@ -42,9 +43,9 @@ def grade_of(options: Options) -> Grade | None:
     return grade
 
 
-def judge_of(model: Path, task: str | None, include: Sequence[Path] = (), limit: int | None = None) -> Judge | None:
+def judge_of(model: Path, options: Measured, include: Sequence[Path] = (), limit: int | None = None) -> Judge | None:
     """The function for `--depth-task`, which gives the first metric of the task; None without a task."""
-    if not task:
+    if not (task := options.depth_task):
         return None
     from minitron_cli.evaluate.harness import make_lm, run_request
     from minitron_cli.evaluate.model import LoadedModel
@@ -54,7 +55,7 @@ def judge_of(model: Path, task: str | None, include: Sequence[Path] = (), limit:
     from minitron_cli.hf.load import load_tokenizer
 
     tasks = find_tasks([task], list(include))
-    tokenizer = load_tokenizer(model, False)
+    tokenizer = load_tokenizer(model, options.trust_remote_code)
     request = Request(task, limit=limit)
 
     def score(loaded: Any, device: Any) -> float:

@@ -85,8 +85,10 @@ _MORE = {
 
 
 def _act(given: Mapping[str, Any]) -> None:
+    from minitron_cli.chain.grading import judge_of
     from minitron_cli.checkpoint.reader import resolve_model
     from minitron_cli.importance.options import Options
+    from minitron_cli.importance.run import measure as run
 
     path = resolve_model(require_model(given["model"], NAME))
     output = given["output"] or Path(f"{path.resolve().name}.scores.safetensors")
@@ -94,14 +96,11 @@ def _act(given: Mapping[str, Any]) -> None:
     include, limit, as_json = given["include"] or [], given["task_limit"], given["as_json"]
     if not options.depth_task and (include or limit is not None):
         raise MinitronError("--include and --task-limit say how --depth-task is run", "add --depth-task TASK")
-    from minitron_cli.chain.grading import judge_of
-    from minitron_cli.importance.run import measure as run
-
     if given["dry_run"]:
         _dry_run(path, options, output, as_json)
-        judge_of(path, options.depth_task, include, limit)
+        judge_of(path, options, include, limit)
         return
-    judge = judge_of(path, options.depth_task, include, limit)
+    judge = judge_of(path, options, include, limit)
 
     with interruptible("the same line goes on from what is done, up to the last minute"):
         result = run(path, options, output, say=say, show=_progress(), judge=judge)

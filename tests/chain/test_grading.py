@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from minitron_cli.__main__ import run
-from minitron_cli.chain.grading import grade_of
+from minitron_cli.chain.grading import grade_of, judge_of
+from minitron_cli.importance.options import Options as Measured
 from minitron_cli.report.write import report
 from minitron_cli.training.grading import Regressed, Score, regressions
 from minitron_cli.training.metrics import read_metrics
@@ -33,6 +34,17 @@ def line(toy: Toy, tmp_path: Path) -> Options:
     text = write_text(tmp_path / "text.jsonl")
     graded: dict[str, Any] = {"eval_tasks": "letters", "eval_tasks_every": 4, "include": (str(tmp_path / "tasks"),)}
     return options(toy("llama"), text, tmp_path / "out", steps=10, task_limit=16, **graded)
+
+
+def test_code_of_a_tokenizer_runs_where_that_is_asked_for(
+    line: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted: list[bool] = []
+    monkeypatch.setattr("minitron_cli.hf.load.load_tokenizer", lambda path, trust: trusted.append(trust))
+    for trust in (True, False):
+        asked = Measured(data=line.data, depth_task="letters", trust_remote_code=trust)
+        assert judge_of(Path(line.student), asked, [tmp_path / "tasks"]) is not None
+    assert trusted == [True, False]
 
 
 def test_what_was_not_measured_is_not_written(line: Options, tmp_path: Path) -> None:
