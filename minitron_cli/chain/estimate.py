@@ -19,7 +19,7 @@ from minitron_cli.spec.axes import AXIS_OF_FLAG
 from minitron_cli.spec.flags import typed_fields
 from minitron_cli.spec.recipe import VERBS, Recipe, Step
 from minitron_cli.training import preflight
-from minitron_cli.training.defaults import USUAL_LENGTH, fill_sharding, fill_steps
+from minitron_cli.training.defaults import USUAL_LENGTH, export_steps, fill_sharding, fill_steps
 from minitron_cli.training.options import Options as TrainingOptions
 from minitron_cli.training.presets import resolve as resolve_training
 from minitron_cli.training.stretches import stretches_of
@@ -147,6 +147,7 @@ def _training(step: Step, source: Architecture, teachers: Mapping[str, Architect
         tokens += stretch.tokens
         flops += stretch.tokens * preflight.training_flops(student, others)
     working = preflight.disk(student, options.keep + (options.mirror is not None), made.num_bytes // made.parameters)
+    working += len(export_steps(options)) * made.disk_bytes if options.export_at and stretches else 0
     if made.beside:  # the text model is written by itself before it goes back into the whole
         working += made.disk_bytes
     return Estimate(step, made, tokens, flops, made.disk_bytes, working, need.total())

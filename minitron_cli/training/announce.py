@@ -189,7 +189,9 @@ def _memory(ready: Prepared, stretch: Stretch, world: World) -> preflight.Need:
 def _disk(ready: Prepared) -> int:
     student, options = ready.sizes[0], ready.options
     kept = options.keep + (options.mirror is not None)  # a step stays while it is copied
-    return preflight.disk(student, kept, 4) + room(ready.models.student, 4 * student.parameters)
+    more = len(ready.export_steps) + (ready.shear is not None)  # students exported on the way, and the masked one
+    exported = more * student.parameters * ready.export_dtype.itemsize
+    return preflight.disk(student, kept, 4) + room(ready.models.student, 4 * student.parameters) + exported
 
 
 def _lines(ready: Prepared, world: World) -> list[str]:

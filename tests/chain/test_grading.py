@@ -42,7 +42,7 @@ def test_code_of_a_tokenizer_runs_where_that_is_asked_for(
     trusted: list[bool] = []
     monkeypatch.setattr("minitron_cli.hf.load.load_tokenizer", lambda path, trust: trusted.append(trust))
     for trust in (True, False):
-        asked = Measured(data=line.data, depth_task="letters", trust_remote_code=trust)
+        asked = Measured(data=line.data, depth_task="letters", depth_blocks=(1,), trust_remote_code=trust)
         assert judge_of(Path(line.student), asked, [tmp_path / "tasks"]) is not None
     assert trusted == [True, False]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitron_cli.checkpoint.reader import list_tensors
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import announce
@@ -108,6 +109,14 @@ def test_a_student_that_tasks_grade_is_whole_on_the_first_device(
     tasked = prepare(replace(line, eval_tasks="arc_easy"), ALONE)
     more = announce.host_memory(tasked, ALONE)[0] - announce.memory(tasked, ALONE).total()
     assert more == 4 * plain.trained
+
+
+def test_disk_has_the_students_that_are_exported_on_the_way(toy: Toy, tmp_path: Path) -> None:
+    line = options(toy("llama"), write_text(tmp_path / "text.jsonl"), tmp_path / "out")
+    plain, more = (
+        announce.facts(prepare(replace(line, export_at=at), ALONE), ALONE)["disk"] for at in ((), ("5,50%", "10"))
+    )
+    assert more - plain == 3 * sum(info.num_bytes for info in list_tensors(toy("llama")).values())
 
 
 def test_8b_from_15b_on_eight_devices_by_hand() -> None:

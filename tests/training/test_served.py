@@ -7,8 +7,12 @@ import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from email.message import Message
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -366,3 +370,9 @@ def test_a_server_is_asked_by_tls_where_its_certificate_is_trusted(
         assert not behaviour.asked
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_suffix(".crt")))
         assert connect(address, teacher, 97, 8).max_len == 128
+
+
+def test_an_error_whose_text_is_cut_off_is_told_by_its_reason() -> None:
+    error = HTTPError("http://h", 503, "Service Unavailable", Message(), None)
+    with patch.object(error, "read", side_effect=IncompleteRead(b"{"), create=True):
+        assert client._message(error, None) == "Service Unavailable"

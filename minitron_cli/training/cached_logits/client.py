@@ -127,12 +127,13 @@ class Server:
 
 def _message(error: urllib.error.HTTPError, key: str | None) -> str:
     """What a server says about an error, in one line and without the key, which some repeat."""
-    text = error.read().decode(errors="replace")
+    text = ""
     try:
+        text = error.read().decode(errors="replace")
         found = json.loads(text)
         text = found["error"]["message"] if isinstance(found.get("error"), dict) else found["message"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        pass  # a body that is cut off, or of another form
     text = " ".join(str(text).split())
     return (text.replace(key, "***") if key else text)[:300] or str(error.reason)
 
