@@ -62,7 +62,7 @@ LOSS = (
     flag("hidden_loss", str, "distance between hidden states: cosine or mse"),
     flag("layer_map", list[str], "blocks to compare, STUDENT:TEACHER, or kept [default: the third last of both]"),
 )
-# Where the teacher is, and what it says where it is not in memory.
+# Where the teacher runs, and what is recorded of it or requested from its server.
 TEACHER_AT = (
     flag("teacher_dtype", str, "float32 or bfloat16 [default: as --dtype]"),
     flag("teacher_device", str, "where the teacher runs [default: with the student]"),

@@ -20,7 +20,7 @@ def load_hub(hub: HubName) -> "Dataset":
 
 
 def stream_hub(hub: HubName) -> "IterableDataset":
-    """The split, read from where it lies as it is iterated; its `state_dict` resumes at the next row."""
+    """The split, streamed as it is iterated; its `state_dict` resumes at the next row."""
     return _load(hub, streaming=True)
 
 

@@ -14,7 +14,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What the header says of the arrays; the fields are the header's."""
+    """The fields of the header that follow from the parts."""
 
     num_tokens: int
     num_documents: int

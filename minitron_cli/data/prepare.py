@@ -184,7 +184,7 @@ def check_token_output(job: Job, out: Path, overwrite: bool) -> None:
     """Refuse an existing output of another job, naming what differs."""
     if not overwrite and is_token_directory(out) and (other := differences(job, out)):
         raise MinitronError(
-            f"{out} is a token file made otherwise: {', '.join(name.replace('_', ' ') for name in other)}",
+            f"{out} is a token file made with other settings: {', '.join(name.replace('_', ' ') for name in other)}",
             "choose another output with -o, or add --overwrite to replace it",
         )
     check_output(out, overwrite)

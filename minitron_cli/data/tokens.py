@@ -33,7 +33,7 @@ def id_type(vocab: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a token file says of itself; `sources` are `{"name", "sha256"}` of what was read, in order."""
+    """The header of a token file; `sources` are `{"name", "sha256"}` of what was read, in order."""
 
     dtype: str  # of the ids, see `id_type`
     num_tokens: int

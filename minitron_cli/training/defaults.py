@@ -1,4 +1,4 @@
-"""Turn "decide for me" into numbers, once model, data and machine are known, and refuse what cannot be trained."""
+"""Fill in the options that were left open, once model, data and machine are known; refuse what cannot be trained."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +64,7 @@ def fill_steps(options: Options, available: int | None = None) -> Options:
 
 
 def fill_cadence(options: Options) -> Options:
-    """Unless told otherwise: 40 steps of warm-up as for Llama-3.1-Minitron, a tenth of a short run; save twenty times,
+    """By default 40 steps of warm-up as for Llama-3.1-Minitron, a tenth of a short run; save twenty times,
     evaluate ten times, update a dynamic mix a hundred times, but not more often than every 50 steps. Masks reach their
     target in a fifth of the steps, as in Sheared-LLaMA."""
     assert options.steps is not None
@@ -81,7 +81,7 @@ def fill_cadence(options: Options) -> Options:
 
 
 def fill_sharding(options: Options, ranks: int) -> Options:
-    """Unless told otherwise, several ranks split the teachers, but where these run on a device of their own."""
+    """By default several ranks shard the teachers, unless these run on a device of their own."""
     split = options.teacher_device is None if options.shard_teacher is None else options.shard_teacher
     return replace(options, shard_teacher=split and ranks > 1)
 

@@ -35,7 +35,7 @@ class LossSums(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What the loss of some rows came to: kd, ce, agreement, unmatched (r,), None where not asked for."""
+    """The loss terms of some rows: kd, ce, agreement, unmatched (r,), None where not asked for."""
 
     kd: Tensor | None
     ce: Tensor | None

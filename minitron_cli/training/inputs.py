@@ -262,7 +262,7 @@ def open_files(
 
 
 def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> dict[str, str]:
-    """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
+    """The identity of the inputs by content, wherever they are: compared on resume, recorded in the manifest."""
     found = {"student": student_digest(models, from_scratch)}
     for i, (teacher, share) in enumerate(zip(models.teachers, models.shares)):
         found[f"teacher {i + 1}" if len(models.teachers) > 1 else "teacher"] = f"{model_digest(teacher)} x {share:g}"

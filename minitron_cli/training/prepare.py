@@ -96,7 +96,7 @@ class Prepared:
     routers: tuple[Counterpart, ...] = ()
 
     def inputs(self) -> dict[str, str]:
-        """What identifies the inputs wherever they lie: compared on resume, recorded in the manifest."""
+        """The identity of the inputs by content, wherever they are: compared on resume, recorded in the manifest."""
         found = digests(self.models, self.order, self.options.from_scratch)
         return found | ({"mix": self.mixing.digest()} if self.mixing else {})
 

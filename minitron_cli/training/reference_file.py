@@ -77,7 +77,7 @@ def read_references(file: Path) -> References:
 def references_for(
     file: Path, held_out: Sequence[TokenFile], names: Sequence[str], options: Options, tokenizer: Path
 ) -> tuple[float, ...]:
-    """The reference of every held-out set (domain,); refuses a file that was measured otherwise than the run will."""
+    """The reference of every held-out set (domain,); refuses a file measured under other conditions."""
     found = read_references(file)
     faults = []
     if found.tokenizer_hash != tokenizer_hash(tokenizer):

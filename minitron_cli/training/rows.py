@@ -165,7 +165,7 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def choose_micro_batch(options: Options, world: World, stretch: Stretch | None = None) -> int:
-    """Rows per forward pass on one device, a divisor of its share. Unasked: the largest within a token budget.
+    """Rows per forward pass on one device, a divisor of its share. By default the largest within a budget.
 
     What is asked for is meant for rows of --batch and --seq-len; a `stretch` of others takes as many tokens at a time.
     """

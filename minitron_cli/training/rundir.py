@@ -52,7 +52,7 @@ def is_ours(directory: Path) -> bool:
 
 
 def changes(place: Path, options: Options, inputs: Mapping[str, str]) -> list[str]:
-    """In what the run in `place` differs from the one that `options` describe; empty where there is none.
+    """How the run in `place` differs from the one that `options` describe; empty where there is none.
 
     `options` are those that `prepare` has completed: every "decide for me" has become a number.
     """
@@ -143,9 +143,9 @@ def identity(run: Path) -> str | None:
 
 
 def require_own(step: Path) -> None:
-    """Raise Damaged where a step checkpoint is of another run than the one that it lies in.
+    """Raise Damaged where a step checkpoint belongs to another run than the directory that it is in.
 
-    Those that older versions wrote do not say of which they are.
+    Checkpoints of older versions do not say which run they belong to, and pass.
     """
     made_by = read_state(step).get("run")
     if made_by is not None and made_by != identity(step.parent):

@@ -79,7 +79,7 @@ class KDStep(nn.Module):
             around.reshard()
 
     def param_groups(self) -> list[ParamGroup]:
-        """The parameters that terms want trained otherwise than the student's."""
+        """The parameters that terms train with settings of their own."""
         return [group for term in self._terms for group in term.param_groups()]
 
     def forward(

@@ -105,7 +105,7 @@ ERRORS: list[tuple[list[str], str, str]] = [
     (["{source}", "--tokenizer", "{model}", "-o", "{out}", "--text-field", "x"], "no text field 'x'", "columns: text"),
     (["{source}", "--tokenizer", "{model}", "-o", "{out}", "--workers", "0"], "0 workers", "1 or more"),
     (["{made}", "--tokenizer", "{model}", "-o", "{out}"], "is a token file already", "give it to --data as it is"),
-    (["{source}", "--tokenizer", "{other}", "-o", "{made}"], "made otherwise: tokenizer hash", "--overwrite"),
+    (["{source}", "--tokenizer", "{other}", "-o", "{made}"], "made with other settings: tokenizer hash", "--overwrite"),
 ]
 
 

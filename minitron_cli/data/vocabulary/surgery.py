@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def cut_tokenizer(raw: Mapping[str, Any], kept: np.ndarray, rows: int) -> dict[str, Any]:
     """A tokenizer.json dictionary that knows only the ids of `kept` (ascending) of `rows`, renumbered from 0.
 
-    A merge stays where both its parts and its product do. Raises MinitronError where `tokenizers` numbers the result
-    otherwise than asked.
+    A merge stays where both its parts and its product do. Raises MinitronError where `tokenizers` gives the result
+    other ids.
     """
     result = copy.deepcopy({**raw, "model": {k: v for k, v in raw["model"].items() if k not in ("vocab", "merges")}})
     new_id, stays = renumbering(kept, rows), set(map(int, kept))
