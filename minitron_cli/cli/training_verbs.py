@@ -134,7 +134,7 @@ def _show_plan(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for part, number in parts:
-            is_bytes = "memory" in name or name == "disk"
+            is_bytes = "memory" in name or name in ("disk", "mirror")
             shown = bytes_text(number) if is_bytes else f"{number:,}" if isinstance(number, int) else number
             print(f"{' '.join((name, part)):>32}  {shown}")
 
