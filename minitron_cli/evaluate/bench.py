@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed run of a cell: seconds to the first token, seconds of the rest; bytes of the filled KV cache; peak
+    """One timed run of a cell: seconds to the first token, seconds of the rest; bytes of the filled cache (keys, values, states); peak
     bytes of the device while it ran (weights of this model included), where the device counts them.
     """
 

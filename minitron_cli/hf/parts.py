@@ -7,7 +7,7 @@ from torch import nn
 
 from minitron_cli.errors import MinitronError
 from minitron_cli.families import family_of
-from minitron_cli.spec.axes import Weight
+from minitron_cli.spec.axes import Weight, is_norm
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.shape import is_routed
 
@@ -46,7 +46,7 @@ def input_norm_of(model: Any, layer: int) -> nn.Module | None:
 
 def final_norm_of(model: Any) -> nn.Module:
     """The norm between the last block and the head."""
-    (line,) = (w for w in _lines(model, _family_of(model)) if _is_norm(w) and not w.name_axes)
+    (line,) = (w for w in _lines(model, _family_of(model)) if is_norm(w) and not w.name_axes)
     return _module(model, line.format())
 
 
@@ -59,7 +59,7 @@ def experts_of(model: Any, layer: int) -> nn.Module:
 def input_norm(family: Family) -> Weight | None:
     """The line of the norm through which a block reads the residual stream: the first of a layer, or there is none."""
     first = next(w for w in family.weights if "layer" in w.name_axes)
-    return first if _is_norm(first) else None
+    return first if is_norm(first) else None
 
 
 def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:
@@ -99,11 +99,6 @@ def _family_of(model: Any) -> Family:
 
 def _lines(model: Any, family: Family) -> tuple[Weight, ...]:
     return family.expected(model.config.get_text_config().to_dict())
-
-
-def _is_norm(weight: Weight) -> bool:
-    """Whether a line is a norm's weight over the residual stream: a vector of hidden channels."""
-    return weight.dims == ((("hidden",),),) and weight.name.endswith(".weight")
 
 
 def _renamer(model: Any) -> Any:

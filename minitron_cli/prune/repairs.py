@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitron_cli.checkpoint.bits import from_bits, to_bits
-from minitron_cli.spec.axes import Weight, axes_of, is_embedding
+from minitron_cli.spec.axes import Weight, is_embedding, is_head, is_norm
 from minitron_cli.spec.family import Family
 from minitron_cli.spec.plan import Plan
 
@@ -35,14 +35,21 @@ class Repair:
         return to_bits((values + self.offset) * self.factor - self.offset, dtype)
 
 
+def embedding_scale(family: Family, plan: Plan) -> float:
+    """s, by which embeddings are multiplied so that the stream stays the same; 1 where nothing is to repair."""
+    if family.repair is None:
+        return 1.0
+    assert family.repair == "sqrt_hidden", family.repair
+    return sqrt(plan.source["hidden"] / plan.target["hidden"])
+
+
 def repair_of(family: Family, config: Mapping[str, Any], plan: Plan, weight: Weight) -> Repair | None:
     """The correction that this plan asks of a weight, or None."""
     if family.repair is None or "hidden" not in plan.kept:
         return None
-    assert family.repair == "sqrt_hidden", family.repair
-    scale = sqrt(plan.source["hidden"] / plan.target["hidden"])
+    scale = embedding_scale(family, plan)
     if is_embedding(weight):
         return Repair(scale)
-    tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
-    final_norm = [axes_of(dim) for dim in weight.dims] == [("hidden",)] and not weight.name_axes
+    tied = not any(map(is_head, family.expected(config)))
+    final_norm = is_norm(weight) and not weight.name_axes
     return Repair(1 / scale, offset=family.norm_offset) if final_norm and tied else None

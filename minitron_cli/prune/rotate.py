@@ -20,7 +20,6 @@ Hugging Face architecture has; one basis for all needs none.
 """
 
 from dataclasses import dataclass, field
-from math import sqrt
 
 import numpy as np
 
@@ -37,6 +36,7 @@ from minitron_cli.prune.directions import (
     scale_of,
     tied_head,
 )
+from minitron_cli.prune.repairs import embedding_scale
 from minitron_cli.spec.axes import is_embedding
 from minitron_cli.spec.family import Match
 from minitron_cli.spec.plan import Plan
@@ -103,7 +103,7 @@ class Rotation:
         assert norm.bias is not None
         tied = None if norm.layer is not None else tied_head(self.checkpoint, norm, self.compensation)
         if tied is not None:
-            return tied.bias(self.basis) / _embedding_scale(self.checkpoint, self.plan)
+            return tied.bias(self.basis) / embedding_scale(self.checkpoint.family, self.plan)
         return np.full(kept, np.sqrt(np.mean(np.square(norm.bias))))
 
     def norm_weights(self, key: tuple[str, int | None]) -> np.ndarray:
@@ -115,7 +115,7 @@ class Rotation:
             return np.full(kept, norm.size * scale)
         found = tied.diagonal(self.basis)
         self.compensation.errors["logits", None, None] = tied.error(self.basis, found)
-        return np.diagonal(found) * scale / _embedding_scale(self.checkpoint, self.plan)
+        return np.diagonal(found) * scale / embedding_scale(self.checkpoint.family, self.plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +158,5 @@ def rotation_of(checkpoint: Checkpoint, plan: Plan, compensation: Compensation) 
     """What rotates `checkpoint` into the plan's basis."""
     assert plan.basis is not None
     norms = {(norm.line, norm.layer): norm for norm in norms_of(checkpoint, plan, compensation)}
-    return Rotation(checkpoint, plan, compensation, norms, plan.basis * np.float32(_embedding_scale(checkpoint, plan)))
-
-
-def _embedding_scale(checkpoint: Checkpoint, plan: Plan) -> float:
-    """1, but where a model multiplies embeddings by sqrt(hidden), what lets it go on as before."""
-    if checkpoint.family.repair is None:
-        return 1.0
-    assert checkpoint.family.repair == "sqrt_hidden", checkpoint.family.repair
-    return sqrt(plan.source["hidden"] / plan.target["hidden"])
+    embedding = plan.basis * np.float32(embedding_scale(checkpoint.family, plan))
+    return Rotation(checkpoint, plan, compensation, norms, embedding)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.checkpoint.atomic import atomic_file
 from minitron_cli.search.result import Entry, SearchResult, standard_error
 
 # What is drawn: words, colour, and the losses of an entry at that stage.
@@ -36,8 +37,8 @@ def write_picture(file: Path, result: SearchResult) -> Path:
         if timed:
             _panel(panels[0][1], result, timed, lambda e: e.speed.slowest_ms if e.speed else 0.0,
                    "milliseconds to the last token")  # fmt: skip
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        with atomic_file(file) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     return file
 

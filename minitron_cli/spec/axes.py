@@ -233,6 +233,11 @@ def _vocab_by_hidden(weight: Weight) -> bool:
     return [axes_of(dim) for dim in weight.dims] == [("vocab",), ("hidden",)]
 
 
+def is_norm(weight: Weight) -> bool:
+    """Whether the line is a norm's weight over the residual stream: a vector of hidden channels."""
+    return weight.dims == ((("hidden",),),) and weight.name.endswith(".weight")
+
+
 def is_matrix(weight: Weight) -> bool:
     """Whether the line multiplies its input; stacked biases of experts have two dimensions but do not."""
     return not weight.junk and len(weight.dims) > 1 and not weight.name.endswith("bias")
