@@ -31,8 +31,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed run of a cell: seconds to the first token, seconds of the rest; bytes of the filled cache (keys, values, states); peak
-    bytes of the device while it ran (weights of this model included), where the device counts them.
+    """One timed run of a cell: seconds to the first token, seconds of the rest; bytes of the filled cache (keys, values
+    and states); peak bytes of the device while it ran (weights of this model included), where the device counts them.
     """
 
     first: float

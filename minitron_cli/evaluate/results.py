@@ -145,22 +145,13 @@ def p_text(p: float) -> str:
 def model_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the models themselves."""
     columns = ["model", "parameters", "nats/token", "bits/byte", "mean accuracy", "tokens/s"]
-    rows = []
+    keys = ("parameters", "loss", "bits_per_byte", "accuracy", "tokens_per_second")
+    forms, rows = (",", ".4f", ".4f", ".4f", ",.0f"), []
     for model in found["models"]:
         if model["parameters"] is None:
             rows.append([model["name"], "not evaluated", "", "", "", ""])
             continue
-        speed = model["tokens_per_second"]
-        rows.append(
-            [
-                model["name"],
-                f"{model['parameters']:,}",
-                _figure(model["loss"], ".4f"),
-                _figure(model["bits_per_byte"], ".4f"),
-                _figure(model["accuracy"], ".4f"),
-                _figure(speed, ",.0f"),
-            ]
-        )
+        rows.append([model["name"], *(_figure(model[key], form) for key, form in zip(keys, forms))])
     return columns, rows
 
 

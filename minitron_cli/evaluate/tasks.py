@@ -105,12 +105,12 @@ def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> Tasks:
     unknown = [name for name in names if name not in tasks.index]
     if unknown:
         known = sorted(tasks.index)
-        hints = "; ".join(
-            f"{name}: {near_matches(name, known)}" for name in unknown if len(known) < 40 or _near(name, known)
-        )
+        near = {name: near_matches(name, known) for name in unknown}
+        told = {name: text for name, text in near.items() if len(known) < 40 or text.startswith("did you mean")}
         raise MinitronError(
             "; ".join([f"no such task: {', '.join(unknown)}", *_unreadable(include)]),
-            hints or "`lm-eval ls tasks` lists all; add --include DIR for your own",
+            "; ".join(f"{name}: {text}" for name, text in told.items())
+            or "`lm-eval ls tasks` lists all; add --include DIR for your own",
         )
     _check_data(tasks, names)
     return tasks
@@ -127,10 +127,6 @@ def _unreadable(include: Sequence[Path]) -> list[str]:
         except Exception as error:  # noqa: BLE001 - a YAML can include others, and fail in any way that they can
             problems.append(f"{file} cannot be read ({' '.join(str(error).split())})")
     return problems
-
-
-def _near(name: str, known: list[str]) -> bool:
-    return near_matches(name, known).startswith("did you mean")
 
 
 def _build(paths: list[Path], include_defaults: bool) -> Tasks:

@@ -17,12 +17,7 @@ from minitron_cli.hf.samples import Batch
 from minitron_cli.importance.experts import join_parts, part_statistics
 from minitron_cli.importance.routers import damage, logit_gram, router_of
 from minitron_cli.importance.second_moments import SecondMoments
-from minitron_cli.importance.statistics import (
-    accumulate,
-    block_change,
-    half_of,
-    sequence_statistics,
-)
+from minitron_cli.importance.statistics import accumulate, block_change, half_of, sequence_statistics
 from minitron_cli.importance.sums import COUNT, HALVES, MOMENTS, PER_BLOCK, Row, Rows
 
 EXPERT_AXES = (EXPERT, EXPERT_FFN, EXPERT_ROUTING, EXPERT_LOGITS)

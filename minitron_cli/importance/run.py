@@ -1,5 +1,6 @@
 """The verb: a model and data in, a scores file out; found again, aggregated anew or resumed where that is possible."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -226,11 +227,4 @@ def _scores(
         "samples_seen": int(known.raw[COUNT].sum()),
         **({"forced": forced} if forced else {}),
     }
-    return Scores(values, _plain(provenance))
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON gives it back, so that what is stored and what is computed can be compared."""
-    import json
-
-    return json.loads(json.dumps(value))
+    return Scores(values, json.loads(json.dumps(provenance)))  # as it is read again, so that the two can be compared

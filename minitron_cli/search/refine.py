@@ -16,7 +16,7 @@ from minitron_cli.search.identity import finished
 from minitron_cli.search.parallel import Work, run_all
 from minitron_cli.search.result import Entry, standard_error
 from minitron_cli.search.workspace import Workspace
-from minitron_cli.training.options import flag
+from minitron_cli.spec.limits import flag
 from minitron_cli.training.presets import resolve
 from minitron_cli.training.run import train
 

@@ -15,7 +15,7 @@ from minitron_cli.spec.shape import cut_flags
 
 def facts(result: SearchResult, request: SearchRequest) -> dict[str, Any]:
     """Everything found, best first, and the best shape as a recipe step and as a command line."""
-    best = result.entries[0].candidate.shape
+    best, speed = result.entries[0].candidate.shape, request.speed
     cut = cut_flags(result.source, best)
     inputs = prune_inputs(request, result.source, best)
     given = inputs | {flag: (str(size),) for flag, size in cut.items()}
@@ -29,7 +29,7 @@ def facts(result: SearchResult, request: SearchRequest) -> dict[str, Any]:
         "longer": {str(size): share for size, share in result.longer.items()},
         "candidates": [_entry(request, entry) for entry in result.entries],
         "too_slow": [_entry(request, entry) for entry in result.too_slow],
-        "speed_budget": _budget(request),
+        "speed_budget": asdict(speed) | {"cells": [str(cell) for cell in speed.cells]} if speed is not None else None,
         "step": {"verb": "prune", "inputs": {"model": request.model, **as_recipe}, "options": cut},
         "next": shlex.join(["minitron", "prune", request.model, *words]),
     }
@@ -49,12 +49,6 @@ def _entry(request: SearchRequest, entry: Entry) -> dict[str, Any]:
         found[key] = float(losses.mean()) if losses is not None else None
         found[f"{key}_stderr"] = standard_error(losses) if losses is not None else None
     return found
-
-
-def _budget(request: SearchRequest) -> dict[str, Any] | None:
-    if request.speed is None:
-        return None
-    return {**asdict(request.speed), "cells": [str(cell) for cell in request.speed.cells]}
 
 
 def write_facts(directory: Path, found: dict[str, Any]) -> None:

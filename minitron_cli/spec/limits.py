@@ -57,9 +57,12 @@ def count(low: int = 1, high: int = 10**15) -> Within:
 SEED = count(0, 2**32 - 1)
 
 
-def require(
-    options: Any, verb: str, name_of: Callable[[str], str] = lambda field: "--" + field.replace("_", "-")
-) -> None:
+def flag(field: str) -> str:
+    """`min_lr` -> `--min-lr`."""
+    return "--" + field.replace("_", "-")
+
+
+def require(options: Any, verb: str, name_of: Callable[[str], str] = flag) -> None:
     """Raise MinitronError where options of a verb break their limits, naming all that do."""
     if wrong := violations(options, name_of):
         raise MinitronError("; ".join(wrong), f"see `minitron {verb} --help`")

@@ -10,9 +10,10 @@ from pathlib import Path
 from minitron_cli.data.order import Order
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
+from minitron_cli.spec.limits import flag
 from minitron_cli.training import rundir
 from minitron_cli.training.inputs import data_digests
-from minitron_cli.training.options import Options, flag
+from minitron_cli.training.options import Options
 from minitron_cli.training.state import naming_others, read_progress
 from minitron_cli.training.step_files import STATE
 from minitron_cli.training.stretches import parse_phases

@@ -9,7 +9,7 @@ from minitron_cli.data.tokenizer import SEPARATORS
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec.axes import AXIS_OF_FLAG
 from minitron_cli.spec.counts import parse_count
-from minitron_cli.spec.limits import SEED, OneOf, Within, above, count, violations
+from minitron_cli.spec.limits import SEED, OneOf, Within, above, count, flag, violations
 from minitron_cli.training.objectives import KINDS, METRICS, TERMS
 from minitron_cli.training.schedule import DECAYS, SCHEDULES
 
@@ -227,11 +227,6 @@ def _mix_conflicts(o: Options) -> list[str]:
     if o.stream:
         faults.append("--mix dynamic must know how much there is of each domain, which --stream does not")
     return faults
-
-
-def flag(name: str) -> str:
-    """`min_lr` -> `--min-lr`."""
-    return "--" + name.replace("_", "-")
 
 
 def to_json(options: Options) -> dict[str, Any]:
