@@ -85,7 +85,7 @@ def check_apart(path: Path, inputs: Iterable[str | Path]) -> None:
 def atomic_dir(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place when the block ends without an exception."""
     check_output(path, overwrite)
-    with _temporary_beside(path) as (temporary, target):
+    with temporary_beside(path) as (temporary, target):
         yield temporary
         with replacing(target):
             temporary.rename(target)
@@ -95,7 +95,7 @@ def atomic_dir(path: Path, overwrite: bool = False) -> Iterator[Path]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file name, renamed onto `path` at the end."""
     check_file(path)
-    with _temporary_beside(path) as (directory, target):
+    with temporary_beside(path) as (directory, target):
         yield directory / target.name
         (directory / target.name).replace(target)
 
@@ -185,7 +185,7 @@ def replacing(path: Path) -> Iterator[Replaced]:
 
 
 @contextmanager
-def _temporary_beside(path: Path) -> Iterator[tuple[Path, Path]]:
+def temporary_beside(path: Path) -> Iterator[tuple[Path, Path]]:
     """(directory beside the target, target): the directory is gone at the end whatever happens.
 
     The target is `path` with links followed. What killed runs have left is removed first.

@@ -145,8 +145,8 @@ def _from_passes(
         try:
             progress = run_pass(execution, mode, model)
         finally:
-            if world.rank == 0:
-                second_moments.discard_partial(output)
+            if execution.moments is not None:
+                execution.moments.discard()
         known = Known(world.sum_arrays(progress.raw), progress.rows, known.arrays, known.depth)
         made = "measured"
         moments = second_moments.find(output, identity, False) if options.second_moments else {}

@@ -4,8 +4,8 @@ They are all that `prune --compensate` needs to refit what reads an input to the
 are written and freed when the layer is done: a streamed pass holds those of one layer, 1.6 GB at 14336 neurons.
 """
 
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.checkpoint import moments_file as files
-from minitron_cli.checkpoint.atomic import replacing
+from minitron_cli.checkpoint.atomic import replacing, temporary_beside
 from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.hooks import Site
@@ -41,9 +41,8 @@ class SecondMoments:
     def __init__(self, checkpoint: Checkpoint, output: Path, identity: Mapping[str, Any], world: World) -> None:
         self._checkpoint, self._identity, self._world = checkpoint, identity, world
         self._output = files.moments_path(output)
-        self._partial = _partial(output)
-        if world.rank == 0:
-            discard_partial(output)
+        self._place: tuple[Path, Path] | None = None  # where the first rank writes, and what that is renamed to
+        self._stack = ExitStack()
         need_space(self._output, disk_bytes(checkpoint))
         self._sums: dict[Key, Tensor] = {}
         self._axis_and_readers: dict[Key, tuple[str, tuple[str, ...]]] = {}
@@ -127,29 +126,25 @@ class SecondMoments:
             tokens, sums = total(self._tokens[key]), total(self._sums.pop(key).cpu().numpy())
             found.append((files.Input(axis, layer, readers, (int(tokens[0]), int(tokens[1])), expert=key[2]), sums))
         if self._world.rank == 0:
+            self._place = self._place or self._stack.enter_context(temporary_beside(self._output))
             with write_errors(self._output):
-                self._partial.mkdir(parents=True, exist_ok=True)
-                self._written += files.write_inputs(self._partial, layer, found)
+                self._written += files.write_inputs(self._place[0], layer, found)
 
     def finish(self) -> None:
         """Write the rest and the index; the directory takes its name when it is complete."""
         for layer in dict.fromkeys(key[0] for key in self._sums):
             self.close(layer)
-        if self._world.rank == 0:
+        if self._place is not None:
+            directory, target = self._place
             with write_errors(self._output):
-                files.write_index(self._partial, self._identity, self._written)
-                with replacing(self._output):
-                    self._partial.replace(self._output)
+                files.write_index(directory, self._identity, self._written)
+                with replacing(target):
+                    directory.rename(target)
+            self.discard()
 
-
-def discard_partial(output: Path) -> None:
-    """Remove what an interrupted pass has written: its sums cannot be continued."""
-    shutil.rmtree(_partial(output), ignore_errors=True)
-
-
-def _partial(output: Path) -> Path:
-    path = files.moments_path(output)
-    return path.with_name(f".{path.name}.partial")
+    def discard(self) -> None:
+        """Remove what has been written and is not finished: an interrupted pass is not continued."""
+        self._stack.close()
 
 
 def _add_gram(total: Tensor, tokens: Tensor) -> None:

@@ -428,3 +428,20 @@ def test_selection_by_residual_is_for_layers_that_have_the_neurons(toy, tmp_path
         i for i, (one, other) in enumerate(zip(plan.kept["ffn"], chosen.kept["ffn"])) if not np.array_equal(one, other)
     ]
     assert set(layers) <= set(checkpoint.shape.layers_of("ffn"))
+
+
+def test_two_passes_to_one_place_do_not_mix(toy, tmp_path):
+    """One writes a layer, another all of its own, and the first the rest: what is found is the whole of the first."""
+    path, output, rows = toy("llama"), tmp_path / "s.safetensors", random_rows(4, 8)
+    alone = open_moments(measure(path, tmp_path / "alone.safetensors", rows))
+    checkpoint, model = open_checkpoint(path), load_model(path, torch.float32)
+    sites = find_sites(checkpoint, model, CPU)
+    first = SecondMoments(checkpoint, output, {}, World())
+    forward.run(model, sites, Samples(rows).batches(3, CPU), Recorder(sites, moments=first))
+    first.close(0)
+    measure(path, output, random_rows(4, 8, seed=1))
+    first.finish()
+    found = open_moments(moments_path(output))
+    for one, other in zip(found.inputs, alone.inputs):
+        np.testing.assert_array_equal(found.read(one), alone.read(other))
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
