@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from minitron_cli.prune.compensate import DOUBLE
-from minitron_cli.spec.axes import AXES, Weight, axes_of, is_embedding, reading_dim, reads, size
+from minitron_cli.spec.axes import NEURON_AXES, Weight, axes_of, is_embedding, reading_dim, reads, size
 from minitron_cli.spec.shape import Shape, copies, is_routed
 
 FLOPS_PER_SECOND = 100e9  # dense products in float32 on two ordinary cores; solving in float64 has half of that
 _COPIES = 6  # float64 matrices as wide as the widest input that are alive while it is solved
 # The axes whose units can be selected by residual: chosen anew in each layer, and read one by one by a single map.
-CHOSEN = tuple(a.name for a in AXES if a.scope == ("layer",) and a.scored == "input" and not a.group)
+CHOSEN = tuple(axis.name for axis in NEURON_AXES if axis.scope == ("layer",))
 
 
 def compensation_cost(

@@ -103,6 +103,7 @@ FLAG_OF_AXIS = {axis.name: axis.flag for axis in AXES if axis.flag}  # the axes 
 AXIS_OF_FLAG = {flag: name for name, flag in FLAG_OF_AXIS.items()}
 CONFIG_KEYS = {axis.name: axis.key for axis in AXES if axis.key}
 MASKED_AXES = tuple(axis for axis in AXES if axis.flag and axis.units and axis.masks)
+NEURON_AXES = tuple(axis for axis in AXES if axis.scope and axis.multiple)  # the widths of MLPs and of experts
 COUNTED_AXES = tuple(axis.name for axis in AXES if axis.scored == "counted")
 SCORED_AXES = tuple(axis.name for axis in AXES if axis.scored and axis.flag and axis.name not in COUNTED_AXES)
 FOLLOWING_AXES = tuple(axis.name for axis in AXES if axis.scored and not axis.flag)  # cut with another, ranked apart

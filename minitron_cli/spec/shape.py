@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from minitron_cli.errors import MinitronError
-from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, GROUPS, WORDS, Weight, axes_of, size
+from minitron_cli.spec.axes import AXES, FLAG_OF_AXIS, GROUPS, NEURON_AXES, WORDS, Weight, axes_of, size
 from minitron_cli.spec.family import Family
 
 
@@ -196,10 +196,10 @@ def num_parameters(weights: Iterable[Weight], shape: Shape, *, embedding: bool =
 
 def mlp_width(shape: Shape) -> int:
     """MLP neurons that a token passes through in the widest layer: dense ones, its experts' and shared experts'."""
-    widths = {"ffn": 1, "expert_ffn": shape.get("expert_active", 1), "shared_ffn": 1}
     layers = Counter[int]()
-    for axis, many in widths.items():
-        layers.update(dict.fromkeys(shape.layers_of(axis), shape.get(axis) * many))
+    for axis in NEURON_AXES:
+        many = shape.get("expert_active", 1) if "expert" in axis.scope else 1
+        layers.update(dict.fromkeys(shape.layers_of(axis.name), shape.get(axis.name) * many))
     return max(layers.values(), default=0)
 
 
