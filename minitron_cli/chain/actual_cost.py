@@ -12,6 +12,7 @@ from minitron_cli.chain.estimate import Estimate
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import list_tensors
 from minitron_cli.checkpoint.scores_file import read_scores
+from minitron_cli.hf.memory import DEVICE_PEAK
 from minitron_cli.prune.request import scores_beside
 from minitron_cli.spec.recipe import VERBS, Step
 from minitron_cli.training.metrics import read_metrics
@@ -29,8 +30,8 @@ class Ended:
 class ActualCost:
     """A finished step, in the units of the estimate.
 
-    `memory_bytes` is the most that training held, on the GPU or (with interpreter and libraries) on the host;
-    `host_bytes` the same of any step's process. `disk_bytes` are the weights, `all_bytes` every file, saved steps too.
+    `memory_bytes` is the most that training held on a GPU, 0 where there is none; `host_bytes` the most that the
+    process of any step had resident, with interpreter and libraries. `disk_bytes` are the weights, `all_bytes` every file, saved steps too.
     """
 
     tokens: int
@@ -53,7 +54,7 @@ def actual_cost(step: Step, output: Path, cost: Estimate, host_bytes: int) -> di
     weights = sum(t.num_bytes for t in list_tensors(output).values()) if (output / "config.json").is_file() else 0
     files = [output] if output.is_file() else [f for f in output.rglob("*") if f.is_file()]
     whole = sum(f.stat().st_size for f in files)
-    memory = max((line.get("peak_memory", 0) for line in read_metrics(output / "run")), default=0)
+    memory = max((line.get(DEVICE_PEAK, 0) for line in read_metrics(output / "run")), default=0)
     return asdict(ActualCost(tokens, flops, weights, whole, memory, host_bytes))
 
 

@@ -88,5 +88,4 @@ def _pair(real: Mapping[str, Any], forecast: Mapping[str, Any], key: str, show: 
 
 def memory_text(real: Mapping[str, Any], forecast: Mapping[str, Any]) -> str:
     """Memory of a GPU beside its estimate; of the host, which includes interpreter and libraries, alone."""
-    on_host = real["memory_bytes"] in (0, real["host_bytes"])
-    return bytes_text(real["host_bytes"]) if on_host else _pair(real, forecast, "memory_bytes", bytes_text)
+    return _pair(real, forecast, "memory_bytes", bytes_text) or bytes_text(real["host_bytes"])

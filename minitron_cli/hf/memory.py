@@ -28,6 +28,9 @@ def free_memory(device: "torch.device") -> int:
     return free_host_memory()
 
 
+HOST_PEAK, DEVICE_PEAK = "peak_memory", "peak_device_memory"  # in the metrics of a run: on one or the other
+
+
 def peak_memory(device: "torch.device") -> int:
     """Bytes: the most that this process has had allocated on a GPU, or resident on the host."""
     import torch

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minitron_cli.hf.memory import peak_memory
+from minitron_cli.hf.memory import DEVICE_PEAK, HOST_PEAK, peak_memory
 from minitron_cli.training.grading import Regressed, Score, logged, regressions
 from minitron_cli.training.loop import Job
 from minitron_cli.training.metrics import MetricsLog, read_metrics
@@ -164,7 +164,9 @@ class Recorder:
                 "flops": progress.flops,
                 **values,
             }
-            line |= {"tokens_per_second": round(rate, 1), "peak_memory": peak_memory(self.job.world.device)}
+            device = self.job.world.device
+            peak = HOST_PEAK if device.type == "cpu" else DEVICE_PEAK
+            line |= {"tokens_per_second": round(rate, 1), peak: peak_memory(device)}
             if progress.skipped:
                 line["skipped"] = progress.skipped
             self.log.write(line)

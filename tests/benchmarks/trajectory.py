@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.cli.common import parse_count
+from minitron_cli.hf.memory import DEVICE_PEAK, HOST_PEAK
 from minitron_cli.training.metrics import read_metrics
 from tests.benchmarks.measure import parse
 from tests.benchmarks.vocab import add_inputs, minitron, toy
@@ -47,9 +48,8 @@ def trajectory(args: argparse.Namespace, model: Path, text: Path, work: Path) ->
     found = json.loads(minitron("eval", *words, "--seq-len", args.seq_len, "--no-throughput", *device, "--json"))
     lines = [line for line in read_metrics(out / "run") if "tokens_per_second" in line]
     rates = sorted(line["tokens_per_second"] for line in lines)
-    print(
-        f"{rates[len(rates) // 2]:,.0f} tokens a second, peak {max(line['peak_memory'] for line in lines) / 1e9:.1f} GB"
-    )
+    peak = max(line.get(DEVICE_PEAK) or line[HOST_PEAK] for line in lines)
+    print(f"{rates[len(rates) // 2]:,.0f} tokens a second, peak {peak / 1e9:.1f} GB")
     tokens_of = {line["step"]: line["tokens"] for line in read_metrics(out / "run") if "tokens" in line}
     last = tokens_of[max(tokens_of)]
     names = ["source", "cut"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from minitron_cli.hf.memory import DEVICE_PEAK, HOST_PEAK
 from minitron_cli.report import text
 from minitron_cli.report.read.curves import graded, mixed
 from minitron_cli.report.read.figures import last_evaluated, options_of, teacher_line
@@ -66,8 +67,9 @@ def summary(model: Model) -> str:
     if "tokens_per_second" in logged:
         speed = f"{np.nanmedian(logged['tokens_per_second']):,.0f} tokens/s"
         parts.append(f"{speed} on {curve.machine or text.UNKNOWN_MACHINE}")
-    if "peak_memory" in logged:
-        parts.append(f"{text.size(float(np.nanmax(logged['peak_memory'])))} at most")
+    for peak in (HOST_PEAK, DEVICE_PEAK):
+        if peak in logged:
+            parts.append(f"{text.size(float(np.nanmax(logged[peak])))} at most")
     if "skipped" in logged:
         parts.append(f"{int(np.nanmax(logged['skipped']))} steps skipped by the spike guard")
     options = options_of(model)
