@@ -31,7 +31,8 @@ class ActualCost:
     """A finished step, in the units of the estimate.
 
     `memory_bytes` is the most that training held on a GPU, 0 where there is none; `host_bytes` the most that the
-    process of any step had resident, with interpreter and libraries. `disk_bytes` are the weights, `all_bytes` every file, saved steps too.
+    process of any step had resident, with interpreter and libraries. `disk_bytes` are the weights, `all_bytes` every
+    file, saved steps too.
     """
 
     tokens: int
