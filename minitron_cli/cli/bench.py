@@ -46,7 +46,7 @@ command = command_of(
         DRY_RUN,
         AS_JSON,
     ),
-    """Time prefill and decoding of every model in the same interleaved rounds; the first model is the reference.
+    """Time prefill and decoding of models side by side. They take turns in the same rounds; the first is the reference.
 
     Figures are medians over the rounds, spreads their interquartile range; ratios are taken within a round.
     """,

@@ -48,6 +48,6 @@ _PARAMETERS = (
 PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
 command = command_of(
     _PARAMETERS,
-    "Train STUDENT to predict as its teacher does. The same command resumes an interrupted run.",
+    "Train a student to predict as its teacher does. The same command resumes an interrupted run.",
     _act,
 )

@@ -76,7 +76,7 @@ def _act(given: Mapping[str, Any]) -> None:
 PANELS = names(_MORE)
 command = command_of(
     joined(_FIRST, _MORE),
-    """Evaluate models side by side; the first is the reference of every comparison.
+    """Evaluate models side by side. The first is the reference of every comparison.
 
     Tasks run in lm-eval. A paired test per task says whether a difference is real. Finished rows are cached, so the
     same command resumes after an interruption. Exits with 1 when a model failed or an --assert does not hold.

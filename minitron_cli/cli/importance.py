@@ -112,7 +112,8 @@ def _act(given: Mapping[str, Any]) -> None:
 PANELS = names(_MORE)
 command = command_of(
     joined(_FIRST, _MORE),
-    "Score hidden channels, neurons, heads, layers and experts in one forward-only pass over calibration samples.",
+    "Score what matters in a model, by forward passes alone. Hidden channels, neurons, heads, layers and experts "
+    "are scored in one pass over calibration samples.",
     _act,
 )
 

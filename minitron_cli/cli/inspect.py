@@ -25,7 +25,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Show a model's family, shape, parameters, KV bytes and FLOPs per token, and which axes can be pruned."""
+    """Show what a checkpoint is, and what can be pruned. Family, shape, axes, parameters, KV bytes, FLOPs per token."""
     from minitron_cli.checkpoint.architecture import architecture_of
     from minitron_cli.checkpoint.describe import describe
     from minitron_cli.checkpoint.quantised import method_of

@@ -118,7 +118,8 @@ def _act(given: Mapping[str, Any]) -> None:
 PANELS = names(_MORE)
 command = command_of(
     joined(_FIRST, _MORE),
-    "Trim a checkpoint, streaming from safetensors to safetensors; the result loads with from_pretrained.",
+    "Trim a checkpoint in width and depth. Tensors stream from safetensors to safetensors; the result loads with "
+    "from_pretrained.",
     _act,
 )
 

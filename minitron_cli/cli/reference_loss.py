@@ -67,7 +67,8 @@ _MORE = {
 PANELS, defaults = names(_MORE), o.defaults
 command = command_of(
     joined((*_OWN, *_WINDOWS), _MORE),
-    "Measure, or predict from a family's sizes, the loss on each domain that `--mix dynamic` aims at.",
+    "Measure or predict the losses that --mix dynamic aims at. There is one for each domain; they are predicted from "
+    "the losses of other sizes of a family.",
     _act,
 )
 

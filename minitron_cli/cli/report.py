@@ -17,7 +17,7 @@ def command(
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be shown, write nothing")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Draw a run as one self-contained HTML page: the family, its lineage, importance, training and evaluation.
+    """Draw a run as one self-contained HTML page. The family, its lineage, importance, training and evaluation.
 
     An unfinished run is shown as far as it has come.
     """

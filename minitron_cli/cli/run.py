@@ -31,7 +31,7 @@ def command(
     mfu: Annotated[float, option("--mfu", help=GPU_WORDS[1])] = MFU,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Run a chain of commands: finished steps are skipped, interrupted ones resumed, changed ones made again."""
+    """Run a chain of commands. Finished steps are skipped, interrupted ones resumed, changed ones made again."""
     from minitron_cli.chain.run import plan_run, run
     from minitron_cli.chain.summary import summary_table, write_summary
     from minitron_cli.cli.recipes import check_values, find_recipe, options_by_verb

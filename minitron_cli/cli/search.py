@@ -89,7 +89,8 @@ def _act(given: Mapping[str, Any]) -> None:
 PANELS = names(_MORE)
 command = command_of(
     joined(_FIRST, _MORE),
-    "Rank every shape in a budget by quality: forecast all, measure the best, distill the best of those a little.",
+    "Rank every shape in a budget by quality. All are forecast, the best are measured, and the best of those are "
+    "distilled a little.",
     _act,
 )
 

@@ -41,6 +41,6 @@ PANELS = {"More sizes": _SIZES, **o.panels_of(_PARAMETERS, o.FIRST - {"tokens", 
 defaults = o.defaults
 command = command_of(
     _PARAMETERS,
-    "Learn which units of MODEL stay, by masks trained with its weights (Sheared-LLaMA), and cut to that very shape.",
+    "Learn which units stay, and cut to exactly that shape. Masks are trained with the weights (Sheared-LLaMA).",
     _act,
 )

@@ -19,7 +19,7 @@ def command(
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be made")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Make the toy world: a corpus of four domains, a tokenizer, tasks that grade them, a teacher to train.
+    """Make the toy world of the demo. A corpus of four domains, a tokenizer, tasks that grade them, a teacher to train.
 
     The same seed gives the same bytes.
     """

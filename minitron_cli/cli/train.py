@@ -24,6 +24,7 @@ _PARAMETERS = (
 PANELS, defaults = o.panels_of(_PARAMETERS), o.defaults
 command = command_of(
     _PARAMETERS,
-    "Train MODEL on text: teacher correction, continued pre-training, from scratch. The same command resumes a run.",
+    "Train a model on text, without a teacher. For teacher correction, continued pre-training, or from scratch; the "
+    "same command resumes a run.",
     partial(launch, NAME),
 )

@@ -31,7 +31,7 @@ def command(
     forward: Annotated[bool, option("--run", help="run the loaded model on a few tokens")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Check what a minitron command made: digests of all files, and of models also tensors, config and loading."""
+    """Check what a minitron command made. Digests of all files, and of models also tensors, config and loading."""
     if path is None:
         raise MinitronError("`minitron verify` needs a path", "type `minitron verify DIR`")
     found = _other_artefact(path)
