@@ -4,7 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minitron_cli.hf.process_group import World
 from minitron_cli.training import state
@@ -24,6 +24,7 @@ class Saver:
     ) -> None:  # fmt: skip
         self._run, self._step, self._optimizer, self._world, self._keep = run, step, optimizer, world, keep
         self._offer = offer
+        self._copies: dict[str, Tensor] | None = {} if copies else None
         self._thread = ThreadPoolExecutor(1, "minitron-save") if copies else None
         self._apart = world.apart() if copies else world
         self._writing: Future[Path] | None = None
@@ -31,7 +32,7 @@ class Saver:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, or begin to once the one before is written (a collective)."""
         self.wait()
-        draft = state.draft(self._run, self._step, self._optimizer, progress, self._world, self._thread is not None)
+        draft = state.draft(self._run, self._step, self._optimizer, progress, self._world, self._copies)
         if self._thread is None:
             state.write(draft, self._world, self._keep, self._offer)
         else:

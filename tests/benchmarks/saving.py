@@ -6,8 +6,9 @@ Trains a Llama-shaped student by cross-entropy on a CPU, `--steps` updates at a 
 first is saved: not at all, between the steps, behind them; the three take turns. `adds` is the time of those steps
 beyond that of the steps without a save (median over the rounds), and of it what the loop itself was running, the copy
 included. The thread that writes takes processor time from the steps where they use all cores, and where cores are
-shared `adds` is noise before it is a figure. The copy alone stands beside it. The last column is what a save adds to
-the steps where every 50th is saved, as in the shortest runs.
+shared `adds` is noise before it is a figure. The copy alone stands beside it, in processor seconds: into new memory, as
+of the first save, and into that of the save before. The last columns are what a save adds to the steps where every 50th
+is saved, as in the shortest runs: of the time that passes, and of what the loop was running.
 """
 
 import argparse
@@ -37,28 +38,30 @@ WAYS = ("not at all", "between", "behind")
 EVERY = 50
 
 
-def measure(job: Job, run: Path, way: str) -> tuple[float, float]:
+def measure(job: Job, saver: Saver | None) -> tuple[float, float]:
     """Seconds of all steps, and those that the thread of the loop was running; what is written after them is not."""
-    saver = Saver(run, job.step, job.optimizer, job.world, 1, copies=way == "behind")
     started, ran = time.perf_counter(), time.thread_time()
 
     def after(progress: Progress, values: object) -> None:
-        if progress.step == 1 and way != "not at all":
+        if progress.step == 1 and saver is not None:
             saver.save(progress)
 
     loop.run(job, Progress(), StopFlag(), after)
     found = time.perf_counter() - started, time.thread_time() - ran
-    saver.wait()
-    saver.close()
+    if saver is not None:
+        saver.wait()
     return found
 
 
-def copy_seconds(job: Job) -> float:
-    """Seconds of the copy alone."""
-    held, started = state.tensors(job.step, job.optimizer), time.perf_counter()
-    copied = [tensor.to("cpu", copy=True) for tensor in held.values()]
-    assert copied
-    return time.perf_counter() - started
+def copy_seconds(job: Job, run: Path) -> tuple[float, float]:
+    """Processor seconds of the copy alone: into new memory, and again into the same."""
+    copies: dict[str, torch.Tensor] = {}
+    found = []
+    for _ in range(2):
+        started = time.thread_time()
+        state.draft(run, job.step, job.optimizer, Progress(), job.world, copies)
+        found.append(time.thread_time() - started)
+    return found[0], found[1]
 
 
 def main() -> None:
@@ -82,22 +85,29 @@ def main() -> None:
         ready = prepare(line, world)
         with rows_for(ready, None, root, world) as rows:
             job = replace(assemble(ready, rows, world).job, rows=rows)
+            savers = {
+                way: Saver(root / way, job.step, job.optimizer, world, 1, copies=way == "behind") for way in WAYS[1:]
+            }
             found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
             for number in range(args.rounds + 1):
                 for way in WAYS:
-                    taken = measure(job, root / way / "run", way)
+                    taken = measure(job, savers.get(way))
                     if number:  # the first round warms up
                         found[way].append(taken)
-            copies = [copy_seconds(job) for _ in range(args.rounds)]
+            for saver in savers.values():
+                saver.close()
+            copies = [copy_seconds(job, root / "copies") for _ in range(args.rounds)]
         size = sum(t.numel() * t.element_size() for t in state.tensors(job.step, job.optimizer).values())
-    plain = [wall / args.steps for wall, _ in found["not at all"]]
-    step = median(plain)
-    print(f"{args.size}, {args.batch} x {args.seq_len} tokens a step of {step:.3f} s; {size / 1e6:,.0f} MB a save")
-    print(f"the copy alone: {median(copies):.3f} s")
-    print(f"{'written':10}{'adds s':>9}{'loop ran s':>12}{f'of {EVERY} steps':>14}")
+    step, running = (median(one[i] / args.steps for one in found["not at all"]) for i in range(2))
+    print(
+        f"{args.size}, {args.batch} x {args.seq_len} tokens a step of {step:.3f} s, {running:.3f} of them running; "
+        f"{size / 1e6:,.0f} MB a save"
+    )
+    print("the copy alone: {:.3f} s, then {:.3f} s".format(*map(median, zip(*copies))))
+    print(f"{'written':10}{'adds s':>9}{'loop ran s':>12}{f'of {EVERY} steps':>14}{'of the running':>16}")
     for way in WAYS[1:]:
         wall, ran = (median(one[i] - base[i] for one, base in zip(found[way], found["not at all"])) for i in range(2))
-        print(f"{way:10}{wall:9.3f}{ran:12.3f}{wall / (EVERY * step):14.1%}")
+        print(f"{way:10}{wall:9.3f}{ran:12.3f}{wall / (EVERY * step):14.1%}{ran / (EVERY * running):16.2%}")
 
 
 if __name__ == "__main__":
