@@ -25,7 +25,7 @@ _TWO_SIZES = "layers of full attention have heads of another size, in other grou
 def _last_is_full(config: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
     if kinds[-1] != "full":
         raise MinitronError(
-            "the last layer that stays is not of full attention, but transformers always builds the last one so",
+            "the last layer that stays would not be of full attention, but transformers always builds the last one so",
             "choose other layers with --drop-layers",
         )
     return {}
