@@ -44,6 +44,7 @@ def _act(given: Mapping[str, Any]) -> None:
 
 def _tokenize(sources: list[str], given: Mapping[str, Any]) -> None:
     from minitron_cli.checkpoint.atomic import check_apart
+    from minitron_cli.checkpoint.disk import need_space
     from minitron_cli.cli.progress import byte_progress
     from minitron_cli.data.prepare import check_token_output, default_cache, is_made, make_job, run_job
     from minitron_cli.data.preview import preview
@@ -62,6 +63,8 @@ def _tokenize(sources: list[str], given: Mapping[str, Any]) -> None:
     if given["dry_run"]:
         facts = preview(job) | {"output": str(output), "done": done}
         emit(facts, given["as_json"], lambda: _show_plan(facts))
+        if not done:
+            need_space(output, facts["estimated_output_bytes"])
         return
     if not done:
         say(f"tokenising {len(job.tasks)} piece(s) of {', '.join(source.spec for source in parsed)} -> {output}")

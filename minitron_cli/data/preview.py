@@ -1,9 +1,10 @@
-"""What tokenising would take, from a look at the first documents. Nothing is written."""
+"""What tokenising would take, from a look at the first documents of each source. Nothing is written."""
 
 from typing import Any
 
 import numpy as np
 
+from minitron_cli.data.encode import Task
 from minitron_cli.data.prepare import Job
 from minitron_cli.data.readers import read_piece
 
@@ -11,14 +12,18 @@ _LOOK_BYTES, _LOOK_DOCUMENTS = 1 << 18, 1000
 
 
 def preview(job: Job) -> dict[str, Any]:
-    """Files, pieces and an estimate of the tokens (JSON): tokens per byte of the first documents, over all."""
+    """Files, pieces and an estimate of the tokens (JSON): tokens per byte of each source's first documents."""
     files: dict[Any, dict[str, Any]] = {}
+    rates: dict[str, float] = {}
+    estimate = 0.0
     for task in job.tasks:
         where = task.piece.where
         row = files.setdefault(where, {"name": task.domain, "file": str(where), "bytes": 0})
         row["bytes"] += task.piece.size
-    total = sum(row["bytes"] for row in files.values())
-    tokens = round(total * _tokens_per_unit(job))
+        if task.domain not in rates:
+            rates[task.domain] = _tokens_per_unit(job, task)
+        estimate += task.piece.size * rates[task.domain]
+    tokens = round(estimate)
     return {
         "files": list(files.values()),
         "pieces": len(job.tasks),
@@ -30,9 +35,8 @@ def preview(job: Job) -> dict[str, Any]:
     }
 
 
-def _tokens_per_unit(job: Job) -> float:
-    """Tokens per byte of text; per row for a data set, whose size is counted in rows."""
-    task = job.tasks[0]
+def _tokens_per_unit(job: Job, task: Task) -> float:
+    """Tokens per byte of a piece's text; per row for a data set, whose size is counted in rows."""
     size = count = 0
     texts = []
     for document in read_piece(task.piece, task.fields):

@@ -79,6 +79,26 @@ def test_dry_run_estimates_and_writes_nothing(
     assert found <= facts["estimated_tokens"] < 1.5 * found  # it counts the quotes and keys of JSON as text
 
 
+def test_a_dry_run_refuses_a_disk_that_is_too_small(
+    source: Path, tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    assert tokenize(source, "--tokenizer", tokenizer_dir, "-o", tmp_path / "tokens", "--dry-run") == 1
+    assert "tokens needs 0.0 MB and its disk has 0.0 MB free" in capsys.readouterr().err
+
+
+def test_a_dry_run_looks_into_every_source(tokenizer_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The first source has few bytes and many tokens for each; the second is text."""
+    rare = write_jsonl(tmp_path / "rare.jsonl", ["\u4e16\u754c" * 20] * 4)
+    line = [rare, write_jsonl(tmp_path / "text.jsonl", TEXTS), "--tokenizer", tokenizer_dir, "-o", tmp_path / "tokens"]
+    assert tokenize(*line, "--dry-run", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert tokenize(*line) == 0
+    found = TokenFile.open(tmp_path / "tokens").header.num_tokens
+    assert found <= facts["estimated_tokens"] < 1.5 * found
+
+
 def test_the_environment_gives_defaults(
     source: Path, tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
