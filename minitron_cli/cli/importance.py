@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.cli.common import (
+    bytes_text,
     command_line,
     emit,
     examples,
@@ -155,12 +156,39 @@ def _dry_run(model: Path, options: Any, output: Path, as_json: bool) -> None:
     facts = forecast(source, options) | {"output": str(output), "exists": output.exists()}
 
     def show() -> None:
-        table(["", ""], [[name.replace("_", " "), f"{value:,}" if type(value) is int else str(value)]
-                         for name, value in facts.items() if name != "exists"])  # fmt: skip
+        table(["model", str(model)], _plan_rows(facts))
         print(f"would write {output}" + " (there already: it is checked, and kept if it fits)" * output.exists())
 
     emit(facts, as_json, show)
-    rehearse(source, options)
+    rehearse(source, options, output)
+
+
+def _plan_rows(facts: Mapping[str, Any]) -> list[list[str]]:
+    """What a dry run says, one row each, with units; a word for every key of `forecast` that needs one."""
+    words = {
+        "seq_len": "tokens a sample",
+        "flops": "FLOPs",
+        "weight_bytes": "weights on disk",
+        "memory_dtype": "computed in",
+        "resident_memory": "memory, whole model",
+        "streamed_memory": "memory, layer by layer",
+        "states_bytes": "hidden states, layer by layer",
+        "second_moments_bytes": "Gram matrices on disk",
+        "depth_passes": "passes for depth",
+        "depth_samples": "samples of those",
+    }
+    unsaid = {"model", "exists"} | {key for key in facts if key.startswith("depth") and not facts[key]}
+    return [
+        [
+            words.get(name, name),
+            bytes_text(value) if name.endswith(("_bytes", "_memory"))
+            else f"{value:.3g}" if name == "flops"
+            else f"{value:,}" if type(value) is int
+            else str(value),
+        ]
+        for name, value in facts.items()
+        if name not in unsaid
+    ]  # fmt: skip
 
 
 def _facts(result: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from minitron_cli.hf.samples import Batch
 from minitron_cli.importance import depth
 from minitron_cli.importance.bypass import answers_with_tuple, without
 from minitron_cli.importance.execution import Execution
+from minitron_cli.importance.forecast import greedy_passes
 from minitron_cli.importance.options import Options
 
 PREFIX = "depth."
@@ -93,9 +94,19 @@ def _swept(
 def _greedy(
     execution: Execution, model: Any, blocks: Sequence[nn.Module], metric: str, samples: int, steps: int
 ) -> Curve:
-    execution.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}")
+    passes = greedy_passes(len(blocks), steps)
+    execution.say(f"depth: {steps} layers one by one on {samples:,} samples by {metric}: {passes:.1f} passes")
+    begin, end = execution.world.share(samples)
+    whole = (end - begin) * sum(len(blocks) - step for step in range(steps))  # samples x candidates of all sweeps
+    done = 0
+
+    def tick(batch: Batch, candidate: int) -> None:
+        nonlocal done
+        done += len(batch.ids)
+        execution.show(done / whole, 0.0)
+
     sweeps = depth.greedy(
-        model, blocks, lambda: _batches(execution, samples), steps, metric, total=execution.world.sum_array
+        model, blocks, lambda: _batches(execution, samples), steps, metric, tick, execution.world.sum_array
     )
     order = [sweep.candidates[sweep.best][0] for sweep in sweeps]
     fact = {"samples": samples, "full": sweeps[0].full, "tokens": sweeps[0].tokens, "order": order}

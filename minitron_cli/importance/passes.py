@@ -1,7 +1,7 @@
 """Set up a pass and run it in the mode that fits, resident or streamed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,7 @@ def plan(checkpoint: Checkpoint, options: Options, world: World) -> Planned:
     size = min(batch_size(options.batch_size, samples.rows.shape[1], device.type), len(samples))
     begin, end = world.share(len(samples))
     seq_len, item = samples.rows.shape[1], dtype.itemsize
-    need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item)
-    if options.second_moments:
-        of_all, of_layer = second_moments.bytes_of(checkpoint)
-        # Of a block there are two while the next is read ahead, of its moments never.
-        need = replace(need, model=need.model + of_all, block=need.block + of_layer // 2)
+    need = needs(checkpoint, size * seq_len, (end - begin) * seq_len, item, options.second_moments)
     wanted = options.mode if not options.device_map else "resident"
     mode = choose(wanted, need, device, options.memory, checkpoint.family.whole)
     if mode.name == "stream" and options.wants_depth:
@@ -95,6 +91,8 @@ def announce(execution: Execution, mode: Mode) -> None:
 def run_pass(execution: Execution, mode: Mode, model: Callable[[], Any]) -> Progress:
     """All of this process's samples through the model."""
     announce(execution, mode)
+    if execution.moments is not None:
+        execution.moments.begin()
     if mode.name == "stream":
         return stream.run(execution, mode.on_disk)
     return resident.run(execution, model())

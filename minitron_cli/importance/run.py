@@ -74,13 +74,17 @@ def measure(
     return Result(scores, output, made, time.monotonic() - began)
 
 
-def rehearse(checkpoint: Checkpoint, options: Options) -> None:
-    """Draw the samples and choose how the pass would run, as `measure` does before it loads the model."""
+def rehearse(checkpoint: Checkpoint, options: Options, output: Path) -> None:
+    """Draw the samples and choose how the pass would run, as `measure` does before it loads the model; where Gram
+    matrices are not there yet, they must fit on the disk.
+    """
     if options.needs_data:
         from minitron_cli.importance.passes import plan
 
         with join(options.device) as world:
             plan(checkpoint, options, world)
+    if options.second_moments and (options.force or not second_moments.are_there(output)):
+        second_moments.need_room(checkpoint, output)
 
 
 def check_request(checkpoint: Checkpoint, options: Options, output: Path) -> None:

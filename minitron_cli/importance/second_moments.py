@@ -19,15 +19,14 @@ from minitron_cli.checkpoint.disk import need_space, write_errors
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.hf.hooks import Site
 from minitron_cli.hf.process_group import World
-from minitron_cli.hf.readers import EXPERT_FFN
 from minitron_cli.hf.samples import Batch
+from minitron_cli.importance.gram_sizes import DOUBLE, disk_bytes
 from minitron_cli.importance.identity import require_same
 from minitron_cli.importance.statistics import half_of
 from minitron_cli.importance.sums import HALVES
-from minitron_cli.spec.axes import axes_of, is_head, reading_dim, reads, size
+from minitron_cli.spec.axes import axes_of, is_head, reads
 from minitron_cli.spec.shape import is_routed
 
-DOUBLE = 2048  # up to this width sums are float64: it costs nothing there
 _HEAD = "head of the model"
 _PANELS, _LEAST_PANEL = 8, 64
 
@@ -40,14 +39,17 @@ class SecondMoments:
 
     def __init__(self, checkpoint: Checkpoint, output: Path, identity: Mapping[str, Any], world: World) -> None:
         self._checkpoint, self._identity, self._world = checkpoint, identity, world
-        self._output = files.moments_path(output)
+        self._scores, self._output = output, files.moments_path(output)
         self._place: tuple[Path, Path] | None = None  # where the first rank writes, and what that is renamed to
         self._stack = ExitStack()
-        need_space(self._output, disk_bytes(checkpoint))
         self._sums: dict[Key, Tensor] = {}
         self._axis_and_readers: dict[Key, tuple[str, tuple[str, ...]]] = {}
         self._tokens: dict[Key, np.ndarray] = {}
         self._written: list[files.Input] = []
+
+    def begin(self) -> None:
+        """Before the pass: what it will write must fit on the disk."""
+        need_room(self._checkpoint, self._scores)
 
     def take(self, site: Site, x: Tensor, batch: Batch) -> None:
         """Take in one site's input: x (batch, token, channel)."""
@@ -168,40 +170,20 @@ def _add_gram(total: Tensor, tokens: Tensor) -> None:
             part += left @ right
 
 
+def are_there(output: Path) -> bool:
+    """Whether Gram matrices stand beside the scores `output`, of whatever pass."""
+    return (files.moments_path(output) / files.INDEX).is_file()
+
+
+def need_room(checkpoint: Checkpoint, output: Path) -> None:
+    """Refuse where the disk cannot take the matrices that are to stand beside the scores `output`."""
+    need_space(files.moments_path(output), disk_bytes(checkpoint))
+
+
 def find(output: Path, identity: Mapping[str, Any], force: bool) -> dict[str, Any]:
     """How the scores name the moments beside them; empty where there are none (or others, that `force` replaces)."""
     path = files.moments_path(output)
-    if not (path / files.INDEX).is_file() or force:
+    if not are_there(output) or force:
         return {}
     require_same(files.open_moments(path).identity, identity, path)
     return {"name": path.name, "sha256": files.moments_digest(path)}
-
-
-def bytes_of(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Bytes that the sums take in memory: (of all layers together, of one layer)."""
-    one = [
-        sum(HALVES * (8 if width <= DOUBLE else 4) * width * width for width in widths)
-        for widths in widths_of(checkpoint).values()
-    ]
-    return sum(one), max(one, default=0)
-
-
-def disk_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes that they take on disk, with those of the final norm's output."""
-    widths = [width for one in widths_of(checkpoint).values() for width in one]
-    return sum(4 * width * (width + 1) for width in (*widths, checkpoint.shape["hidden"]))
-
-
-def widths_of(checkpoint: Checkpoint) -> dict[int, list[int]]:
-    """Widths of the distinct inputs of each layer."""
-    found: dict[tuple[int, str], int] = {}
-    for m in checkpoint.matches.values():
-        axes = reads(m.weight)
-        if axes and m.layer is not None and (EXPERT_FFN in axes or not is_routed(m.weight)):
-            found[m.layer, axes[0]] = size(m.weight.dims[reading_dim(m.weight) or 0], checkpoint.shape.sizes)
-    widths: dict[int, list[int]] = {}
-    for (layer, axis), width in found.items():
-        # Attention and MLP read the hidden channels, each expert its neurons, one matrix everything else.
-        many = {"hidden": 2, EXPERT_FFN: checkpoint.shape.get("expert", 1)}.get(axis, 1)
-        widths.setdefault(layer, []).extend([width] * many)
-    return widths

@@ -1,6 +1,7 @@
 """The command: its file, what it finds again, what it refuses and in which words."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,32 @@ def test_a_dry_run_refuses_what_the_run_refuses(toy, text, tmp_path, wrong, told
     assert isinstance(result.exception, MinitronError)
     assert told in result.exception.message
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
+
+
+def test_a_dry_run_counts_gram_matrices_and_greedy_sweeps(toy, text, tmp_path):
+    model, plain = open_checkpoint(toy("llama")), Options(data=(text,), samples=6, seq_len=16)
+    shape, layers = model.shape, model.shape["layer"]
+    grams = [n * n for n in (shape["hidden"], shape["hidden"], shape["head"] * shape["head_dim"], shape["ffn"])]
+    before, after = forecast(model, plain), forecast(model, replace(plain, second_moments=True, depth_greedy=2))
+    assert after["resident_memory"] - before["resident_memory"] == 2 * 8 * layers * sum(grams), "two halves, float64"
+    assert after["streamed_memory"] - before["streamed_memory"] == 2 * 8 * sum(grams), "of one layer"
+    assert after["second_moments_bytes"] > 4 * layers * sum(grams)
+    runs = [layers + sum(range(layers)), layers - 1 + sum(range(layers - 1))]  # the full pass, each layer left out
+    assert after["depth_passes"] == pytest.approx(sum(runs) / layers, abs=0.01)
+    line = ["importance", str(model.path), "--data", text, "--samples", "6", "--seq-len", "16", "--dry-run"]
+    shown = CliRunner().invoke(app, [*line, "--second-moments", "-o", str(tmp_path / "s")])
+    assert re.search(r"memory, whole model +[\d.]+ MB", shown.stdout)
+    assert re.search(r"Gram matrices on disk +[\d.]+ [KM]B", shown.stdout)
+
+
+def test_a_greedy_sweep_shows_how_far_it_is(toy, options, tmp_path):
+    seen = []
+    asked = replace(options, depth_greedy=2)
+    measure(toy("llama"), asked, tmp_path / "s", show=lambda fraction, rate: seen.append((fraction, rate)))
+    swept = [fraction for fraction, rate in seen if not rate]
+    assert swept == sorted(swept)
+    assert len(swept) > 2
+    assert swept[-1] == pytest.approx(1)
 
 
 def test_what_a_mixture_of_120_billion_parameters_would_take(tmp_path, text):

@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import open_checkpoint
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.process_group import World
 from minitron_cli.importance.options import Options
-from minitron_cli.importance.run import measure
+from minitron_cli.importance.run import measure, rehearse
 from minitron_cli.importance.second_moments import SecondMoments, _add_gram
 
 
@@ -69,8 +69,16 @@ def test_a_gpu_multiplies_half_precision_without_loss():
     torch.testing.assert_close(total, tokens.double().T @ tokens.double(), rtol=1e-5, atol=1e-3)
 
 
-def test_a_disk_that_can_not_take_the_moments_is_refused_first(toy, tmp_path, monkeypatch):
+def test_a_disk_that_can_not_take_the_moments_is_refused_first(toy, options, tmp_path, monkeypatch):
+    found, output = tmp_path / "found.safetensors", tmp_path / "s.safetensors"
+    measure(toy("llama"), options, found)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(MinitronError, match=r"s\.moments needs .* and its disk has 0\.0 MB free"):
-        SecondMoments(open_checkpoint(toy("llama")), tmp_path / "s.safetensors", {}, World())
+    for refused in (
+        lambda: rehearse(open_checkpoint(toy("llama")), options, output),
+        lambda: SecondMoments(open_checkpoint(toy("llama")), output, {}, World()).begin(),
+    ):
+        with pytest.raises(MinitronError, match=r"s\.moments needs .* and its disk has 0\.0 MB free"):
+            refused()
+    rehearse(open_checkpoint(toy("llama")), options, found)
+    assert measure(toy("llama"), options, found).made == "found", "nothing is written, so nothing has to fit"

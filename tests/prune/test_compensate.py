@@ -20,8 +20,9 @@ from minitron_cli.hf.load import load_model
 from minitron_cli.hf.process_group import World
 from minitron_cli.hf.samples import Samples
 from minitron_cli.importance import forward
+from minitron_cli.importance.gram_sizes import bytes_of, disk_bytes
 from minitron_cli.importance.recorder import Recorder
-from minitron_cli.importance.second_moments import SecondMoments, bytes_of, disk_bytes
+from minitron_cli.importance.second_moments import SecondMoments
 from minitron_cli.prune.compensate import (
     best_ridge,
     check_request,
