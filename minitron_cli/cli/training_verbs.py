@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 # What the command line has beyond the fields of `Options`.
 CONTROL = ("model", "output", "nproc", "preset", "export_step", "preflight", "overwrite", "dry_run", "as_json")
 RECORDING = ("record_teacher", "record")
+# Options that decide which windows of the data a run reads: a recording is of no others.
+_OF_WINDOWS = (
+    *("data", "separator", "text_field", "phases", "steps", "tokens", "batch", "seq_len", "seed", "temperature"),
+)
 
 
 def launch(verb: str, given: Mapping[str, Any]) -> int:
@@ -80,10 +85,22 @@ def _show_recorded(facts: Mapping[str, Any], options: Any) -> None:
     each = f"{facts['bytes'] / max(1, facts['tokens']):.0f} bytes a token"
     print(f"{facts['output']}: {count_text(facts['tokens'])} tokens recorded, {bytes_text(facts['bytes'])}, {each}")
     if facts["finished"]:
-        data = [word for source in options.data for word in ("--data", source)]
-        print("next:", command_line("distill", options.student, "--teacher", facts["output"], *data))
+        print("next:", command_line("distill", options.student, "--teacher", facts["output"], *_windows_of(options)))
     else:
         print("next: type the same line again, it goes on from there")
+
+
+def _windows_of(options: Any) -> list[str]:
+    """The flags that decide which windows a run reads and how, where they are not the defaults."""
+    from minitron_cli.training.options import flag
+
+    words = [] if options.cross_doc else ["--no-cross-doc"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in _OF_WINDOWS and value != field.default:
+            name = flag(field.name.replace("phases", "phase"))
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (name, str(one))]
+    return words
 
 
 def _split(verb: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -132,11 +149,19 @@ def _export(options: Any, control: Mapping[str, Any]) -> int:
 
 def _show_plan(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
+        if value == []:
+            continue
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for part, number in parts:
             is_bytes = "memory" in name or name in ("disk", "mirror")
-            shown = bytes_text(number) if is_bytes else f"{number:,}" if isinstance(number, int) else number
+            shown = bytes_text(number) if is_bytes else _fact_text(number)
             print(f"{' '.join((name, part)):>32}  {shown}")
+
+
+def _fact_text(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_fact_text, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def facts_of(outcome: "Outcome") -> dict[str, Any]:
@@ -165,8 +190,10 @@ def _show(outcome: "Outcome", overwrite: bool) -> None:
         return
     if outcome.was_done:
         print(f"{outcome.output} is finished already; nothing to do (--overwrite starts again)")
-    for name, before, after in _pairs(outcome):
-        print(f"{name:>16}  {before:z.4f} -> {after:z.4f}")
+    pairs = _pairs(outcome)
+    width = max([16, *(len(name) for name, _, _ in pairs)])
+    for name, before, after in pairs:
+        print(f"{name:>{width}}  {before:z.4f} -> {after:z.4f}")
     rate = progress.tokens / progress.seconds if progress.seconds else 0.0
     print(
         f"{progress.step} steps, {count_text(progress.tokens)} tokens, {progress.flops:.3g} FLOPs, {rate:,.0f} tokens/s"

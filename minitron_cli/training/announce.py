@@ -14,6 +14,7 @@ from minitron_cli.hf.memory import free_host_memory, free_memory
 from minitron_cli.hf.process_group import World
 from minitron_cli.spec.counts import bytes_text
 from minitron_cli.training import preflight
+from minitron_cli.training.cached_logits.store import Recording
 from minitron_cli.training.prepare import Prepared
 from minitron_cli.training.stretches import Stretch
 
@@ -138,6 +139,11 @@ def facts(ready: Prepared, world: World) -> dict[str, Any]:
         **({"trained parameters": ready.trained} if ready.trained != student.parameters else {}),
         "teacher parameters": [t.parameters for t in teachers],
         **({"served teacher": f"{served}, the top {served.top_k}"} if (served := ready.models.served) else {}),
+        **(
+            {"recorded teacher": f"{said.path}, {said.header} of each token"}
+            if (said := ready.models.recording)
+            else {}
+        ),
         "steps": options.steps,
         **({"phases before": [f"{s}, micro-batch {s.micro_batch}" for s in before]} if before else {}),
         "batch": last.batch,
@@ -200,6 +206,7 @@ def _lines(ready: Prepared, world: World) -> list[str]:
     assert options.steps is not None
     taught = "".join(f" <- {name} ({t.parameters:,} parameters)" for name, t in zip(options.teacher, teachers))
     taught += f" <- {served}, the top {served.top_k}" if (served := ready.models.served) else ""
+    taught += f" <- {_recorded(said)}" if (said := ready.models.recording) else ""
     passes = "streamed"
     if isinstance(ready.order, Order):
         passes = ", ".join(f"{epochs:.2f}" for epochs in ready.order.epochs(options.steps)) + " passes over the data"
@@ -221,6 +228,11 @@ def _lines(ready: Prepared, world: World) -> list[str]:
             "both spell alike is learned from the teacher, the rest from the text"
         )
     return lines if ready.mixing is None else [*lines, f"mix updated every {ready.mixing.every} steps: {ready.mixing}"]
+
+
+def _recorded(said: Recording) -> str:
+    """A recorded teacher in words: where it is, and what it says."""
+    return f"{said.path}, {said.header} of each token"
 
 
 def _vocabularies(ready: Prepared) -> tuple[int, int] | None:

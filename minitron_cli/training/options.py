@@ -125,6 +125,7 @@ class Options:
         return self.lr / 10 if self.min_lr is None else self.min_lr
 
 
+_OF_SHEAR = ("sizes", "mask_lr", "multiplier_lr", "mask_warmup")
 # Fields that must agree between a run and its resumption. What is absent may change: devices, logging, saving, and the
 # inputs' paths, which are compared by content (`digests` in inputs.py). A spike guard may be put on a run in trouble,
 # and one whose data has run out may be told what to do then.
@@ -135,7 +136,7 @@ IDENTITY = (
     *("loss", "kind", "temperature", "beta", "ce_weight", "hidden_loss", "layer_map", "top_k"),
     *("dtype", "teacher_dtype"),
     *("train_only", "freeze"),
-    *("sizes", "mask_lr", "multiplier_lr", "mask_warmup"),
+    *_OF_SHEAR,
 )
 
 
@@ -248,9 +249,13 @@ def from_json(values: dict[str, Any]) -> Options:
 
 
 def differences(before: Options, now: Options) -> list[str]:
-    """The identity fields in which two runs differ, as `--lr 0.0001 -> 0.001` lines."""
+    """The identity fields in which two runs differ, as `--lr 0.0001 -> 0.001` lines.
+
+    Those of learned masks are named where one of the two has masks: defaults that follow from --steps differ always.
+    """
+    unsaid = () if "shear" in (before.verb, now.verb) else _OF_SHEAR
     return [
         f"{flag(name)} {getattr(before, name)} -> {getattr(now, name)}"
         for name in IDENTITY
-        if getattr(before, name) != getattr(now, name)
+        if name not in unsaid and getattr(before, name) != getattr(now, name)
     ]

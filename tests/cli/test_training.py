@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli.__main__ import run
+from minitron_cli.cli.training_verbs import _show_plan
 from tests.training.runs import write_text
 
 Toy = Callable[..., Path]
@@ -62,7 +63,11 @@ def test_record_and_learn_from_the_record(
     assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "97", "--dry-run"]) == 1
     assert list(tmp_path.iterdir()) == []
     assert run([*first, "--record-teacher", str(tmp_path / "top"), "--top-k", "16"]) == 0
-    assert f"--teacher {tmp_path / 'top'}" in capfd.readouterr().out
+    following = capfd.readouterr().out.strip().splitlines()[-1].removeprefix("next: minitron ")
+    assert f"--teacher {tmp_path / 'top'}" in following
+    # What is printed reads the windows that were recorded: typed as it stands, the run may begin.
+    assert run([*following.split(), "--device", "cpu", "-o", str(tmp_path / "followed"), "--dry-run"]) == 0
+    assert "the top 16 of each token" in capfd.readouterr().out
     assert run(typed("distill", toy("llama"), text, tmp_path / "out", "--teacher", str(tmp_path / "top"))) == 0
     again = typed("distill", toy("llama"), text, tmp_path / "y", "--teacher", str(tmp_path / "top"), "--dry-run")
     assert run([*again, "--top-k", "16"]) == 0
@@ -184,6 +189,16 @@ def test_a_dry_run_says_what_the_run_then_does_and_leaves_no_output(
     assert (planned["steps"], planned["tokens"]) == (done["steps"], done["tokens"])
     assert planned["FLOPs"] == pytest.approx(done["flops"])
     assert planned["memory per device"]["total"] > 0
+
+
+def test_a_dry_run_is_legible(toy: Toy, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(typed("train", toy("llama"), text, tmp_path / "out", "--dry-run")) == 0
+    shown = capfd.readouterr().out
+    assert "teacher" not in shown.replace("per device teacher", "")
+    assert re.search(r"FLOPs  \d\.\d+e\+\d+\n", shown)
+    assert not re.search(r"\d{4}\.\d", shown)
+    _show_plan({"vocabulary": {"student": 400, "teacher": 49152}, "disk": 49152})
+    assert re.findall(r"  (\d.*)", capfd.readouterr().out) == ["400", "49,152", "49.15 KB"]
 
 
 def test_a_dry_run_refuses_other_options_than_the_run_in_the_output(

@@ -64,6 +64,13 @@ def test_identity_names_what_differs_and_ignores_where_it_runs() -> None:
     assert differences(BASE, replace(BASE, lr=2e-4, seed=3)) == ["--seed 0 -> 3", "--lr 0.0001 -> 0.0002"]
 
 
+def test_only_runs_with_masks_differ_in_what_masks_take() -> None:
+    longer = replace(BASE, steps=40, mask_warmup=8)
+    assert differences(replace(BASE, steps=30, mask_warmup=6), longer) == ["--steps 30 -> 40"]
+    sheared = replace(longer, verb="shear")
+    assert differences(sheared, replace(sheared, mask_warmup=6)) == ["--mask-warmup 8 -> 6"]
+
+
 def resolved(preset: str | None, **typed: object) -> Options:
     return resolve(
         {"verb": "distill", "student": "s", "data": ("d",), "output": "o", "teacher": ("t",), **typed}, preset

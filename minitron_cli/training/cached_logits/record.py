@@ -19,6 +19,7 @@ from minitron_cli.data.stream import StreamOrder
 from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device, choose_dtype
 from minitron_cli.hf.process_group import World, join
+from minitron_cli.spec.counts import bytes_text
 from minitron_cli.training.cached_logits import store, topk
 from minitron_cli.training.cached_logits.ahead import asking
 from minitron_cli.training.cached_logits.layout import Cached
@@ -77,7 +78,7 @@ class RecordingPlan:
         return (
             f"{self.header} of {self.header.vocab:,} from {self.ready.options.teacher[0]} over {self.num_windows:,} "
             f"windows of {self.header.seq_len} tokens: {'at most ' * bool(self.header.draws)}"
-            f"{self.num_bytes / 1e9:.2f} GB"
+            f"{bytes_text(self.num_bytes)}"
         )
 
 
