@@ -68,6 +68,12 @@ def model_digest(path: Path) -> str:
     return combined_digest(digests(model_files(path)))
 
 
+def examine_hint(directory: Path) -> str:
+    """The command that says what is wrong with a model: by its manifest, or where it has none by its headers."""
+    verb = "verify" if (directory / MANIFEST).is_file() else "inspect"
+    return f"`minitron {verb} {directory}` says what is wrong"
+
+
 def versions() -> dict[str, str]:
     """The versions that can change a result."""
     found = {"minitron": __version__, "python": platform.python_version()}

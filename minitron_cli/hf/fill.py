@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.checkpoint.headers import ITEM_BYTES, TensorInfo
+from minitron_cli.checkpoint.provenance import examine_hint
 from minitron_cli.checkpoint.reader import text_tensors
 from minitron_cli.checkpoint.tensors import read_elements, read_tensor
 from minitron_cli.errors import MinitronError
@@ -77,7 +78,7 @@ def require_weights(path: Path, missing: Iterable[str]) -> None:
     if names := sorted(missing):
         raise MinitronError(
             f"{path} lacks {len(names)} of its weights: {', '.join(names[:4])}{' ...' if names[4:] else ''}",
-            f"`minitron verify {path}` says what is wrong",
+            examine_hint(path),
         )
 
 
@@ -125,7 +126,7 @@ def _require_shape(wanted: Tensor, shape: tuple[int, ...], path: Path, name: str
     if tuple(wanted.shape) != shape:
         raise MinitronError(
             f"{path}: {name} has shape {list(shape)}, the config says {list(wanted.shape)}",
-            f"`minitron verify {path}` says what is wrong",
+            examine_hint(path),
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from minitron_cli.checkpoint import reader
+from minitron_cli.checkpoint.provenance import examine_hint
 from minitron_cli.checkpoint.validation import spelled_floats
 from minitron_cli.errors import MinitronError, first_line
 from minitron_cli.hf.fill import filled_model, require_weights
@@ -128,5 +129,5 @@ def loading(path: Path) -> Iterator[None]:
         ) from error
     except (*_REJECTIONS, SafetensorError, StrictDataclassError) as error:
         raise MinitronError(
-            f"{path} does not load: {first_line(error)}", f"`minitron verify {path}` says what is wrong"
+            f"{path} does not load: {first_line(error)}", examine_hint(path)
         ) from error

@@ -13,6 +13,7 @@ from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_json
 from minitron_cli.data.vocabulary.surgery import cut_tokenizer
 from minitron_cli.errors import MinitronError, first_line
 from minitron_cli.hf.memory import free_host_memory
+from minitron_cli.hf.quiet import quiet
 from minitron_cli.prune.change import changes
 from minitron_cli.prune.compensate import from_record
 from minitron_cli.prune.expert_refit import taken
@@ -91,7 +92,8 @@ def _check_load(checkpoint: Checkpoint, found: Findings, forward: bool) -> None:
 
     loader = AutoModelForCausalLM if checkpoint.wrapping is None else AutoModelForImageTextToText
     try:
-        loaded: Any = loader.from_pretrained(checkpoint.path, dtype="auto", output_loading_info=True)
+        with quiet():
+            loaded: Any = loader.from_pretrained(checkpoint.path, dtype="auto", output_loading_info=True)
     except _FAILURES as error:
         found.problems.append(f"transformers does not load it: {first_line(error)}")
         return

@@ -81,9 +81,13 @@ def check_head(model: Any, label: str = "model") -> None:
     found = logits(hidden, head_of(model))
     error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
     if not expected.isfinite().all():
+        damaged = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+        more = f" and {len(damaged) - 3} more" if damaged[3:] else ""
         raise MinitronError(
-            f"the {label}'s logits are NaN or infinite", "its weights are damaged: `minitron verify` names them"
-        )
+            f"the {label}'s logits are NaN or infinite",
+            f"so are weights of it: {', '.join(damaged[:3])}{more}; take a sound copy" if damaged
+            else "all its weights are finite: try --dtype float32",
+        )  # fmt: skip
     if not error < (1e-3 if expected.dtype == weight.dtype else 3e-2):
         raise MinitronError(
             f"the {label}'s logits ({model.config.model_type}) are not its head applied to its last hidden state: "

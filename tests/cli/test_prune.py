@@ -48,6 +48,7 @@ def test_prune_inspect_verify(toy: Toy, scores: Path, tmp_path: Path, minitron: 
     assert verified.code == 0, verified.err
     assert "loads with transformers" in verified.out
     assert "weight files derived again" in verified.out
+    assert verified.err == "", "no progress bar of transformers"
 
 
 def test_environment_gives_the_defaults(

@@ -68,6 +68,15 @@ def test_head_with_another_convention_is_refused() -> None:
         kd_step(build("llama"), model)
 
 
+def test_weights_that_are_not_finite_are_named() -> None:
+    model: Any = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(MinitronError, match="the student's logits are NaN") as refused:
+        check_head(model, "student")
+    assert "model.layers.1.mlp.up_proj.weight;" in refused.value.hint
+
+
 def test_check_leaves_the_mode_alone() -> None:
     model = build("llama").train()
     check_head(model)
