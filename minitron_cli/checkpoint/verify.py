@@ -90,14 +90,14 @@ def verify_moments(directory: Path) -> Findings:
 
 
 def verify_results(file: Path) -> Findings:
-    """Check a JSON file that carries its own digest (results of eval and bench)."""
+    """Check a JSON file that carries its own digest: results of eval and bench, reference losses."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise MinitronError(f"{file} is not JSON: {error}", "give what a minitron command made") from error
-    if not isinstance(content, dict) or "versions" not in content:
+    if not isinstance(content, dict) or not ("rows" in content or is_sealed(content)):
         raise MinitronError(f"{file} is not a results file of minitron", "give what `minitron eval -o` wrote")
-    found = Findings(str(file), f"minitron {content.get('kind', 'eval')}")
+    found = Findings(str(file), f"minitron {content.get('kind', 'eval' if 'rows' in content else 'reference-loss')}")
     _check_seal(content, file.name, found)
     return found
 

@@ -36,6 +36,13 @@ def results(toy: Toy, place: Path, minitron: Minitron) -> tuple[Path, Path]:
     return place / "results.json", place / "results.json"
 
 
+def references(toy: Toy, place: Path, minitron: Minitron) -> tuple[Path, Path]:
+    file, text = place / "references.json", write_text(place / "text.jsonl")
+    line = ["reference-loss", "--source", toy("llama"), "--eval-data", text, "--seq-len", 32, "-o", file]
+    assert minitron(*line).code == 0
+    return file, file
+
+
 def scores(toy: Toy, place: Path, minitron: Minitron) -> tuple[Path, Path]:
     write_scores(place / "s.safetensors", random_scores(open_checkpoint(toy("llama")).shape))
     return place / "s.safetensors", place / "s.safetensors"
@@ -49,12 +56,12 @@ def chain(toy: Toy, place: Path, minitron: Minitron) -> tuple[Path, Path]:
     return place / "run", place / "run" / "cut" / "config.json"
 
 
-@pytest.mark.parametrize("make", [tokens, results, scores, chain])
+@pytest.mark.parametrize("make", [tokens, results, references, scores, chain])
 def test_whole_and_with_one_bit_changed(make: Callable, toy: Toy, tmp_path: Path, minitron: Minitron) -> None:
     artefact, file = make(toy, tmp_path, minitron)
     whole = minitron("verify", artefact, "--json")
     assert (whole.code, json.loads(whole.out)["problems"]) == (0, [])
-    flip(file, -40 if make is results else -1)
+    flip(file, -40 if make in (results, references) else -1)
     changed = minitron("verify", artefact)
     assert changed.code == 1
     assert "does not verify" in changed.err
