@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.cli.common import bytes_text, emit, examples, interruptible, parse_bytes, require_model, say, table
+from minitron_cli.cli.common import (
+    bytes_text,
+    emit,
+    examples,
+    interruptible,
+    parse_bytes,
+    require_model,
+    say,
+    show_written,
+    table,
+)
 from minitron_cli.cli.parameters import AS_JSON, DRY_RUN, MODELS, command_of, defaults_of, flag, typed
 
 NAME = "bench"
@@ -80,7 +90,7 @@ def _show(found: dict[str, Any], output: Path | None) -> None:
     ])  # fmt: skip
     print("± is half the interquartile range; in brackets the ratio to the first model within a round")
     if output:
-        print(f"wrote {output}; next: minitron report on the run it belongs to")
+        show_written(output, [model["path"] for model in found["models"]])
 
 
 def _speed(row: dict[str, Any], metric: str) -> str:

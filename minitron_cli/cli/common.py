@@ -6,17 +6,19 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from minitron_cli.checkpoint.atomic import MANIFEST
 from minitron_cli.errors import MinitronError
 from minitron_cli.spec import counts
 from minitron_cli.spec.counts import bytes_text as bytes_text
 from minitron_cli.spec.counts import count_text as count_text
 from minitron_cli.spec.plain import json_text
 
-_FIGURE = re.compile(r"[-+<±]?\d")
+_FIGURE = re.compile(r"[-+<±]?(\d|nan|inf)")
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:
@@ -76,6 +78,13 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> 
         show()
 
 
+def show_written(output: Path, models: Sequence[str]) -> None:
+    """Say where the results of these models are, and how to see them in the report of the last that minitron made."""
+    print(f"wrote {output}")
+    if made := [model for model in models if (Path(model) / MANIFEST).is_file()]:
+        print("next:", command_line("report", made[-1], "--results", output))
+
+
 def is_first_process() -> bool:
     """Whether this process, of several under torchrun, is the one that prints the result."""
     return os.environ.get("RANK", "0") == "0"
@@ -102,16 +111,20 @@ def say(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table on stdout: text to the left, columns of figures to the right. Plain when piped."""
+    """Print a table on stdout: text to the left, columns of figures to the right. Plain when piped.
+
+    A column of which no row has anything is left out.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for i, column in enumerate(columns):
+    kept = [i for i in range(len(columns)) if not rows or any(row[i] for row in rows)]
+    for i in kept:
         figures = i > 0 and all(_FIGURE.match(row[i]) for row in rows if row[i])
-        grid.add_column(column, justify="right" if figures else "left", overflow="fold")
+        grid.add_column(columns[i], justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(row[i] for i in kept))
     # Piped output must not be folded at an imaginary terminal width.
     Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False, highlight=False).print(grid)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron_cli.cli.common import emit, examples, interruptible, require_model, say, table
+from minitron_cli.cli.common import emit, examples, interruptible, require_model, say, show_written, table
 from minitron_cli.cli.parameters import AS_JSON, MODELS, command_of, defaults_of, flag, joined, names, typed
 from minitron_cli.errors import MinitronError
 
@@ -105,9 +105,11 @@ def _plan(request: "EvalRequest", options: "Options", as_json: bool) -> None:
     def show() -> None:
         shots = ["its own" if r.shots is None else str(r.shots) for r in options.requests]
         rows = [[r.task, n, ", ".join(r.metrics) or "all", str(r.limit or "")] for r, n in zip(options.requests, shots)]
-        table(["task", "shots", "metrics", "limit"], rows)
-        counts = f"{len(options.requests)} tasks and {len(request.data)} texts on {len(request.models)} models"
-        print(f"{counts}: {', '.join(request.models)}")
+        if rows:
+            table(["task", "shots", "metrics", "limit"], rows)
+        for text in request.data:
+            print(f"text: {text}")
+        print(f"tasks: {len(rows)}; texts: {len(request.data)}; models: {', '.join(request.models)}")
 
     emit(plan, as_json, show)
 
@@ -132,12 +134,12 @@ def _show(found: Mapping[str, Any], form: str, output: Path | None) -> None:
     if found["rows"]:
         table(shown.COLUMNS, shown.task_table(found))
     domains = shown.domain_table(found)
-    if len({row[0] for row in domains}) > 1 or any(row[5] for row in domains):
-        table(shown.DOMAIN_COLUMNS, domains)
+    if domains[1]:
+        table(*domains)
     table(*shown.model_table(found))
     for gate in found["gates"]:
         print(
             f"{'holds' if gate['passed'] else 'FAILS'}  {gate['model']}: {gate['gate']} (measured {gate['value']:.6g})"
         )
     if output:
-        print(f"wrote {output}; next: minitron report on the run it belongs to")
+        show_written(output, [model["path"] for model in found["models"]])

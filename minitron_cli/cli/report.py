@@ -7,12 +7,15 @@ from minitron_cli.cli.common import argument, count_text, emit, examples, option
 from minitron_cli.errors import MinitronError
 
 NAME = "report"
-EXAMPLES = examples("minitron report runs/tiny", "minitron report runs/tiny/small -o small.html")
+EXAMPLES = examples("minitron report runs/tiny", "minitron report 4b --results figures.json -o 4b.html")
 
 
 def command(
     run: Annotated[Path | None, argument("RUN", help="a run directory, or one output of distill or train")] = None,
     output: Annotated[Path | None, option("-o", "--output", help="HTML file [default: in RUN, or beside it]")] = None,
+    results: Annotated[
+        list[Path] | None, option("--results", help="also show what `eval -o` or `bench -o` wrote; repeatable")
+    ] = None,
     gpu_price: Annotated[float | None, option("--gpu-price", help="price of one GPU hour: shows costs")] = None,
     dry_run: Annotated[bool, option("--dry-run", help="only say what would be shown, write nothing")] = False,
     as_json: Annotated[bool, option("--json", help="one JSON object on stdout")] = False,
@@ -27,7 +30,7 @@ def command(
         raise MinitronError(
             "`minitron report` needs a run", "type `minitron report runs/NAME`, the directory that `minitron run` wrote"
         )
-    facts = report(run, output, dry_run, gpu_price)
+    facts = report(run, output, dry_run, gpu_price, results or ())
     for problem in facts["problems"]:
         say(f"warning: {problem}")
     emit(facts, as_json, lambda: _show(facts, dry_run))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from minitron_cli.checkpoint.provenance import versions
 from minitron_cli.evaluate.compare import compare, kept_share, loss_difference
 from minitron_cli.evaluate.harness import Score
 from minitron_cli.evaluate.losses import ALL
@@ -27,6 +28,7 @@ def results(measured: Sequence[Measured], settings: Mapping[str, Any]) -> dict[s
         "settings": dict(settings),
         "models": [_model(found, reference) for found in measured],
         "rows": [_row(score, found, reference) for found in measured for score in found.scores],
+        "versions": versions(),
     }
 
 
@@ -142,7 +144,10 @@ def p_text(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def model_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+Columns = tuple[list[str], list[list[str]]]  # the head of a table, and its rows
+
+
+def model_table(found: Mapping[str, Any]) -> Columns:
     """Columns and rows of the models themselves."""
     columns = ["model", "parameters", "nats/token", "bits/byte", "mean accuracy", "tokens/s"]
     keys = ("parameters", "loss", "bits_per_byte", "accuracy", "tokens_per_second")
@@ -159,15 +164,23 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def domain_table(found: Mapping[str, Any]) -> list[list[str]]:
-    """One line per domain and model: domain, model, tokens, nats per token, bits per byte, KL, top-1 agreement."""
+def domain_table(found: Mapping[str, Any]) -> Columns:
+    """Columns and rows of the losses, the models of a domain next to each other; no row where none was measured.
+
+    Beside a model's loss stands how far it is above the reference's, with half a 95% interval.
+    """
+    above = f"above {found['reference']}"
+    columns = ["domain", "model", "tokens", "nats/token", above, "bits/byte", "KL", "top-1 agreement"]
     domains = list(dict.fromkeys(domain for model in found["models"] for domain in model["losses"]))
-    return [
+    if len(domains) == 2:  # one, and all of it
+        domains.remove(ALL)
+    rows = [
         [
             domain,
             model["name"],
             f"{figures['tokens']:,}",
             f"{figures['nats_per_token']:.4f}",
+            _difference(figures["difference"]),
             _figure(figures["bits_per_byte"], ".4f"),
             _figure(figures.get("kl"), ".4f"),
             _figure(figures.get("top1_agreement"), ".1%"),
@@ -176,22 +189,26 @@ def domain_table(found: Mapping[str, Any]) -> list[list[str]]:
         for model in found["models"]
         if (figures := model["losses"].get(domain))
     ]
+    return columns, rows
 
 
-DOMAIN_COLUMNS = ("domain", "model", "tokens", "nats/token", "bits/byte", "KL", "top-1 agreement")
+def _difference(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['difference']:+.4f} ± {1.96 * found['stderr']:.4f}"
 
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables as GitHub Markdown."""
-    columns, models = model_table(found)
-    blocks = [_markdown_table(columns, models)]
+    blocks = [_markdown_table(*model_table(found))]
     if found["rows"]:
         blocks.append(_markdown_table(COLUMNS, task_table(found)))
-    if any(model["losses"] for model in found["models"]):
-        blocks.append(_markdown_table(DOMAIN_COLUMNS, domain_table(found)))
+    domains = domain_table(found)
+    if domains[1]:
+        blocks.append(_markdown_table(*domains))
     return "\n\n".join(blocks)
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
+    """A table without the columns of what was not measured."""
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    lines = [[line[i] for i in kept] for line in (columns, ["---"] * len(columns), *rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,5 +1,6 @@
 """The verb: a run directory in, one HTML file out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ NAME = "report.html"
 
 
 def report(
-    directory: Path, output: Path | None = None, dry_run: bool = False, gpu_price: float | None = None
+    directory: Path,
+    output: Path | None = None,
+    dry_run: bool = False,
+    gpu_price: float | None = None,
+    results: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write the report of `directory` and return what it shows; `dry_run` only returns it. `gpu_price` is that of an
-    hour of one device, in any currency.
+    hour of one device, in any currency; `results` are files of `eval -o` and `bench -o` that are no steps of the run.
     """
     if gpu_price is not None and not 0 <= gpu_price < float("inf"):
         raise MinitronError(f"--gpu-price must be a price; got {gpu_price}", "the price of one GPU for an hour")
-    run = collect(directory)
+    run = collect(directory, results)
     target = output or default_output(directory)
     _check(target)
     facts = {**_facts(run), "output": str(target)}

@@ -43,6 +43,8 @@ def test_rows_compare_with_the_first_model(line: list[str], tmp_path: Path) -> N
     assert error is None
     found = json.loads(out)
     assert sealed(found) == json.loads((tmp_path / "results.json").read_text())
+    assert {"minitron", "torch", "transformers"} <= found["versions"].keys()
+    assert command_line(["verify", str(tmp_path / "results.json")]) == 0
     first, second = (model["name"] for model in found["models"])
     assert found["reference"] == first
     rows = {(row["model"], row["metric"]): row for row in found["rows"]}
@@ -144,6 +146,21 @@ def test_gates_set_the_exit_code_and_are_told(line: list[str]) -> None:
     _, error = run(*line, "--assert", "all.nats_per_token <= 0.5 * reference")
     assert isinstance(error, MinitronError)
     assert "1 of 1 gates do not hold" in error.message
+
+
+def test_tables_have_what_was_measured_and_how_far_apart_losses_are(line: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"the cat number {i} sat on mat {i * 7}"}) + "\n" for i in range(90)))
+    line = [*line[:2], "--data", str(text), "--seq-len", "32", "--device", "cpu", "--no-throughput"]
+    models = json.loads(run(*line, "--json")[0])["models"]
+    losses = [model["losses"]["all"] for model in models]
+    apart = losses[1]["nats_per_token"] - losses[0]["nats_per_token"]
+    half = 1.96 * losses[1]["difference"]["stderr"]
+    for form in ("table", "markdown"):
+        out, _ = run(*line, "--format", form)
+        assert f"above {models[0]['name']}" in out
+        assert out.count(f"{apart:+.4f} ± {half:.4f}") == 1, "the one domain is all of the text"
+        assert not {"KL", "accuracy", "tokens/s"} & set(out.split())
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ def test_figures_that_are_not_finite_are_named_and_the_rest_is_shown(fake_run: P
         (lambda path: path / "nowhere", "there is no directory"),
         (lambda path: path, "is not a run"),
         (lambda path: _file(path / "file.txt"), "there is no directory"),
+        (lambda path: _file(path / "minitron.json").parent, "is not a run"),  # of tokens, say: no model
     ],
 )
 def test_what_is_no_run_is_refused_with_a_hint(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,6 +1,7 @@
 """The table of what training added: tokens and hours from the metrics, scores from the results, in order."""
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,22 @@ def test_the_table_says_what_each_token_count_came_to(price: float | None, fake_
     assert shown["step-10"][2:4] == ["8.9000", "0.0100 ± 0.0125"]
     assert shown["large"][1] == shown["small-pruned"][-1] == text.NOTHING
     assert (price is None) == ("an hour" not in table.caption)
+
+
+def test_results_that_are_no_step_of_the_run_are_shown_where_they_are_named(fake_run: Path, tmp_path: Path) -> None:
+    """What was trained and evaluated line by line, without a recipe."""
+    file, student, shown = tmp_path / "figures.json", fake_run / "small", tmp_path / "small.html"
+    content = with_exported(collect(fake_run), (20, 10)).evaluations[0].content
+    file.write_text(json.dumps(content))
+    alone = report(student, shown)
+    assert (alone["evaluations"], alone["models"][-1]["accuracy"]) == ([], None)
+    beside = report(student, shown, results=[file])
+    small = next(entry for entry in content["models"] if entry["name"] == "small")
+    assert (beside["evaluations"], beside["models"][-1]["accuracy"]) == (["figures"], small["accuracy"])
+    assert {"step-10", "step-20", "small"} <= Page(shown.read_text()).table("What the training of small added").keys()
+    assert report(fake_run, shown, results=[file])["evaluations"][-1] == "figures"
+    with pytest.raises(MinitronError, match="there is no file"):
+        report(student, shown, results=[tmp_path / "nowhere.json"])
 
 
 def test_an_evaluation_without_such_students_has_no_table(fake_run: Path) -> None:

@@ -12,6 +12,7 @@ from minitron_cli.report.read.documents import (
     read_bench,
     read_evaluation,
     read_family,
+    read_json,
     read_recipe,
     read_steps,
     steps_to_come,
@@ -20,6 +21,7 @@ from minitron_cli.report.read.models import bare_model, place, read_into, record
 from minitron_cli.report.read.values import Model, Results, Run, ScoresFile, Step
 from minitron_cli.spec.recipe import FAMILY, MAKES_MODELS, STATE, VERBS
 
+BENCH = "bench"  # the kind that its results say they are; an evaluation's say none
 T = TypeVar("T")
 
 
@@ -34,12 +36,16 @@ def _attempt(problems: list[str], read: Callable[..., T], *arguments: Any) -> T 
     return None
 
 
-def collect(directory: Path) -> Run:
-    """Read a run directory of `minitron run`, or the output directory of one training run."""
+def collect(directory: Path, results: Sequence[Path] = ()) -> Run:
+    """Read a run directory of `minitron run`, or the output directory of one training run.
+
+    `results` are files of `eval -o` and `bench -o` that are no steps of the run.
+    """
+    given = [Results(file.stem, file, _content(file)) for file in results]
     if (directory / STATE).is_file() or (directory / FAMILY).is_file():
-        return _collect_chain(directory)
-    if (directory / "run" / "options.json").is_file() or (directory / MANIFEST).is_file():
-        return _collect_single(directory)
+        return _collect_chain(directory, given)
+    if (directory / "run" / "options.json").is_file() or _is_model(directory):
+        return _collect_single(directory, given)
     if not directory.is_dir():
         raise MinitronError(
             f"there is no directory {directory}", "give the run directory of `minitron run` (runs/NAME)"
@@ -50,7 +56,23 @@ def collect(directory: Path) -> Run:
     )
 
 
-def _collect_chain(directory: Path) -> Run:
+def _is_model(directory: Path) -> bool:
+    """Whether minitron made a model here, and not a token file or a search."""
+    return (directory / MANIFEST).is_file() and (directory / "config.json").is_file()
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The results in a file that was named, of an evaluation or a bench."""
+    if not file.is_file():
+        raise MinitronError(f"there is no file {file}", "give what `minitron eval -o` or `minitron bench -o` wrote")
+    return read_bench(file) if read_json(file).get("kind") == BENCH else read_evaluation(file)
+
+
+def _of_kind(given: Sequence[Results], bench: bool) -> tuple[Results, ...]:
+    return tuple(results for results in given if (results.content.get("kind") == BENCH) == bench)
+
+
+def _collect_chain(directory: Path, given: Sequence[Results]) -> Run:
     problems: list[str] = []
     family = read_family(directory / FAMILY)
     steps = read_steps(directory, family)
@@ -59,7 +81,7 @@ def _collect_chain(directory: Path) -> Run:
     outputs = {_typed_output(step): step.name for step in steps}
     models = [bare_model(s, outputs, _known(family, s)) for s in steps if s.verb in MAKES_MODELS]
     models = [replace(model, **(_attempt(problems, read_into, model) or {})) for model in models]
-    evaluations = _results(steps, "eval", read_evaluation, problems)
+    evaluations = (*_results(steps, "eval", read_evaluation, problems), *_of_kind(given, bench=False))
     models = [_with_evaluation(model, evaluations, outputs, problems) for model in models]
     return Run(
         title=family.get("recipe") or recipe.get("recipe") or directory.resolve().name,
@@ -70,7 +92,7 @@ def _collect_chain(directory: Path) -> Run:
         models=tuple(_with_size(model, models) for model in models),
         scores=_scores(steps, problems),
         evaluations=evaluations,
-        benchmarks=_results(steps, "bench", read_bench, problems),
+        benchmarks=(*_results(steps, "bench", read_bench, problems), *_of_kind(given, bench=True)),
         versions=_versions(family, models),
         problems=tuple(problems),
         coming=coming,
@@ -83,8 +105,13 @@ def _known(family: Mapping[str, Any], step: Step) -> dict[str, Any]:
     return next((m for m in models if m["name"] == step.name), {})
 
 
-def _collect_single(directory: Path) -> Run:
+def _collect_single(directory: Path, given: Sequence[Results]) -> Run:
     model, ancestors = single_model(directory)
+    evaluations, problems = _of_kind(given, bench=False), list[str]()
+    here = directory.resolve()
+    paths = [entry["path"] for results in evaluations for entry in results.content.get("models", ())]
+    outputs = {path: model.name for path in paths if Path(path).resolve() == here}
+    model = _with_evaluation(model, evaluations, outputs, problems)
     return Run(
         title=model.name,
         about=f"one output of minitron {model.verb}",
@@ -93,10 +120,10 @@ def _collect_single(directory: Path) -> Run:
         steps=(),
         models=(*ancestors, model),
         scores=(),
-        evaluations=(),
-        benchmarks=(),
+        evaluations=evaluations,
+        benchmarks=_of_kind(given, bench=True),
         versions=_versions({}, [model]),
-        problems=(),
+        problems=tuple(problems),
     )
 
 
