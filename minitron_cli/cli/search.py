@@ -114,9 +114,10 @@ def _show(found: Mapping[str, Any], picture: Path) -> None:
     table([*columns, "to the last token", "speed"] if timed else columns, rows)
     if len(found["candidates"]) > 20:
         say(f"{len(found['candidates']) - 20} more in {found['output']}/search.json")
+    say(f"losses are in {found['unit']} of held-out text (the source: {found['source_loss']:.4f}); forecast: how far "
+        "above it, by the importance that is kept")  # fmt: skip
     if counted:
-        say(f"losses are in {found['unit']} (the source: {found['source_loss']:.4f}); embeddings: their share of the "
-            "parameters; tokens: how many more of them the counted text has")  # fmt: skip
+        say("embeddings: their share of the parameters; tokens: how many more of them the counted text has")
     say("'=' marks a tie with the best: the paired difference is within two standard errors")
     if timed:
         say(f"timed at {', '.join(found['speed_budget']['cells'])}, beside the source in the same rounds; worst cell")

@@ -123,8 +123,8 @@ def test_the_table_shows_the_trade(searched: tuple[list[str], Path], capsys: pyt
     assert run(line) == 0
     shown = capsys.readouterr()
     assert "embeddings" in shown.out
-    assert "losses are in bits per byte" in shown.err
     found = found_in(output)
+    assert f"losses are in bits per byte of held-out text (the source: {found['source_loss']:.4f})" in shown.err
     assert found["longer"]["448"] > found["longer"]["512"] > 0
     assert f"{found['longer']['448']:+.1%}" in shown.out
 
