@@ -195,7 +195,7 @@ def test_a_dry_run_is_legible(toy: Toy, text: Path, tmp_path: Path, capfd: pytes
     assert run(typed("train", toy("llama"), text, tmp_path / "out", "--dry-run")) == 0
     shown = capfd.readouterr().out
     assert "teacher" not in shown.replace("per device teacher", "")
-    assert re.search(r"FLOPs  \d\.\d+e\+\d+\n", shown)
+    assert re.search(r"FLOPs +\d\.\d+e\+\d+\n", shown)
     assert not re.search(r"\d{4}\.\d", shown)
     _show_plan({"vocabulary": {"student": 400, "teacher": 49152}, "disk": 49152})
     assert re.findall(r"  (\d.*)", capfd.readouterr().out) == ["400", "49,152", "49.15 KB"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli.__main__ import run as minitron
+from minitron_cli.chain.state import load, save
 from minitron_cli.checkpoint.seal import sealed
 from minitron_cli.errors import MinitronError
 from minitron_cli.report.page import SECTIONS
@@ -119,6 +120,28 @@ def test_one_output_of_distill_finished_and_not(fake_run: Path, tmp_path: Path) 
     facts = report(output)
     assert not facts["finished"]
     assert facts["models"][0]["state"] == "begun"
+
+
+def test_a_source_that_the_evaluation_measured_is_what_the_family_is_compared_with(
+    fake_run: Path, tmp_path: Path
+) -> None:
+    """The usual case: the largest model is none that the recipe makes."""
+    directory = shutil.copytree(fake_run, tmp_path / "fake")
+    save(directory, {name: record for name, record in load(directory).items() if name not in ("world", "large")})
+    (directory / "family.json").unlink()
+    content = json.loads((directory / "figures.json").read_text())
+    evaluated = {model["name"]: model for model in content["models"]}
+    small, large = evaluated["small"], evaluated["large"]
+    large["parameters"] = 9_999_999
+    (directory / "figures.json").write_text(json.dumps(content))
+    facts = report(directory, tmp_path / "r.html")
+    assert "large" not in [model["name"] for model in facts["models"]]
+    page = Page((tmp_path / "r.html").read_text())
+    rows = page.table("Size, quality, speed and cost")
+    assert rows["large root"][1] == "9,999,999 100.0%"
+    assert f"{small['loss'] - large['loss']:+.3f}" in page.sections["family"]
+    assert f"{small['loss']:.3f} against {large['loss']:.3f}" in page.sections["family"]
+    assert "large" in page.sections["lineage"]
 
 
 def test_what_a_recurrent_model_holds_of_a_sequence_is_a_column(toy: Callable[..., Path], tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ OTHER = Style(SERIES[0], "o", "-", hollow=False)
 
 
 def styles(run: Run) -> dict[str, Style]:
-    """A cut model and the one that is trained from it share a colour, for they are the same size."""
+    """A cut model and the one that is trained from it share a colour, for they are the same size. Models that are in
+    results files and not in the run come after those of the run.
+    """
     found: dict[str, Style] = {}
     slots: dict[str, int] = {}
     for model in run.models:
@@ -36,6 +38,12 @@ def styles(run: Run) -> dict[str, Style]:
         slots[model.name] = slot
         i = slot % len(SERIES)
         found[model.name] = Style(SERIES[i], MARKERS[i], DASHES[i], hollow=model.verb == "prune")
+    used = len(set(slots.values()))
+    measured = [entry["name"] for results in run.evaluations for entry in results.content.get("models", ())]
+    measured += [row["model"] for results in run.benchmarks for row in results.content.get("rows", ())]
+    for i, name in enumerate(dict.fromkeys(name for name in measured if name not in found), used):
+        place = i % len(SERIES)
+        found[name] = Style(SERIES[place], MARKERS[place], DASHES[place], hollow=False)
     return found
 
 

@@ -1,6 +1,6 @@
 """Find out what a directory is and read all that it holds. An unfinished run is read as far as it has come."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,10 +79,14 @@ def _collect_chain(directory: Path, given: Sequence[Results]) -> Run:
     recipe = _attempt(problems, read_recipe, directory) or {}
     coming = steps_to_come(directory, recipe, steps)
     outputs = {_typed_output(step): step.name for step in steps}
-    models = [bare_model(s, outputs, _known(family, s)) for s in steps if s.verb in MAKES_MODELS]
-    models = [replace(model, **(_attempt(problems, read_into, model) or {})) for model in models]
     evaluations = (*_results(steps, "eval", read_evaluation, problems), *_of_kind(given, bench=False))
+    makers = [s for s in steps if s.verb in MAKES_MODELS]
+    sources = _sources({s.command[1] for s in makers} - outputs.keys(), evaluations)
+    named = outputs | {path: model.name for path, model in sources.items()}
+    models = [bare_model(s, named, _known(family, s)) for s in makers]
+    models = [replace(model, **(_attempt(problems, read_into, model) or {})) for model in models]
     models = [_with_evaluation(model, evaluations, outputs, problems) for model in models]
+    models = [*sources.values(), *models]
     return Run(
         title=family.get("recipe") or recipe.get("recipe") or directory.resolve().name,
         about=family.get("about") or recipe.get("about", ""),
@@ -99,6 +103,27 @@ def _collect_chain(directory: Path, given: Sequence[Results]) -> Run:
     )
 
 
+def _sources(paths: Collection[str], evaluations: Sequence[Results]) -> dict[str, Model]:
+    """The models that the run began from, by path as typed, where an evaluation measured them."""
+    found = {}
+    for results in evaluations:
+        for entry in results.content.get("models", ()):
+            if entry["path"] in paths and entry.get("parameters"):
+                found[entry["path"]] = _measured(_source(entry["name"]), entry)
+    return found
+
+
+def _source(name: str) -> Model:
+    return bare_model(Step(name, "root", ("root", ""), Path(name), "elsewhere", None, {}, {}), {}, {})
+
+
+def _measured(model: Model, entry: Mapping[str, Any]) -> Model:
+    """A model that is elsewhere, with what an evaluation says of it."""
+    figures = {key: value for key, value in entry.items() if value is not None and key != "path"}
+    facts = {"parameters": entry["parameters"]} if entry.get("parameters") else {}
+    return replace(model, parent=model.parent or None, facts={**facts, **model.facts}, evaluation=figures)
+
+
 def _known(family: Mapping[str, Any], step: Step) -> dict[str, Any]:
     """What family.json says of a model; nothing while the model is made anew."""
     models = family.get("models", ()) if step.state == "done" else ()
@@ -112,6 +137,8 @@ def _collect_single(directory: Path, given: Sequence[Results]) -> Run:
     paths = [entry["path"] for results in evaluations for entry in results.content.get("models", ())]
     outputs = {path: model.name for path in paths if Path(path).resolve() == here}
     model = _with_evaluation(model, evaluations, outputs, problems)
+    entries = {Path(e["path"]).name: e for results in evaluations for e in results.content.get("models", ())}
+    ancestors = tuple(_measured(a, entries[a.name]) if a.name in entries else a for a in ancestors)
     return Run(
         title=model.name,
         about=f"one output of minitron {model.verb}",

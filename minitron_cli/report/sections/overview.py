@@ -6,8 +6,8 @@ from typing import Any
 from minitron_cli.report import text
 from minitron_cli.report.read.figures import Losses, descent, kept_accuracy, loss_interval, spent
 from minitron_cli.report.read.values import Model, Run
+from minitron_cli.report.sections.lineage import done_by
 from minitron_cli.report.table import Cell, Table
-from minitron_cli.spec.recipe import VERBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,20 @@ def family_table(run: Run, losses: Losses) -> Table:
     """Every model of the run; columns that nothing is known for are left out."""
     columns = ("model", "parameters", "without embeddings", "KV bytes a token", "state bytes a sequence",
                f"held-out loss ({losses.source})", "task accuracy", "tokens/s", "training tokens in all")  # fmt: skip
-    rows = [_row(model, run, losses) for model in run.models if model.state != "elsewhere"]
+    rows = [_row(model, run, losses) for model in run.models if _is_known(model)]
     caption = "Size, quality, speed and cost of every model; shares are of the largest, for accuracy above chance"
     return Table(caption, columns, rows).without_empty_columns()
+
+
+def _is_known(model: Model) -> bool:
+    """Whether there is something to say of a model: it was made here, or an evaluation measured it."""
+    return model.state != "elsewhere" or bool(model.evaluation)
 
 
 def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
     reference, own = run.reference, model.evaluation
     states = any(m.facts.get("state_bytes") for m in run.models)  # of Mamba, linear attention, convolutions
-    several = sum(m.state != "elsewhere" for m in run.models) > 1
+    several = sum(map(_is_known, run.models)) > 1
     parameters = _ratio(model.parameters, reference.parameters if reference and several else None)
     speed = _ratio(own.get("tokens_per_second"), reference.evaluation.get("tokens_per_second") if reference else None)
     kept, line = kept_accuracy(model, reference), descent(model, run)
@@ -39,7 +44,7 @@ def _row(model: Model, run: Run, losses: Losses) -> list[Cell | str]:
     tokens = [f"{text.count(model.tokens)} its own"] if model.tokens and spent(line[1:], "tokens") else []
     tokens += [f"{text.flops(spent(line, 'flops'))} FLOPs"] if spent(line, "flops") else []
     return [
-        Cell(model.name, (VERBS[model.verb].made, *going)),
+        Cell(model.name, (done_by(model), *going)),
         Cell(text.exact(model.parameters), (text.share(parameters),) if parameters else (), share=parameters),
         text.exact(model.facts.get("non_embedding_parameters")),
         text.exact(model.facts.get("kv_bytes_per_token")),
@@ -86,7 +91,8 @@ def _quality(small: Model, largest: Model, losses: Losses) -> list[Card]:
     if small.name in losses.values and largest.name in losses.values:
         own, base = losses.values[small.name], losses.values[largest.name]
         interval = loss_interval(small)
-        error = f" ± {interval[1]:.3f} (95%)" if interval else ""
+        paired = interval is not None and abs(interval[0] - (own - base)) < 1e-6  # else of another reference
+        error = f" ± {interval[1]:.3f} (95%)" if interval and paired else ""
         found.append(Card(f"{own - base:+.3f}", "nats per token of loss", f"{own:.3f} against {base:.3f}{error}"))
     return found
 
