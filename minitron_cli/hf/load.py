@@ -128,6 +128,4 @@ def loading(path: Path) -> Iterator[None]:
             f"{path} does not fit in the memory of the device", "use --dtype bfloat16 or another device"
         ) from error
     except (*_REJECTIONS, SafetensorError, StrictDataclassError) as error:
-        raise MinitronError(
-            f"{path} does not load: {first_line(error)}", examine_hint(path)
-        ) from error
+        raise MinitronError(f"{path} does not load: {first_line(error)}", examine_hint(path)) from error

@@ -134,12 +134,13 @@ def greedy(
     batches: Callable[[], Iterator[Batch]],
     steps: int,
     metric: str = "loss",
+    tick: Tick = lambda batch, candidate: None,
     total: Total = lambda sums: sums,
 ) -> list[Sweep]:
     """Drop the single layer that hurts least, measure again without it, and so on: one sweep per step."""
     left, sweeps = list(range(len(blocks))), []
     for _ in range(steps):
         gone = [layer for layer in range(len(blocks)) if layer not in left]
-        sweeps.append(sweep(model, blocks, batches(), contiguous(left, 1), metric, gone, total=total))
+        sweeps.append(sweep(model, blocks, batches(), contiguous(left, 1), metric, gone, tick, total))
         left.remove(sweeps[-1].candidates[sweeps[-1].best][0])
     return sweeps
