@@ -62,6 +62,17 @@ def parse_sources(specs: list[str] | tuple[str, ...]) -> tuple[Source, ...]:
     return sources
 
 
+def held_out_sources(specs: list[str] | tuple[str, ...]) -> tuple[Source, ...]:
+    """The same for text that is only measured: each domain by itself, so that a weight is refused."""
+    sources = parse_sources(specs)
+    if weighted := [source.spec for source in sources if source.weight is not None]:
+        raise MinitronError(
+            f"held-out text has a weight: {', '.join(weighted)}",
+            "leave the weights out: each domain is measured by itself",
+        )
+    return sources
+
+
 def local_paths(specs: list[str] | tuple[str, ...]) -> tuple[Path, ...]:
     """The directories and files of this machine that `--data` values name."""
     found: list[Path] = []

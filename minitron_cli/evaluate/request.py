@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from minitron_cli.checkpoint.atomic import atomic_file, check_file
 from minitron_cli.checkpoint.seal import sealed
-from minitron_cli.data.source import parse_sources
+from minitron_cli.data.source import held_out_sources
 from minitron_cli.errors import MinitronError
 from minitron_cli.evaluate.cache import default_cache
 from minitron_cli.evaluate.gates import Gate, Verdict, check, parse_gate, refuse_models, refuse_unknown
@@ -98,7 +98,7 @@ def options_of(request: EvalRequest) -> Options:
     losses = None
     if request.data:
         losses = LossOptions(
-            parse_sources(list(request.data)), request.seq_len, request.windows, request.separator, request.text_field,
+            held_out_sources(request.data), request.seq_len, request.windows, request.separator, request.text_field,
             request.against_reference,
         )  # fmt: skip
     if not requests and losses is None:

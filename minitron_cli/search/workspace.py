@@ -11,7 +11,7 @@ from minitron_cli.checkpoint.kept import kept
 from minitron_cli.checkpoint.provenance import read_manifest
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.data.prepare import token_files
-from minitron_cli.data.source import parse_sources
+from minitron_cli.data.source import held_out_sources
 from minitron_cli.data.tokens import TokenFile
 from minitron_cli.evaluate.model import load_model
 from minitron_cli.evaluate.perplexity import token_losses
@@ -83,7 +83,7 @@ def prune_inputs(request: SearchRequest, source: Shape, shape: Shape) -> dict[st
 
 def held_out(request: SearchRequest, model: Path) -> tuple[TokenFile, ...]:
     """The held-out text in a model's tokens."""
-    return token_files(parse_sources(request.eval_data), model, request.separator, request.text_field)
+    return token_files(held_out_sources(request.eval_data), model, request.separator, request.text_field)
 
 
 def _no_measuring(measurement: Measurement) -> None:

@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.quantised import method_of
 from minitron_cli.checkpoint.reader import load_config, open_checkpoint, resolve_model, weight_files, wrapper_around
 from minitron_cli.data.order import Order, mixture_weights
 from minitron_cli.data.prepare import token_files
-from minitron_cli.data.source import local_paths, parse_sources
+from minitron_cli.data.source import Source, held_out_sources, local_paths, parse_sources
 from minitron_cli.data.stream import StreamOrder
 from minitron_cli.data.tokenizer import has_tokenizer, tokenizer_differences, tokenizer_hash
 from minitron_cli.data.tokens import TokenFile
@@ -257,8 +257,16 @@ def open_files(
 ) -> tuple[tuple[TokenFile, ...], tuple[float | None, ...]]:
     """Token files of data sources, and the weights that were typed with them."""
     sources = parse_sources(tuple(specs))
-    files = token_files(sources, models.tokenizer, separator=options.separator, text_field=options.text_field)
-    return files, tuple(source.weight for source in sources)
+    return _token_files(sources, models, options), tuple(source.weight for source in sources)
+
+
+def open_held_out(specs: Sequence[str], models: Models, options: Options) -> tuple[TokenFile, ...]:
+    """Token files of text that losses are measured on."""
+    return _token_files(held_out_sources(tuple(specs)), models, options)
+
+
+def _token_files(sources: tuple[Source, ...], models: Models, options: Options) -> tuple[TokenFile, ...]:
+    return token_files(sources, models.tokenizer, separator=options.separator, text_field=options.text_field)
 
 
 def digests(models: Models, order: Order | StreamOrder, from_scratch: bool) -> dict[str, str]:

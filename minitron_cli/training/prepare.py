@@ -39,7 +39,7 @@ from minitron_cli.training.inputs import (
     check_recording,
     digests,
     find_models,
-    open_files,
+    open_held_out,
     open_order,
     paths_read,
 )
@@ -128,7 +128,7 @@ def prepare(options: Options, world: World) -> Prepared:
     sizes = sizes_of(models, options.seq_len)
     options, order = _open_data(options, models, first=world.rank == 0)
     options = fill_sharding(fill_cadence(options), world.size)
-    held_out = open_files(options.eval_data, models, options)[0] if options.eval_data else ()
+    held_out = open_held_out(options.eval_data, models, options) if options.eval_data else ()
     require_windows(held_out, options.seq_len or 0)
     vocabulary = _vocabulary(models, sizes)
     require_ids_below((*(order.files if isinstance(order, Order) else ()), *held_out), *vocabulary)

@@ -14,7 +14,7 @@ from minitron_cli.errors import MinitronError
 from minitron_cli.hf.devices import choose_device, choose_dtype
 from minitron_cli.hf.process_group import World
 from minitron_cli.training.defaults import fill_length
-from minitron_cli.training.inputs import find_models, open_files, student_digest
+from minitron_cli.training.inputs import find_models, open_held_out, student_digest
 from minitron_cli.training.load import load_teacher
 from minitron_cli.training.optimizer import measurer
 from minitron_cli.training.options import Options, check
@@ -43,7 +43,7 @@ def measure_source(
     check_file(output, [models.student, *local_paths(data)])
     options = fill_length(options, [models.student])
     assert options.seq_len is not None
-    files, _ = open_files(data, models, options)
+    files = open_held_out(data, models, options)
     require_windows(files, options.seq_len)
     size = size_of(models.student, options.seq_len)
     require_ids_below(files, size.shape["vocab"], models.student)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli.data.prepare import token_files
-from minitron_cli.data.source import HubName, parse_source, parse_sources
+from minitron_cli.data.source import HubName, held_out_sources, parse_source, parse_sources
 from minitron_cli.errors import MinitronError
 from tests.data.corpora import write_jsonl
 
@@ -190,6 +190,12 @@ def test_weights_are_for_all_or_for_none(here: Path) -> None:
         parse_sources(["stories.jsonl:0.7", "code/"])
     with pytest.raises(MinitronError, match="no data given"):
         parse_sources([])
+
+
+def test_held_out_text_has_no_weight(here: Path) -> None:
+    with pytest.raises(MinitronError, match=r"has a weight: stories\.jsonl:0\.7"):
+        held_out_sources(["stories.jsonl:0.7"])
+    assert held_out_sources(["stories.jsonl", "code/"]) == parse_sources(["stories.jsonl", "code/"])
 
 
 def test_a_named_text_field_is_read(here: Path, tokenizer_dir: Path) -> None:

@@ -55,6 +55,13 @@ def test_is_named(
     assert {path.name for path in tmp_path.iterdir()} <= {"out.json"}  # a failed model is noted in the results
 
 
+def test_a_weight_of_held_out_text_is_not_ignored(
+    spoil: Callable[..., list[str]], corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", *spoil(data=f"{corpus}:0.5")]) == 1
+    assert "held-out text has a weight" in capsys.readouterr().err
+
+
 def test_the_same_line_unspoilt_works(spoil: Callable[..., list[str]], tmp_path: Path) -> None:
     assert run(["eval", *spoil()]) == 0
     assert (tmp_path / "out.json").exists()
