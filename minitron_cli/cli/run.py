@@ -44,6 +44,10 @@ def command(
     check_values(chain, commands)
     directory = output or Path("runs") / chain.name
     if print_commands:
+        if begin or until:
+            raise MinitronError(
+                "--print-commands prints the whole chain; --from and --until choose what is run", "leave them out"
+            )
         for step in chain.steps:
             print("minitron " + shlex.join(command_line(chain, step, directory)))
         return

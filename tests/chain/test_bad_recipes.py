@@ -59,6 +59,8 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
 def test_from_after_until(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["run", "tiny", "--from", "small", "--until", "large", "--dry-run"]) == 1
     assert "--from small is after --until large" in capsys.readouterr().err
+    assert run(["run", "tiny", "--until", "large", "--print-commands"]) == 1
+    assert "prints the whole chain" in capsys.readouterr().err
 
 
 def test_a_recipe_without_inputs_says_so(capsys: pytest.CaptureFixture[str]) -> None:
