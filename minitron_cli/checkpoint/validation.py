@@ -104,14 +104,17 @@ def _answer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _understood_here(config: Mapping[str, Any]) -> dict[str, Any]:
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
     from transformers import AutoConfig
 
     values = {key: spelled_floats(value) for key, value in config.items() if key != "model_type"}
     try:
         return AutoConfig.for_model(config["model_type"], **values).to_dict()
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise Rejected(" ".join(str(error).split())) from error
+        # One of a whole class says which of its methods found it; one of a field names the field.
+        of_class = isinstance(error, StrictDataclassClassValidationError) and error.__cause__ is not None
+        reason = error.__cause__ if of_class else error
+        raise Rejected(" ".join(str(reason).split())) from error
 
 
 if __name__ == "__main__":
