@@ -7,11 +7,11 @@
 Tokens are counted on `{domain}_train.jsonl`. Bits per byte are of `{domain}_eval.jsonl`, cut into chunks of 1,500
 characters that every tokenizer encodes by itself, after the end-of-text token; in `--dtype` by transformers, not by the
 package. The error is that of the paired difference from the source over the chunks. `--widths` cuts neurons or channels
-instead. With `--train` every cut is also distilled from the source for so many tokens (100K), and beside that trained
-on the text alone. Every model is made and evaluated by command lines of `minitron`; WORK keeps what is done, and a
-second call goes on. The first line says how fast tokens are counted by words, against tokenising the same text whole;
-`--speed` times prefill and decoding of the cuts against the source (`minitron bench`): on a machine that does other
-work give OMP_NUM_THREADS fewer threads than it has processors.
+instead. With `--train` every cut is also distilled from the source for so many tokens (100K), by its distributions
+alone and with cross-entropy, and trained on the text alone. Every model is made and evaluated by command lines of
+`minitron`; WORK keeps what is done, and a second call goes on. The first line says how fast tokens are counted by words,
+against tokenising the same text whole; `--speed` times prefill and decoding of the cuts against the source (`minitron
+bench`): on a machine that does other work give OMP_NUM_THREADS fewer threads than it has processors.
 """
 
 import argparse
@@ -220,10 +220,17 @@ def compare(
         print(minitron("bench", *models, "--grid", speed, "--dtype", setting.dtype), flush=True)
     rows, length = setting.batch
     steps = tokens // (rows * length)
+    distill = ("--teacher", setting.model)
+    arms = (
+        ("distilled", "distill", distill, "1e-4"),
+        ("distilled-ce", "distill", (*distill, "--ce-weight", 1), "2e-4"),
+        ("trained", "train", (), "1e-4"),
+    )
     for name, place in students.items() if steps else ():
-        for how, line in (("distilled", ("distill", place, "--teacher", setting.model)), ("trained", ("train", place))):
-            taught = made(setting, f"{place.name}-{how}-{steps}", *line, *setting.data(), "--steps", steps,
-                          "--batch", rows, "--seq-len", length, "--lr", "1e-4")  # fmt: skip
+        for how, verb, words, rate in arms:
+            output = f"{place.name}-{how}-{steps}"
+            taught = made(setting, output, verb, place, *words, *setting.data(), "--steps", steps, "--batch", rows,
+                          "--seq-len", length, "--lr", rate)  # fmt: skip
             print(row(f"{name}, {how}, {steps * rows * length / 1e3:.0f}K tokens", measured(setting, taught, text),
                       source), flush=True)  # fmt: skip
 
