@@ -9,8 +9,8 @@ characters that every tokenizer encodes by itself, after the end-of-text token; 
 package. The error is that of the paired difference from the source over the chunks. `--widths` cuts neurons or channels
 instead. With `--train` every cut is also distilled from the source for so many tokens (100K), by its distributions
 alone and with cross-entropy, and trained on the text alone. Every model is made and evaluated by command lines of
-`minitron`; WORK keeps what is done, and a second call goes on. The first line says how fast tokens are counted by words,
-against tokenising the same text whole; `--speed` times prefill and decoding of the cuts against the source (`minitron
+`minitron`; WORK keeps what is done, and a second call goes on. The first line says how fast words are counted,
+beside tokenising the same text whole; `--speed` times prefill and decoding of the cuts against the source (`minitron
 bench`): on a machine that does other work give OMP_NUM_THREADS fewer threads than it has processors.
 """
 
