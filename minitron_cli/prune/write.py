@@ -73,8 +73,6 @@ def write_pruned(
         carry_files(checkpoint, temporary, plan)
         write_plan(temporary, plan)
         refitted, changed = _refitted(checkpoint, plan, temporary, refit, say)
-        made = {"compensated": compensation, "merged": plan.merge, "refitted": refit}
-        made_by = [name for name, by in made.items() if by is not None]
         return write_manifest(
             temporary,
             verb="prune",
@@ -84,15 +82,22 @@ def write_pruned(
                 "scores": dict(scores.provenance) if scores else None,
             },
             parent=checkpoint.path,
-            known={name: digest for name, digest in streamed.target.items() if name not in changed},
+            known={name: sha for name, sha in streamed.target.items() if name not in changed},
             shape={"source": dict(plan.source.sizes), "target": dict(plan.left.sizes)},
             max_shard_bytes=max_shard_bytes,
-            check=_checked(checkpoint, plan, temporary, check_data, made_by) if check else None,
-            **({"compensation": record(compensation)} if compensation else {}),
-            **({"expert_refit": refitted} if refitted else {}),
-            kept_layers=layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
+            check=_checked(checkpoint, plan, temporary, check_data, compensation, refit) if check else None,
+            **_entries(plan, compensation, refitted),
             **(facts or {}),
         )
+
+
+def _entries(plan: Plan, compensation: Compensation | None, refitted: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's entries on how weights were fitted, and on the layers that stay."""
+    return {
+        **({"compensation": record(compensation)} if compensation else {}),
+        **({"expert_refit": refitted} if refitted else {}),
+        "kept_layers": layer_list(plan.kept["layer"]) if "layer" in plan.kept else None,
+    }
 
 
 def _dequantised(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -111,9 +116,12 @@ def _refitted(
 
 
 def _checked(
-    checkpoint: Checkpoint, plan: Plan, output: Path, data: Sequence[str], made_by: Sequence[str]
-) -> dict[str, Any]:
+    checkpoint: Checkpoint, plan: Plan, output: Path, data: Sequence[str], compensation: Compensation | None,
+    refit: ExpertRefit | None,
+) -> dict[str, Any]:  # fmt: skip
     """The result against the masked source, by logits, or by losses where values were fitted or averaged."""
+    made = {"compensated": compensation, "merged": plan.merge, "refitted": refit}
+    made_by = [name for name, by in made.items() if by is not None]
     if not made_by:
         return check_pruned(checkpoint, plan, output)
     return check_compensated(checkpoint, plan, output, data, made_by[-1])
